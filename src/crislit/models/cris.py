@@ -1,0 +1,146 @@
+"""CRIS: the five boxes of the paper's figure 3, put together.
+
+Symbols, everywhere under ``models/``: B batch, L tokens of a sentence, H W size of the input (multiples of 32), w width of
+CLIP's ResNet (64), E CLIP's joint embedding (1024 for RN50, 512 for RN101), D width of the decoder (512),
+h = H/16 and w' = W/16 the fused map, N = h w' its cells, n layers of the decoder, k side of the text projector's kernel.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import open_clip
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from crislit.errors import InputError
+from crislit.models.decoder import Decoder
+from crislit.models.image_encoder import ImageEncoder, reset_residual_branches
+from crislit.models.neck import Neck
+from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
+from crislit.models.text_encoder import TextEncoder, padding_mask
+
+
+class CRIS(nn.Module):
+    """CLIP-driven referring image segmentation.
+
+    Args:
+        image_encoder: Pictures to c3, c4, c5.
+        text_encoder: Sentences to words and sentence features.
+        neck: Fuses both.
+        decoder: None for the rows of table 1 without "Dec." (n = 0).
+        image_projector: The decoded map to z_v.
+        head: The text projector, or a ``PixelClassifier`` for the rows of table 1 without "Con.".
+        settings: What :func:`build_cris` was given, kept for checkpoints.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        neck: Neck,
+        decoder: Decoder | None,
+        image_projector: ImageProjector,
+        head: TextProjector | PixelClassifier,
+        settings: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.neck = neck
+        self.decoder = decoder
+        self.image_projector = image_projector
+        self.head = head
+        self.settings = dict(settings)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Predict where each sentence's referent is.
+
+        Args:
+            images: (B, 3, H, W), normalised with CLIP's mean and standard deviation; H and W multiples of 32.
+            tokens: (B, L) ids as :func:`crislit.tokenize` gives them.
+
+        Returns:
+            Logits, (B, 1, H/4, W/4), in training and in evaluation alike.
+
+        Raises:
+            ValueError: If a side is not a multiple of 32, or the sentences are longer than the context.
+        """
+        if images.shape[-2] % 32 or images.shape[-1] % 32:
+            raise ValueError(f"image sides must be multiples of 32, got {tuple(images.shape[-2:])}")
+        c3, c4, c5 = self.image_encoder(images)
+        words, sentence = self.text_encoder(tokens)  # (B, L, D), (B, E)
+        fused = self.neck(c3, c4, c5, sentence)  # (B, D, h, w')
+        if self.decoder is not None:
+            fused = self.decoder(fused, words, padding_mask(tokens))
+        pixels = self.image_projector(fused)  # (B, D/2, H/4, W/4)
+        return self.head(pixels, sentence)
+
+
+def build_cris(
+    *,
+    clip: str | Mapping[str, Any],
+    neck: Sequence[int] = (256, 512, 1024),
+    decoder_layers: int = 3,
+    decoder_heads: int = 8,
+    decoder_ffn: int = 2048,
+    decoder_dropout: float = 0.1,
+    contrastive: bool = True,
+    kernel_size: int = 3,
+) -> CRIS:
+    """Build a network with random weights.
+
+    Args:
+        clip: The two encoders: a model of open_clip by name (``RN50-quickgelu``), or a mapping in open_clip's format
+            (``embed_dim``, ``vision_cfg``, ``text_cfg``). The activation is QuickGELU whatever the mapping says.
+        neck: Widths (a, b, c) of the neck; b is the decoder's width and must be the text encoder's.
+        decoder_layers: n; 0 leaves the decoder out.
+        decoder_heads: Attention heads of the decoder.
+        decoder_ffn: Hidden width of its feed-forward networks.
+        decoder_dropout: Its dropout rate.
+        contrastive: Whether the sentence makes the last convolution ("Con." of table 1).
+        kernel_size: k, side of that convolution.
+
+    Raises:
+        InputError: If the sizes do not fit, or open_clip knows no such model.
+    """
+    settings = dict(locals()) | {"clip": clip if isinstance(clip, str) else _plain(clip), "neck": list(neck)}
+    if not isinstance(decoder_layers, int) or decoder_layers < 0:
+        raise InputError(f"decoder.layers must be a whole number, 0 for no decoder, got {decoder_layers!r}")
+    try:
+        towers = build_clip(clip)
+        reset_residual_branches(towers.visual)
+        embed = towers.visual.attnpool.c_proj.out_features
+        width = neck[1]
+        if decoder_layers and towers.ln_final.normalized_shape[0] != width:
+            raise ValueError(f"the decoder's width {width} must be the text encoder's {towers.ln_final.normalized_shape[0]}")
+        stage4 = towers.visual.attnpool.c_proj.in_features
+        return CRIS(
+            image_encoder=ImageEncoder(towers.visual),
+            text_encoder=TextEncoder(towers),
+            neck=Neck((stage4 // 4, stage4 // 2, embed), neck),
+            decoder=Decoder(width, decoder_layers, decoder_heads, decoder_ffn, decoder_dropout) if decoder_layers else None,
+            image_projector=ImageProjector(width),
+            head=TextProjector(embed, width // 2, kernel_size) if contrastive else PixelClassifier(width // 2, kernel_size),
+            settings=settings,
+        )
+    except ValueError as error:
+        raise InputError(f"cannot build this network: {error}") from error
+
+
+def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
+    """Build CLIP's towers with random weights, at their native size and always with QuickGELU."""
+    config = open_clip.get_model_config(clip) if isinstance(clip, str) else _plain(clip)
+    if config is None:
+        raise ValueError(f"open_clip knows no model {clip!r}; see open_clip.list_models()")
+    if not isinstance(config["vision_cfg"]["layers"], list):
+        raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
+    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _plain(v) if isinstance(v, Mapping) else list(v) if isinstance(v, (list, tuple)) else v for k, v in config.items()}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers the optimizer can train (table 1's "Params")."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

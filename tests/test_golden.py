@@ -1,0 +1,103 @@
+"""Parity with numbers computed by the released network (``../shared/golden``)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crislit.losses import text_to_pixel_contrastive_loss
+from crislit.models.cris import CRIS, build_cris
+from crislit.models.released import from_released, rename_released
+from crislit.models.text_encoder import padding_mask
+
+
+@pytest.fixture(scope="module")
+def facts(golden: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((golden / "tiny_a.json").read_text())
+    return facts
+
+
+@pytest.fixture(scope="module")
+def activations(golden: Path) -> dict[str, Tensor]:
+    return load_file(golden / "tiny_a.activations.safetensors")
+
+
+def released_network(golden: Path, facts: dict[str, Any], dropout: float = 0.1) -> CRIS:
+    sizes = facts["config"]
+    model = build_cris(
+        clip={
+            "embed_dim": sizes["embed"],
+            "vision_cfg": {"layers": sizes["layers"], "width": sizes["width"], "image_size": sizes["res"]},
+            "text_cfg": {
+                "context_length": sizes["ctx"],
+                "vocab_size": sizes["vocab"],
+                "width": sizes["tw"],
+                "heads": sizes["tw"] // 64,
+                "layers": sizes["tl"],
+            },
+        },
+        neck=sizes["fpn_out"],
+        decoder_layers=sizes["n"],
+        decoder_heads=sizes["nhead"],
+        decoder_ffn=sizes["ffn"],
+        decoder_dropout=dropout,
+    )
+    model.load_state_dict(from_released(load_file(golden / "tiny_a.checkpoint.safetensors")), strict=True)
+    return model
+
+
+def assert_agree(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
+
+
+def test_every_activation_agrees_with_the_released_network(golden: Path, facts: dict[str, Any], activations: dict[str, Tensor]) -> None:
+    model = released_network(golden, facts).eval()
+    images, tokens = activations["in.image"], activations["in.tokens"]
+    with torch.no_grad():
+        c3, c4, c5 = model.image_encoder(images)
+        words, sentence = model.text_encoder(tokens)
+        neck = model.neck(c3, c4, c5, sentence)
+        assert model.decoder is not None
+        decoded = model.decoder(neck, words, padding_mask(tokens))
+        logits = model(images, tokens)
+    assert_agree(c3, activations["out.c3"])
+    assert_agree(c4, activations["out.c4"])
+    assert_agree(c5, activations["out.c5"])
+    assert_agree(words, activations["out.tokens"])
+    assert_agree(sentence, activations["out.sentence"])
+    assert_agree(neck, activations["out.neck"])
+    assert_agree(decoded.flatten(2), activations["out.decoder"].reshape(decoded.flatten(2).shape))
+    assert_agree(logits, activations["out.logits"])
+
+
+def test_five_training_steps_follow_the_released_losses(golden: Path, facts: dict[str, Any], activations: dict[str, Tensor]) -> None:
+    model = released_network(golden, facts, dropout=0.0).train()
+    slow = [p for name, p in model.named_parameters() if is_backbone(name)]
+    fast = [p for name, p in model.named_parameters() if not is_backbone(name)]
+    rates = facts["adam"]
+    adam = torch.optim.Adam([{"params": slow, "lr": rates["lr_backbone"]}, {"params": fast, "lr": rates["lr_head"]}])
+    for step, expected in enumerate(facts["losses"]):
+        loss = text_to_pixel_contrastive_loss(model(activations["in.image"], activations["in.tokens"]), activations["in.mask"])
+        assert loss.item() == pytest.approx(expected, rel=1e-4), step
+        adam.zero_grad()
+        loss.backward()
+        if step == 0:
+            check_gradients(model, facts["grad_norms"])
+        adam.step()
+
+
+def check_gradients(model: nn.Module, expected: dict[str, float]) -> None:
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    compared = {rename_released(name): norm for name, norm in expected.items() if norm > 1e-5}
+    assert len(compared) > 190
+    for name, norm in compared.items():
+        assert norms[name] == pytest.approx(norm, rel=1e-2), name
+
+
+def is_backbone(name: str) -> bool:
+    return name.startswith(("image_encoder.", "text_encoder.")) and "positional_embedding" not in name
