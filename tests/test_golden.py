@@ -55,7 +55,9 @@ def assert_agree(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).norm() / theirs.norm() < 1e-5
 
 
-def test_every_activation_agrees_with_the_released_network(golden: Path, facts: dict[str, Any], activations: dict[str, Tensor]) -> None:
+def test_every_activation_agrees_with_the_released_network(
+    golden: Path, facts: dict[str, Any], activations: dict[str, Tensor]
+) -> None:
     model = released_network(golden, facts).eval()
     images, tokens = activations["in.image"], activations["in.tokens"]
     with torch.no_grad():
@@ -75,7 +77,9 @@ def test_every_activation_agrees_with_the_released_network(golden: Path, facts: 
     assert_agree(logits, activations["out.logits"])
 
 
-def test_five_training_steps_follow_the_released_losses(golden: Path, facts: dict[str, Any], activations: dict[str, Tensor]) -> None:
+def test_five_training_steps_follow_the_released_losses(
+    golden: Path, facts: dict[str, Any], activations: dict[str, Tensor]
+) -> None:
     model = released_network(golden, facts, dropout=0.0).train()
     slow = [p for name, p in model.named_parameters() if is_backbone(name)]
     fast = [p for name, p in model.named_parameters() if not is_backbone(name)]

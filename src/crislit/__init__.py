@@ -1,0 +1,24 @@
+"""CRIS, CLIP-driven referring image segmentation: masks from sentences, as a PyTorch Lightning module library."""
+
+import importlib
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crislit.data.tokenizer import tokenize
+    from crislit.models.cris import CRIS
+
+__version__ = version("crislit")
+__all__ = ["CRIS", "__version__", "tokenize"]
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
+
+_HOMES = {"CRIS": "crislit.models.cris", "tokenize": "crislit.data.tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and only then: `import crislit` alone stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crislit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

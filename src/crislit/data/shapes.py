@@ -7,7 +7,6 @@ Pictures are drawn with NumPy alone and annotated as COCO does (polygons; run le
 import colorsys
 import json
 import logging
-import os
 import pickle
 import shutil
 import tempfile
@@ -31,11 +30,11 @@ VERSION = 1
 
 Mask = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
-Coordinate = npt.NDArray[np.float64]
+Coordinate = npt.NDArray[np.floating[Any]]
 
 HUES = {"red": 0, "orange": 28, "yellow": 54, "green": 125, "cyan": 180, "blue": 225, "purple": 273, "pink": 322}
-AREA = (1900.0, 6000.0)
-"""Area of an unoccluded object in pixels, drawn log-uniformly: 2.5 to 7.8 % of the picture."""
+AREA = (2600.0, 8200.0)
+"""Area of an unoccluded object in pixels, drawn log-uniformly: 3.4 to 10.7 % of the picture."""
 VISIBLE = 0.6
 """At least this much of every object is visible."""
 
@@ -70,7 +69,8 @@ def _star(u: Coordinate, v: Coordinate) -> Mask:
     inner, tip = 0.48, np.pi / 5
     # The edge runs from the tip (radius 1, angle 0) to the notch (radius 0.48, angle pi/5).
     edge = inner * np.sin(tip) / (np.sin(angle) * (1 - inner * np.cos(tip)) + inner * np.sin(tip) * np.cos(angle))
-    return np.hypot(u, v) <= edge
+    inside: Mask = np.hypot(u, v) <= edge
+    return inside
 
 
 OUTLINES: dict[str, Callable[[Coordinate, Coordinate], Mask]] = {  # u to the right, v down, within [-1, 1]
@@ -108,7 +108,7 @@ class Drawn:
         columns, rows = self.visible.sum(axis=0), self.visible.sum(axis=1)
         area = int(columns.sum())
         x, y = float(columns @ np.arange(WIDTH)) / area, float(rows @ np.arange(HEIGHT)) / area
-        return Thing(self.shape, self.colour, self.pattern, x, y, area, np.count_nonzero(self.full))
+        return Thing(self.shape, self.colour, self.pattern, x, y, area, int(np.count_nonzero(self.full)))
 
 
 def window(mask: Mask) -> tuple[slice, slice]:
@@ -155,13 +155,18 @@ def paint(rng: np.random.Generator, colour: str, pattern: str, across: Coordinat
 
 
 def draw_scene(rng: np.random.Generator, unlike: bool) -> tuple[Image, list[Drawn]]:
-    """Draw 4 to 7 objects of few shapes and colours, so that most share one with another (unlike: of many shapes)."""
+    """Draw 4 to 7 objects of few shapes and colours, so that most share one with another (unlike: of many shapes).
+
+    An object that would hide too much of another is drawn anew; a scene too full for its last object goes without it.
+    """
     count = int(rng.integers(4, 8))
     shapes = rng.choice(SHAPES, size=int(rng.integers(4, 7)) if unlike else int(rng.integers(2, 5)), replace=False)
     colours = rng.choice(COLOURS, size=int(rng.integers(2, 5)), replace=False)
     canvas = draw_ground(rng)
     drawn: list[Drawn] = []
-    while len(drawn) < count:
+    tries = 0
+    while len(drawn) < 4 or (len(drawn) < count and tries < 100):
+        tries += 1
         shape, colour = str(rng.choice(shapes)), str(rng.choice(colours))
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"
         if any((d.shape, d.colour, d.pattern) == (shape, colour, pattern) for d in drawn) and rng.random() < 0.7:
@@ -222,7 +227,7 @@ def make_scene(seed: int, name: str, split: str, number: int) -> tuple[Image, li
     while True:
         image, drawn = draw_scene(rng, unlike=split == "testB")
         things = [d.seen() for d in drawn]
-        described = []
+        described: list[tuple[int, list[str]]] = []
         for i in rng.permutation(len(things)):
             if len(described) < wanted and eligible(things, things[i], split):
                 sentences = describe(rng, things, things[i], spec.style, spec.sentences)
@@ -253,11 +258,13 @@ def write(root: Path, name: str, seed: int = 0, scenes: dict[str, int] | None = 
         root.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=root, prefix=f".{target.name}-"))
     except OSError as error:
-        raise InputError(f"cannot write the embedded data set below {root} ({error.strerror}): set data_root to a writable folder") from error
+        raise InputError(
+            f"cannot write the embedded data set below {root} ({error.strerror}): set data_root to a writable folder"
+        ) from error
     try:
         _write_all(part, name, seed, counts)
-        os.chmod(part, 0o755)
-        os.rename(part, target)
+        part.chmod(0o755)  # a temporary folder is its owner's alone
+        part.rename(target)
     except OSError:
         if not target.is_dir():  # else another process was faster, and wrote the same
             raise
@@ -267,7 +274,9 @@ def write(root: Path, name: str, seed: int = 0, scenes: dict[str, int] | None = 
 
 
 def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None:
-    images, annotations, refs = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    refs: list[dict[str, Any]] = []
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     sentence_id = 0
@@ -287,7 +296,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
                     "image_id": image_id,
                     "category_id": SHAPES.index(d.shape) + 1,
                     "segmentation": segmentation(d.visible),
-                    "area": np.count_nonzero(d.visible),
+                    "area": int(np.count_nonzero(d.visible)),
                     "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
                     "iscrowd": 0,
                 }
@@ -312,7 +321,12 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
             )
     categories = [{"id": i, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES, start=1)]
     (root / name).mkdir()
-    instances = {"info": {"version": VERSION, "seed": seed}, "images": images, "annotations": annotations, "categories": categories}
+    instances = {
+        "info": {"version": VERSION, "seed": seed},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
     (root / name / "instances.json").write_text(json.dumps(instances))
-    with open(root / name / "refs(crislit).p", "wb") as file:
+    with (root / name / "refs(crislit).p").open("wb") as file:
         pickle.dump(refs, file, protocol=2)

@@ -73,7 +73,8 @@ class CRIS(nn.Module):
         if self.decoder is not None:
             fused = self.decoder(fused, words, padding_mask(tokens))
         pixels = self.image_projector(fused)  # (B, D/2, H/4, W/4)
-        return self.head(pixels, sentence)
+        logits: Tensor = self.head(pixels, sentence)
+        return logits
 
 
 def build_cris(
@@ -138,7 +139,9 @@ def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _plain(v) if isinstance(v, Mapping) else list(v) if isinstance(v, (list, tuple)) else v for k, v in config.items()}
+    return {
+        k: _plain(v) if isinstance(v, Mapping) else list(v) if isinstance(v, (list, tuple)) else v for k, v in config.items()
+    }
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -46,7 +46,8 @@ class Decoder(nn.Module):
         word_positions = sine_positions(torch.arange(words.shape[1]), words.shape[2]).to(words)
         for layer in self.layers:
             cells = layer(cells, words, cell_positions, word_positions, padding)
-        return self.norm(cells).transpose(1, 2).unflatten(2, (h, w))
+        decoded: Tensor = self.norm(cells)
+        return decoded.transpose(1, 2).reshape(-1, fused.shape[1], h, w)
 
 
 class DecoderLayer(nn.Module):
@@ -77,7 +78,9 @@ class DecoderLayer(nn.Module):
         x = self.cross_attention(q, words + word_positions, words, key_padding_mask=padding, need_weights=False)[0]
         cells = cells + self.dropout(self.cross_norm_out(x))  # eq. 7
 
-        return cells + self.dropout(self.ffn(self.ffn_norm_in(cells)))  # eq. 7
+        x = self.dropout(self.ffn(self.ffn_norm_in(cells)))
+        cells = cells + x  # eq. 7
+        return cells
 
 
 def sine_positions(positions: Tensor, width: int) -> Tensor:

@@ -60,7 +60,7 @@ class SpatialAttentionPool(nn.Module):
         q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, hw, 64)
         x = self.c_proj(x.transpose(1, 2).flatten(2))  # (B, hw, E)
-        x = x.transpose(1, 2).unflatten(2, (h, w))  # (B, E, h, w)
+        x = x.transpose(1, 2).reshape(len(x), -1, h, w)  # (B, E, h, w)
         return F.relu(x + self.shortcut(stage4))
 
     def positions(self, h: int, w: int) -> Tensor:
@@ -69,12 +69,12 @@ class SpatialAttentionPool(nn.Module):
         side = round(len(grid) ** 0.5)
         if (h, w) == (side, side):
             return grid
-        image = grid.T.unflatten(1, (side, side))[None]
+        image = grid.T.reshape(1, -1, side, side)
         return F.interpolate(image, size=(h, w), mode="bicubic", align_corners=False)[0].flatten(1).T
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def reset_residual_branches(resnet: ModifiedResNet) -> None:

@@ -64,7 +64,8 @@ class Neck(nn.Module):
         maps = [self.smooth_f3(f3), self.smooth_f4(f4), upsample2(self.smooth_f5(f5))]
         fused = self.aggregate(torch.cat(maps, dim=1))  # eq. 3
         located = self.locate(torch.cat([fused, coordinates(fused)], dim=1))  # eq. 4
-        return self.refine(located)
+        refined: Tensor = self.refine(located)
+        return refined
 
 
 def coordinates(x: Tensor) -> Tensor:

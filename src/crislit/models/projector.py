@@ -42,7 +42,7 @@ class TextProjector(nn.Module):
         """Return the logits, (B, C, H/4, W/4) and (B, E) -> (B, 1, H/4, W/4)."""
         z_t = self.linear(sentence)
         channels, k = pixels.shape[1], self.kernel_size
-        kernels = z_t[:, :-1].unflatten(1, (channels, k, k))  # (B, C, k, k)
+        kernels = z_t[:, :-1].reshape(-1, channels, k, k)  # (B, C, k, k)
         # One group a sample: every picture meets its own sentence's kernel only.
         stacked = pixels.flatten(0, 1)[None]  # (1, B C, H/4, W/4)
         return F.conv2d(stacked, kernels, z_t[:, -1], padding=k // 2, groups=len(kernels)).transpose(0, 1)
@@ -65,7 +65,8 @@ class PixelClassifier(nn.Module):
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         """Return the logits, (B, C, H/4, W/4) -> (B, 1, H/4, W/4); the sentence has had its say in the neck."""
-        return self.conv(pixels)
+        logits: Tensor = self.conv(pixels)
+        return logits
 
 
 def check_kernel_size(kernel_size: int) -> int:

@@ -1,0 +1,213 @@
+"""What a run leaves in its folder: the last checkpoint, pictures, and the results."""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import crislit
+from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet
+from crislit.data.letterbox import Image
+from crislit.metrics import METRICS, intersection_and_union, iou
+from crislit.models.cris import CRIS, count_parameters
+
+
+class LastCheckpoint(L.Callback):
+    """Keeps ``last.ckpt`` up to date: every so many steps, at the end, and when a run is interrupted.
+
+    The file is replaced as a whole, so that there is always one to go on from.
+
+    Args:
+        path: The file.
+        every: Optimizer steps between two checkpoints.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self._saved = 0
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint, unless this step's is there."""
+        if trainer.global_step == self._saved:
+            return
+        part = self.path.with_suffix(".part")
+        trainer.save_checkpoint(part)  # in every process: the strategy decides who writes
+        if trainer.is_global_zero:
+            part.replace(self.path)
+        self._saved = trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from where a resumed run starts."""
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at every ``every``-th step."""
+        if trainer.global_step >= self._saved + self.every:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the final step's."""
+        self.save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save what there is; with several processes only where all were interrupted, or the others would be waited for."""
+        if trainer.training and trainer.global_step and (trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt)):
+            self.save(trainer)
+
+
+class Pictures(L.Callback):
+    """Writes test samples as pictures: image, sentence, truth, prediction and IoU.
+
+    Args:
+        folder: Where to.
+        count: How many samples of the split, evenly spread over it.
+        loader: Number of the test loader to take them from.
+        data: Its samples.
+    """
+
+    def __init__(self, folder: Path, count: int, loader: int, data: ReferEvaluationSet) -> None:
+        self.folder, self.loader, self.data = folder, loader, data
+        self.count = count
+        self.chosen: set[int] = set()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Choose samples among those that the first process sees."""
+        if trainer.is_global_zero:
+            share = range(0, len(self.data), trainer.world_size)
+            self.chosen = {share[i] for i in np.linspace(0, len(share) - 1, min(self.count, len(share)), dtype=int)}
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: EvaluationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the chosen samples of a batch."""
+        if dataloader_idx != self.loader:
+            return
+        for sample, prediction, truth in zip(batch.samples, outputs["masks"], batch.truths, strict=True):
+            if sample in self.chosen:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                figure = draw_sample(self.data.picture(sample), self.data.sentence(sample), truth, prediction)
+                figure.savefig(self.folder / f"sample_{sample:05d}.png", dpi=80)
+
+
+def overlay(image: Image, mask: npt.NDArray[Any], colour: tuple[int, int, int]) -> Image:
+    """Tint an image where the mask is, (h, w, 3) uint8 RGB; the rest is darkened."""
+    tint = np.array(colour)
+    mixed = np.where(mask.astype(bool)[..., None], 0.5 * image + 0.5 * tint, 0.55 * image)
+    return mixed.astype(np.uint8)
+
+
+def draw_sample(image: Image, sentence: str, truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Figure:
+    """Draw a picture, its truth and its predicted mask side by side, under the sentence."""
+    score = iou(*intersection_and_union(prediction, truth))
+    figure = Figure(figsize=(10.5, 3.4 * max(1.0, image.shape[0] / image.shape[1]) + 0.4), layout="constrained")
+    figure.suptitle(f"“{sentence}”")
+    panels = {
+        "image": image,
+        "truth": overlay(image, truth, (40, 220, 90)),
+        f"prediction, IoU {score:.2f}": overlay(image, prediction, (250, 120, 30)),
+    }
+    for axes, (title, panel) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        axes.imshow(panel)
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    return figure
+
+
+@torch.no_grad()
+def measure_fps(model: CRIS, image_size: int, max_words: int, runs: int = 10) -> float:
+    """Return one over the median time in seconds of a forward pass of one picture and one sentence (table 1's "FPS")."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    tokens = crislit.tokenize(["the man in red"], max_words=max_words).to(device)
+    times = []
+    for _ in range(3 + runs):
+        start = time.perf_counter()
+        model(image, tokens).cpu()  # waits for the device
+        times.append(time.perf_counter() - start)
+    model.train(training)
+    return 1 / statistics.median(times[3:])
+
+
+def split_results(logged: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return one loader's metrics out of everything that Lightning logged."""
+    values = {metric: float(logged[f"{name}/{metric}"]) for metric in METRICS}
+    counts = {count: int(logged[f"{name}/{count}"]) for count in ("samples", "empty")}
+    return {"samples": counts["samples"], **values, "empty": counts["empty"]}
+
+
+def describe_run(model: CRIS) -> dict[str, Any]:
+    """Return where a run happens: commit, hardware and the network's number of parameters."""
+    return {"commit": commit(), "hardware": hardware(), "parameters": count_parameters(model)}
+
+
+def commit() -> str:
+    """Return the commit of the checkout that runs, "-dirty" if it was changed, or the version of an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        tracked = (
+            subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False).returncode == 0
+        )
+    except (OSError, subprocess.CalledProcessError):
+        tracked = False
+    return name + ("-dirty" if changed else "") if tracked else f"crislit {crislit.__version__}"
+
+
+def hardware() -> str:
+    """Return what computes: GPUs by name, or processor and number of threads."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        processor = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            processor,
+        )
+    return f"{processor}, {torch.get_num_threads()} threads"
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json``, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    part.replace(path)
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Print the table of a run's results, in percent."""
+    table = Table(title=f"mIoU is the paper's IoU; in percent; threshold {results['threshold']}, {results['protocol']}")
+    extra = [("blind", results.get("blind", {})), ("ceiling", results.get("ceiling", {}))]
+    columns = ["split", "samples", *METRICS, *(name for name, values in extra if values)]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
+    for split, values in results["splits"].items():
+        row = [split, str(values["samples"]), *(f"{100 * values[metric]:.2f}" for metric in METRICS)]
+        for _, known in extra:
+            if known:
+                row.append(f"{100 * known[split]['mIoU']:.2f}" if split in known else "-")
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 120).print(table)

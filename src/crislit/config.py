@@ -1,0 +1,94 @@
+"""Where the configuration files are, and how a Hydra program starts and fails. The only file that knows."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crislit.errors import InputError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def config_dir() -> str:
+    """Return the absolute path of ``conf/``: inside the wheel, or beside ``src/`` in a checkout or an editable install."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parents[1] / "conf", here / "conf"):
+        if (folder / "train.yaml").is_file():
+            return str(folder)
+    raise FileNotFoundError(
+        f"crislit's configuration is neither at {here.parents[1] / 'conf'} nor at {here / 'conf'}; install it again"
+    )
+
+
+def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConfig":
+    """Compose a program's configuration without running it, for tests and notebooks.
+
+    Args:
+        overrides: As on the command line, ``["model=rn101", "decoder.layers=2"]``.
+        name: ``train`` or ``evaluate``.
+    """
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[], None]]:
+    """Make a Hydra program of a function; what the user got wrong ends it with one clear message and exit code 1.
+
+    With ``HYDRA_FULL_ERROR=1`` in the environment such errors come with their tracebacks.
+    """
+
+    def decorate(function: Callable[["DictConfig"], Any]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def main() -> None:
+            import hydra
+            from hydra.errors import HydraException
+            from omegaconf.errors import OmegaConfBaseException
+
+            verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here
+
+            @functools.wraps(function)
+            def job(config: "DictConfig") -> Any:
+                try:
+                    return function(config)
+                except (InputError, OmegaConfBaseException) as error:
+                    if verbose:
+                        raise
+                    _fail(error)
+
+            try:
+                hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
+            except (HydraException, OmegaConfBaseException) as error:
+                if verbose:
+                    raise
+                _fail(error)
+
+        return main
+
+    return decorate
+
+
+def _fail(error: Exception) -> None:
+    """Print an error, Hydra's own shortened to one line, and exit; only the first of several processes speaks."""
+    message = str(error)
+    if not isinstance(error, InputError):
+        lines = [line.strip() for text in (error, error.__cause__) if text for line in str(text).splitlines() if line.strip()]
+        noise = (
+            "Set the environment",
+            "To append to your config",
+            "Config search path",
+            "provider=",
+            "full_key:",
+            "object_type=",
+        )
+        message = " ".join(dict.fromkeys(line for line in lines if not line.startswith(noise)))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stdout.flush()
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(1)

@@ -1,0 +1,277 @@
+"""Splits, samplers and loaders of one data set."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from crislit.data import shapes
+from crislit.data.dataset import Protocol, ReferEvaluationSet, ReferTrainSet, TrainKey
+from crislit.data.refer import Ints, ReferIndex
+from crislit.errors import InputError
+
+
+class ReferDataModule(L.LightningDataModule):
+    """Serves one data set in the REFER layout, embedded ones included, to any number of processes.
+
+    Args:
+        root: The data root; an embedded set is written below it when first used.
+        folder: The set's folder, ``refcoco``, or its name if it is embedded.
+        refs: Its refs file, ``refs(unc).p``.
+        embedded: Whether the set is an embedded one.
+        max_words: L, tokens of a sentence.
+        image_size: S, side of the square input, a multiple of 32.
+        batch_size: Samples of one optimizer step, over all processes and accumulated batches.
+        batch_size_per_device: Samples of one training batch in one process; None divides ``batch_size`` evenly.
+        eval_batch_size: Samples of one evaluation batch in one process.
+        evaluation_splits: The splits to evaluate; None takes all but train.
+        select_split: The split that validates during training and selects the best checkpoint.
+        protocol: Which sentences are evaluated.
+        max_images: Keep only the first images of each split, by image id.
+        workers: Processes that load data; None takes one a core, at most 4.
+        seed: Order of training and choice of sentences.
+
+    Raises:
+        InputError: If a size or number makes no sense.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        folder: str,
+        refs: str,
+        embedded: bool = False,
+        max_words: int = 17,
+        image_size: int = 416,
+        batch_size: int = 64,
+        batch_size_per_device: int | None = None,
+        eval_batch_size: int = 16,
+        evaluation_splits: Sequence[str] | None = None,
+        select_split: str = "val",
+        protocol: Protocol = "all_sentences",
+        max_images: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_whole("image_size", image_size, 32, multiple_of=32)
+        _check_whole("batch_size", batch_size, 1)
+        _check_whole("eval_batch_size", eval_batch_size, 1)
+        _check_whole("dataset.max_words", max_words, 3)
+        for name, number in (("batch_size_per_device", batch_size_per_device), ("dataset.max_images", max_images)):
+            if number is not None:
+                _check_whole(name, number, 1)
+        if protocol not in ("all_sentences", "first_sentence"):
+            raise InputError(f"protocol must be all_sentences or first_sentence, got {protocol!r}")
+        self.root, self.folder, self.refs_file, self.embedded = root, folder, refs, embedded
+        self.image_size, self.max_words = image_size, max_words
+        self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
+        self.eval_batch_size = eval_batch_size
+        self.evaluation_splits = list(evaluation_splits) if evaluation_splits is not None else None
+        self.select_split = select_split
+        self.blind_splits: list[str] = []
+        self.protocol = protocol
+        self.max_images = max_images
+        self.workers = min(torch.multiprocessing.cpu_count(), 4) if workers is None else workers
+        self.seed = seed
+        self._index: ReferIndex | None = None
+
+    # -- What is on disk
+
+    def prepare_data(self) -> None:
+        """Write an embedded set, and index the annotations: in one process, before the others read."""
+        self.index  # noqa: B018
+
+    @property
+    def index(self) -> ReferIndex:
+        """The data set."""
+        if self._index is None:
+            root = shapes.write(self.root, self.folder) if self.embedded else self.root
+            self._index = ReferIndex.open(root, self.folder, self.refs_file)
+        return self._index
+
+    def setup(self, stage: str) -> None:
+        """Check that the splits of a stage exist and their images are there.
+
+        Raises:
+            InputError: If a split or an image is missing, or there is not one whole training batch.
+        """
+        splits = [*self.splits, "train", self.select_split] if stage == "fit" else self.splits
+        for split in dict.fromkeys(splits):
+            self.index.check_images(self.refs_of(split))
+        if stage == "fit":
+            samples = len(self.refs_of("train"))
+            if samples < self.batch_size:
+                raise InputError(
+                    f"no training batch: the train split has {samples} refs, fewer than batch_size={self.batch_size}. "
+                    f"Set batch_size={samples} or smaller"
+                )
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits to evaluate, in the order of the result table."""
+        splits = self.evaluation_splits or [split for split in self.index.splits if split != "train"]
+        if not splits:
+            raise InputError(f"{self.folder} has no split to evaluate, only {', '.join(self.index.splits)}")
+        return splits
+
+    def refs_of(self, split: str) -> Ints:
+        """Return the refs of a split, those of its first images if so asked."""
+        refs = self.index.refs_of(split)
+        if self.max_images is None:
+            return refs
+        images = self.index.image_ids(refs)
+        return refs[np.isin(images, np.unique(images)[: self.max_images])]
+
+    # -- Loaders
+
+    def accumulation(self, processes: int) -> int:
+        """Return how many batches make one optimizer step.
+
+        Raises:
+            InputError: If ``batch_size`` does not divide evenly over the processes and batches, or leaves one sample each.
+        """
+        per_device = self.batch_size_per_device or self.batch_size // processes
+        steps, rest = divmod(self.batch_size, per_device * processes) if per_device else (0, 1)
+        if rest or not steps:
+            raise InputError(
+                f"batch_size={self.batch_size} does not divide over {processes} devices"
+                + (f" with batch_size_per_device={self.batch_size_per_device}" if self.batch_size_per_device else "")
+            )
+        if per_device == 1:
+            raise InputError(
+                "a training batch of one sample per device is too small: BatchNorm needs at least two. "
+                f"Set batch_size to at least {2 * processes}, or batch_size_per_device to 2 or more"
+            )
+        return steps
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Every ref once an epoch, in an order that seed and epoch decide."""
+        rank, processes = self._place()
+        data = ReferTrainSet(
+            self.index, self.refs_of("train").tolist(), image_size=self.image_size, max_words=self.max_words, seed=self.seed
+        )
+        per_device = self.batch_size // (processes * self.accumulation(processes))
+        sampler = TrainSampler(len(data), self.batch_size, per_device, rank, processes, self.seed)
+        return self._loader(data, sampler, per_device, ReferTrainSet.collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every sentence of the selecting split, once over all processes."""
+        return self.evaluation_loader(self.select_split)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader for each split to evaluate, then one for each blind control."""
+        blind = [self.evaluation_loader(split, blind=True) for split in self.blind_splits]
+        return [self.evaluation_loader(split) for split in self.splits] + blind
+
+    def evaluation_loader(self, split: str, blind: bool = False) -> DataLoader[Any]:
+        """Return the loader of a split, or of its blind control."""
+        data = self.evaluation_set(split, blind)
+        rank, processes = self._place()
+        return self._loader(
+            data, EvaluationSampler(len(data), rank, processes), self.eval_batch_size, ReferEvaluationSet.collate
+        )
+
+    def evaluation_set(self, split: str, blind: bool = False) -> ReferEvaluationSet:
+        """Return the samples of a split.
+
+        Raises:
+            InputError: If it has none.
+        """
+        data = ReferEvaluationSet(
+            self.index,
+            self.refs_of(split).tolist(),
+            image_size=self.image_size,
+            max_words=self.max_words,
+            protocol=self.protocol,
+            blind=blind,
+        )
+        if not len(data):
+            raise InputError(f"split {split!r} of {self.folder} has no sample to evaluate")
+        return data
+
+    def _loader(self, data: Any, sampler: Sampler[Any], batch_size: int, collate: Any) -> DataLoader[Any]:
+        workers = min(self.workers, max(len(data) // 64, 1)) if self.workers else 0  # a worker costs more than 64 samples
+        return DataLoader(
+            data,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=worker_init,
+            persistent_workers=workers > 0 and isinstance(sampler, TrainSampler),
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+class TrainSampler(Sampler[TrainKey]):
+    """One process's share of every optimizer step's batch, which is the same for any number of processes.
+
+    The samples that do not fill a last whole batch are left out of the epoch.
+
+    Args:
+        size: Number of refs.
+        batch_size: Samples of an optimizer step, in all.
+        per_device: Samples of one batch of one process.
+        rank: This process.
+        processes: How many there are.
+        seed: Decides with the epoch the order.
+    """
+
+    def __init__(self, size: int, batch_size: int, per_device: int, rank: int = 0, processes: int = 1, seed: int = 0) -> None:
+        self.size, self.batch_size, self.per_device = size, batch_size, per_device
+        self.rank, self.processes, self.seed = rank, processes, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[TrainKey]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        whole = order[: self.size // self.batch_size * self.batch_size]
+        shares = whole.reshape(-1, self.processes, self.per_device)[:, self.rank]
+        return (TrainKey(self.epoch, int(position)) for position in shares.flat)
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size * (self.batch_size // self.processes)
+
+
+class EvaluationSampler(Sampler[int]):
+    """Every process's own samples, none twice and none left out: shares may differ by one, and may be empty."""
+
+    def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
+        self.share = range(rank, size, processes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+
+def worker_init(_: int) -> None:
+    """Seed what augmentations may draw from, by the loader's own seed, and keep each worker to one thread."""
+    cv2.setNumThreads(0)
+    seed = torch.initial_seed() % 2**32  # differs between workers and epochs
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or value % multiple_of:
+        kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
+        raise InputError(f"{name} must be {kind}, at least {least}, got {value!r}")

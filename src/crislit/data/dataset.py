@@ -1,0 +1,196 @@
+"""Samples for training (a ref and one of its sentences) and for evaluation (a sentence and its truth), and their batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crislit.data.letterbox import Image, letterbox_image, normalise
+from crislit.data.refer import Mask, ReferIndex
+from crislit.data.tokenizer import tokenize
+from crislit.data.transform import Letterbox
+from crislit.errors import InputError
+
+Protocol = Literal["all_sentences", "first_sentence"]
+"""Which sentences are evaluated: all, as the field does, or each ref's first, as the released code chose checkpoints."""
+
+
+@dataclass
+class TrainBatch:
+    """What a training step sees.
+
+    Attributes:
+        images: (B, 3, S, S), normalised with CLIP's mean and standard deviation.
+        tokens: (B, L) long.
+        masks: (B, 1, S, S) in [0, 1], soft at the edges.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    masks: Tensor
+
+
+@dataclass
+class EvaluationBatch:
+    """What an evaluation step sees.
+
+    Attributes:
+        images: (B, 3, S, S), normalised with CLIP's mean and standard deviation.
+        tokens: (B, L) long.
+        truths: B masks at their pictures' own sizes, (h, w) uint8, 0 or 1.
+        samples: Numbers of the samples in their data set.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    truths: list[Mask]
+    samples: list[int]
+
+
+class TrainKey(NamedTuple):
+    """What a sampler asks the training set for: in this epoch, the ref at this position."""
+
+    epoch: int
+    position: int
+
+
+class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Refs of one split; each visit draws one of a ref's sentences, by seed, epoch and ref alone.
+
+    Args:
+        index: The data set.
+        refs: Numbers of the refs.
+        image_size: S, side of the square input.
+        max_words: L, tokens of a sentence.
+        seed: Decides with epoch and ref which sentence is drawn.
+        augmentations: Albumentations applied to picture and mask before the letterbox. None by default, as in the paper. A
+            flip would have to swap "left" and "right" in the sentence.
+    """
+
+    def __init__(
+        self,
+        index: ReferIndex,
+        refs: Sequence[int],
+        *,
+        image_size: int,
+        max_words: int,
+        seed: int = 0,
+        augmentations: Sequence[A.BasicTransform] = (),
+    ) -> None:
+        self.index = index
+        self.refs = np.asarray(refs)
+        self.max_words = max_words
+        self.seed = seed
+        self.transform = A.Compose([*augmentations, Letterbox(image_size)], seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, key: TrainKey) -> tuple[Tensor, Tensor, Tensor]:
+        """Return image (3, S, S), tokens (L,) and mask (1, S, S)."""
+        ref = int(self.refs[key.position])
+        rng = np.random.default_rng([self.seed, key.epoch, ref])
+        row = int(rng.choice(self.index.sentence_rows(ref)))
+        warped = self.transform(image=read_image(self.index, ref), mask=255 * self.index.mask(ref))
+        mask = torch.from_numpy(warped["mask"])[None].float() / 255
+        return normalise(warped["image"]), tokenize([self.index.sentence(row)], self.max_words)[0], mask
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TrainBatch:
+        """Stack samples."""
+        images, tokens, masks = zip(*samples, strict=True)
+        return TrainBatch(torch.stack(images), torch.stack(tokens), torch.stack(masks))
+
+
+class ReferEvaluationSet(Dataset[tuple[Tensor, Tensor, Mask, int]]):
+    """Sentences of one split, each with the truth at its picture's own size.
+
+    Args:
+        index: The data set.
+        refs: Numbers of the refs.
+        image_size: S, side of the square input.
+        max_words: L, tokens of a sentence.
+        protocol: Which sentences count.
+        blind: The blind control: the sentences change places among the described objects of each picture, so that every
+            sentence meets the truth of another object. Pictures with a single described object are left out.
+    """
+
+    def __init__(
+        self,
+        index: ReferIndex,
+        refs: Sequence[int],
+        *,
+        image_size: int,
+        max_words: int,
+        protocol: Protocol = "all_sentences",
+        blind: bool = False,
+    ) -> None:
+        self.index = index
+        self.image_size = image_size
+        self.max_words = max_words
+        truths = neighbours(index, refs) if blind else {int(ref): int(ref) for ref in refs}
+        rows = slice(1) if protocol == "first_sentence" else slice(None)
+        # One (ref of the truth, row of the sentence) a sample.
+        self.samples = np.array(
+            [(truth, row) for ref, truth in truths.items() for row in index.sentence_rows(ref)[rows]]
+        ).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Mask, int]:
+        """Return image (3, S, S), tokens (L,), truth (h, w) and the sample's number."""
+        tokens = tokenize([self.sentence(number)], self.max_words)[0]
+        return normalise(letterbox_image(self.picture(number), self.image_size)), tokens, self.truth(number), number
+
+    def picture(self, number: int) -> Image:
+        """Return a sample's picture as it is on disk, (h, w, 3) uint8 RGB."""
+        return read_image(self.index, int(self.samples[number, 0]))
+
+    def truth(self, number: int) -> Mask:
+        """Return a sample's truth, (h, w) uint8, 0 or 1."""
+        return self.index.mask(int(self.samples[number, 0]))
+
+    def sentence(self, number: int) -> str:
+        """Return a sample's sentence."""
+        return self.index.sentence(int(self.samples[number, 1]))
+
+    def name(self, number: int) -> str:
+        """Return how a message should call a sample."""
+        ref, row = self.samples[number]
+        return f"sentence {self.index.sentence_id(row)} of ref {self.index.ref_id(ref)}"
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[Tensor, Tensor, Mask, int]]) -> EvaluationBatch:
+        """Stack what can be stacked."""
+        images, tokens, truths, numbers = zip(*samples, strict=True)
+        return EvaluationBatch(torch.stack(images), torch.stack(tokens), list(truths), list(numbers))
+
+
+def neighbours(index: ReferIndex, refs: Sequence[int]) -> dict[int, int]:
+    """Map each ref to the next one of its picture, the last to the first; refs alone in theirs are left out."""
+    pictures: dict[int, list[int]] = {}
+    for ref in refs:
+        pictures.setdefault(index.image_id(int(ref)), []).append(int(ref))
+    return {ref: group[(i + 1) % len(group)] for group in pictures.values() if len(group) > 1 for i, ref in enumerate(group)}
+
+
+def read_image(index: ReferIndex, ref: int) -> Image:
+    """Read a ref's photograph as RGB, greyscale included, on the raw pixel grid that its polygons were drawn on.
+
+    Raises:
+        InputError: If it is missing, damaged, or not of the annotated size.
+    """
+    path = index.image_path(ref)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if path.is_file() else None
+    if image is None:
+        raise InputError(f"image {path} is {'damaged' if path.exists() else 'missing'}; fetch it again")
+    if image.shape[:2] != index.image_size(ref):
+        raise InputError(f"image {path} has {image.shape[:2]} pixels (height, width), its annotation {index.image_size(ref)}")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]

@@ -1,0 +1,62 @@
+"""The square input of the network and the way back to a picture's own pixels.
+
+The map keeps the aspect ratio: s = min(S/h, S/w), and what is left is shared by both sides, not rounded to whole pixels.
+"""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BORDER = tuple(255 * channel for channel in CLIP_MEAN)
+"""What surrounds a picture in the square: CLIP's mean colour, RGB in [0, 255]."""
+
+Image = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float64]
+
+
+def letterbox_matrices(height: int, width: int, size: int) -> tuple[Matrix, Matrix]:
+    """Return the affine map of a picture into a square, and its inverse, (2, 3) each, in OpenCV's pixel indices."""
+    scale = min(size / height, size / width)
+    left, top = (size - width * scale) / 2, (size - height * scale) / 2
+    picture = np.array([[0, 0], [width, 0], [0, height]], dtype=np.float32)
+    square = np.array([[left, top], [left + width * scale, top], [left, top + height * scale]], dtype=np.float32)
+    forth, back = cv2.getAffineTransform(picture, square), cv2.getAffineTransform(square, picture)
+    return forth.astype(np.float64), back.astype(np.float64)
+
+
+def letterbox_image(image: Image, size: int) -> Image:
+    """Warp a picture into a square, cubic: (h, w, 3) uint8 RGB -> (size, size, 3) uint8."""
+    matrix, _ = letterbox_matrices(image.shape[0], image.shape[1], size)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=BORDER)  # type: ignore[return-value]
+
+
+def letterbox_mask(mask: Image, size: int) -> Image:
+    """Warp a mask into a square, linear: (h, w) uint8, 0 or 255 -> (size, size) uint8, soft at the edges."""
+    matrix, _ = letterbox_matrices(mask.shape[0], mask.shape[1], size)
+    return cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)  # type: ignore[return-value]
+
+
+def normalise(image: Image) -> Tensor:
+    """Apply CLIP's mean and standard deviation: (S, S, 3) uint8 RGB -> (3, S, S) float."""
+    mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
+    return (torch.from_numpy(image).permute(2, 0, 1).float() / 255 - mean) / std
+
+
+def upsample_probabilities(logits: Tensor, size: int) -> Tensor:
+    """Turn logits into probabilities at the input's size: (B, 1, h, w) -> (B, S, S), bicubic with aligned corners.
+
+    Bicubic overshoots: values may lie a little outside [0, 1].
+    """
+    probabilities = torch.sigmoid(logits.float())
+    return F.interpolate(probabilities, size=(size, size), mode="bicubic", align_corners=True)[:, 0]
+
+
+def restore(square: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    """Warp a map on the square back to a picture's own pixels, cubic, zero outside: (S, S) -> (height, width)."""
+    _, inverse = letterbox_matrices(height, width, square.shape[0])
+    return cv2.warpAffine(square, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0)  # type: ignore[return-value]

@@ -1,0 +1,420 @@
+"""REFER annotations (RefCOCO, RefCOCO+, G-Ref and whatever is laid out like them) as a compact index.
+
+A set's two files, ``instances.json`` and ``refs(...).p``, are read once. What a model needs of them goes into a few flat arrays
+in one file beside the data, keyed by the two files' sizes and times. Masks are decoded when asked for.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from crislit.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of the cache's key, raised whenever the arrays change."""
+
+IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
+
+TREE = """  {root}/
+    images/train2014/COCO_train2014_*.jpg   (or images/mscoco/images/train2014/)
+    {folder}/instances.json
+    {folder}/{refs}"""
+
+HOW_TO_GET = """Get COCO's train2014 images from cocodataset.org and the annotations of refcoco, refcoco+ and refcocog from
+the REFER project (github.com/lichengunc/refer), lay them out like this, and set data_root=FOLDER or CRISLIT_DATA=FOLDER."""
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.uint8]
+
+
+# -- Reading files that strangers wrote ------------------------------------------------------------------------------------
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Builds containers, numbers and strings, and nothing that would run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes byte strings below protocol 3
+            return lambda text, encoding: text.encode("latin-1")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain containers, numbers and strings are read")
+
+
+def load_pickle(path: Path) -> Any:
+    """Read a pickle of plain data, written by Python 2 or 3, without ever running code from it.
+
+    Raises:
+        InputError: If it is damaged, or holds anything but built-in containers, numbers and strings.
+    """
+    try:
+        return _DataUnpickler(io.BytesIO(path.read_bytes()), encoding="latin-1").load()
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+        raise InputError(f"cannot read {path}: {error}. Fetch it again, from a source that you trust") from error
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it is none.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}. Fetch it again, it may have been cut off") from error
+
+
+# -- The index --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The index's arrays. ``x_ends[i]`` is where item i of the flat array ``x`` ends."""
+
+    split: Ints  # per ref: number of its split's name
+    split_names: Bytes
+    split_names_ends: Ints
+    ref_id: Ints
+    ref_image: Ints  # per ref: its row among the images
+    category: Ints
+    image_id: Ints
+    image_size: Ints  # (images, 2): height, width
+    file_names: Bytes
+    file_names_ends: Ints
+    sentences: Bytes
+    sentences_ends: Ints
+    sentence_id: Ints
+    ref_sentences_ends: Ints  # per ref: how many sentences there are up to it
+    points: npt.NDArray[np.float64]  # polygons: x, y, x, y, ...
+    polygons_ends: Ints  # per polygon, in points
+    ref_polygons_ends: Ints  # per ref, in polygons
+    runs: Ints  # run lengths, column by column, starting with zeros
+    ref_runs_ends: Ints  # per ref, in runs
+
+
+class ReferIndex:
+    """One REFER data set: its refs, their sentences, images and masks.
+
+    Make one with :meth:`open`. Refs are numbered from 0 in the order of the file.
+
+    Attributes:
+        image_folder: Where the photographs are.
+        splits: Names of the splits that the set has, in the order train, val, test, testA, testB, others.
+    """
+
+    def __init__(self, arrays: _Arrays, image_folder: Path) -> None:
+        self._arrays = arrays
+        self.image_folder = image_folder
+        self._split_names = [self._text("split_names", i) for i in range(len(arrays.split_names_ends))]
+        usual = ["train", "val", "test", "testA", "testB"]
+        self.splits: tuple[str, ...] = tuple(sorted(self._split_names, key=lambda s: (usual.index(s) if s in usual else 9, s)))
+
+    @classmethod
+    def open(cls, root: Path, folder: str, refs: str) -> "ReferIndex":
+        """Open a set, from its cache if that is up to date.
+
+        Args:
+            root: The folder that holds ``images/`` and the set's own folder.
+            folder: The set's folder, such as ``refcoco``.
+            refs: The refs file in it, such as ``refs(unc).p``.
+
+        Raises:
+            InputError: If a file is missing or cannot be used.
+        """
+        instances_path, refs_path = root / folder / "instances.json", root / folder / refs
+        image_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+        missing = [str(path) for path in (instances_path, refs_path) if not path.is_file()]
+        missing += [str(root / IMAGE_FOLDERS[0])] if image_folder is None else []
+        if image_folder is None or missing:
+            tree = TREE.format(root=root, folder=folder, refs=refs)
+            raise InputError(f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n{tree}\n{HOW_TO_GET}")
+        key = _cache_key(instances_path, refs_path)
+        name = f".{refs_path.stem}.{key}.crislit"
+        for cache in (refs_path.with_name(name), _cache_home() / name):
+            arrays = _read_cache(cache)
+            if arrays is not None:
+                return cls(arrays, image_folder)
+        log.info("indexing %s, once", refs_path)
+        arrays = build_index(load_pickle(refs_path), load_json(instances_path), refs_path)
+        _write_cache(arrays, refs_path.with_name(name))
+        return cls(arrays, image_folder)
+
+    def __len__(self) -> int:
+        return len(self._arrays.ref_id)
+
+    def refs_of(self, split: str) -> Ints:
+        """Return the numbers of a split's refs.
+
+        Raises:
+            InputError: If the set has no such split.
+        """
+        if split not in self._split_names:
+            raise InputError(f"this data set has no split {split!r}, only {', '.join(self.splits)}")
+        return np.flatnonzero(self._arrays.split == self._split_names.index(split))
+
+    def ref_id(self, ref: int) -> int:
+        """Return a ref's id in the file."""
+        return int(self._arrays.ref_id[ref])
+
+    def image_id(self, ref: int) -> int:
+        """Return the COCO id of a ref's image."""
+        return int(self._arrays.image_id[self._arrays.ref_image[ref]])
+
+    def image_ids(self, refs: Ints) -> Ints:
+        """Return the COCO ids of the refs' images, one for each ref."""
+        ids: Ints = self._arrays.image_id[self._arrays.ref_image[refs]]
+        return ids
+
+    def image_path(self, ref: int) -> Path:
+        """Return where a ref's photograph should be."""
+        return self.image_folder / self._text("file_names", int(self._arrays.ref_image[ref]))
+
+    def image_size(self, ref: int) -> tuple[int, int]:
+        """Return height and width of a ref's photograph, as annotated."""
+        h, w = self._arrays.image_size[self._arrays.ref_image[ref]]
+        return int(h), int(w)
+
+    def sentence_rows(self, ref: int) -> range:
+        """Return the numbers of a ref's sentences, for :meth:`sentence`."""
+        return range(*_span(self._arrays.ref_sentences_ends, ref))
+
+    def sentence(self, row: int) -> str:
+        """Return a sentence."""
+        return self._text("sentences", row)
+
+    def sentence_id(self, row: int) -> int:
+        """Return a sentence's id in the file."""
+        return int(self._arrays.sentence_id[row])
+
+    def mask(self, ref: int) -> Mask:
+        """Decode a ref's mask, the union of its polygons or its run lengths: (h, w) uint8, 0 or 1."""
+        h, w = self.image_size(ref)
+        first, last = _span(self._arrays.ref_runs_ends, ref)
+        if last > first:
+            runs = self._arrays.runs[first:last]
+            flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8)
+            return np.ascontiguousarray(flat.reshape(w, h).T)
+        polygons = [
+            self._arrays.points[slice(*_span(self._arrays.polygons_ends, i))].tolist()
+            for i in range(*_span(self._arrays.ref_polygons_ends, ref))
+        ]
+        if not polygons:
+            return np.zeros((h, w), dtype=np.uint8)
+        mask: Mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w)))
+        return mask
+
+    def check_images(self, refs: Ints) -> None:
+        """Look for the refs' photographs.
+
+        Raises:
+            InputError: If any is missing; the message names the first few.
+        """
+        present = {entry.name for entry in os.scandir(self.image_folder)}
+        rows = np.unique(self._arrays.ref_image[refs])
+        missing = [name for row in rows if (name := self._text("file_names", int(row))) not in present]
+        if missing:
+            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise InputError(
+                f"{len(missing)} of {len(rows)} images are missing in {self.image_folder}: {some}. Fetch them again"
+            )
+
+    def _text(self, name: str, row: int) -> str:
+        blob: Bytes = getattr(self._arrays, name)
+        return blob[slice(*_span(getattr(self._arrays, name + "_ends"), row))].tobytes().decode()
+
+
+def _span(ends: Ints, row: int) -> tuple[int, int]:
+    return (int(ends[row - 1]) if row else 0), int(ends[row])
+
+
+# -- Building ---------------------------------------------------------------------------------------------------------------
+
+
+def build_index(refs: Any, instances: Any, source: Path) -> _Arrays:
+    """Join refs and annotations by ``image_id`` and ``ann_id`` into flat arrays.
+
+    Args:
+        refs: The unpickled refs file.
+        instances: The parsed instances.json.
+        source: The refs file's path, for messages.
+
+    Raises:
+        InputError: If something is missing or of the wrong kind; the message names the ref.
+    """
+    images, annotations = _by_id(instances, "images", source), _by_id(instances, "annotations", source)
+    if not isinstance(refs, list):
+        raise InputError(f"{source} should hold a list of refs, and holds {type(refs).__name__}")
+    image_rows: dict[int, int] = {}
+    texts: dict[str, list[str]] = {"split_names": [], "file_names": [], "sentences": []}
+    numbers: dict[str, list[Any]] = {field.name: [] for field in fields(_Arrays)}
+    points: list[npt.NDArray[np.float64]] = []
+    empty = []
+    for ref in tqdm(refs, desc=f"indexing {source.name}", unit="ref", mininterval=1, disable=len(refs) < 5000):
+        try:
+            image, annotation = images[ref["image_id"]], annotations[ref["ann_id"]]
+            if annotation["image_id"] != ref["image_id"]:
+                raise InputError(
+                    f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not {ref['image_id']}"
+                )
+            size = int(image["height"]), int(image["width"])
+            polygons, runs = _outlines(annotation["segmentation"], size)
+            if ref["image_id"] not in image_rows:
+                image_rows[ref["image_id"]] = len(image_rows)
+                numbers["image_id"].append(int(ref["image_id"]))
+                numbers["image_size"].append(size)
+                texts["file_names"].append(_file_name(image["file_name"]))
+            if ref["split"] not in texts["split_names"]:
+                texts["split_names"].append(_string(ref["split"]))
+            sentences = [(_string(s["sent"]), int(s["sent_id"])) for s in ref["sentences"]]
+            row = {"ref_id": int(ref["ref_id"]), "category": int(ref["category_id"]), "ref_image": image_rows[ref["image_id"]]}
+        except InputError as error:
+            raise InputError(f"{source}: ref {_name_of(ref)}: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"{type(error).__name__} {error}"
+            raise InputError(
+                f"{source}: ref {_name_of(ref)} or its image or annotation is not as REFER has them: {what}"
+            ) from error
+        for name, value in row.items():
+            numbers[name].append(value)
+        numbers["split"].append(texts["split_names"].index(ref["split"]))
+        texts["sentences"] += [sentence for sentence, _ in sentences]
+        numbers["sentence_id"] += [number for _, number in sentences]
+        numbers["ref_sentences_ends"].append(len(texts["sentences"]))
+        points += polygons
+        numbers["ref_polygons_ends"].append(len(points))
+        numbers["runs"] += runs
+        numbers["ref_runs_ends"].append(len(numbers["runs"]))
+        if not polygons and not runs:
+            empty.append(row["ref_id"])
+    if empty:
+        log.warning("%s: %d refs have a mask without pixels: ref_id %s", source, len(empty), ", ".join(map(str, empty[:20])))
+    arrays: dict[str, Any] = {name: np.array(values, dtype=np.int64) for name, values in numbers.items() if name not in texts}
+    for name, strings in texts.items():
+        arrays[name], arrays[name + "_ends"] = _join([np.frombuffer(s.encode(), dtype=np.uint8) for s in strings], np.uint8)
+    arrays["points"], arrays["polygons_ends"] = _join(points, np.float64)
+    arrays["image_size"] = arrays["image_size"].reshape(-1, 2)
+    return _Arrays(**arrays)
+
+
+def _by_id(instances: Any, kind: str, source: Path) -> dict[int, Any]:
+    path = source.with_name("instances.json")
+    try:
+        return {item["id"]: item for item in instances[kind]}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} should hold a list {kind!r} of items with an 'id', as COCO's does") from error
+
+
+def _outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray[np.float64]], list[int]]:
+    """Return a segmentation's polygons, degenerate ones dropped, and its run lengths; one of the two is empty."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        runs = parse_runs(counts) if isinstance(counts, (str, bytes)) else [int(count) for count in counts]
+        if tuple(segmentation["size"]) != size or sum(runs) != size[0] * size[1] or min(runs, default=0) < 0:
+            raise InputError(f"its run lengths do not fill its image of {size[0]} x {size[1]} pixels")
+        return [], runs if sum(runs[1::2]) else []
+    polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
+    polygons = [polygon for polygon in polygons if polygon.ndim == 1 and len(polygon) >= 6 and len(polygon) % 2 == 0]
+    limit = 10 * max(size)  # far beyond the picture is no slip of the mouse, and overflows the rasteriser
+    if any(not np.isfinite(polygon).all() or (abs(polygon) > limit).any() for polygon in polygons):
+        raise InputError("a polygon of its mask has points that are not numbers, or far outside the image")
+    if polygons and not coco_mask.area(coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], *size))):
+        return [], []
+    return polygons, []
+
+
+def parse_runs(counts: str | bytes) -> list[int]:
+    """Read COCO's compressed run lengths: five bits a character, low ones first, differences to the run before the last."""
+    data = counts.encode() if isinstance(counts, str) else counts
+    runs: list[int] = []
+    value = shift = 0
+    for byte in data:
+        bits = byte - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 40:
+            raise InputError("its compressed run lengths are damaged")
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
+
+
+def _join(parts: Sequence[npt.NDArray[Any]], dtype: type) -> tuple[npt.NDArray[Any], Ints]:
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype), ends
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, (str, bytes)):
+        raise TypeError(f"expected a string, found {value!r}")
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _file_name(value: Any) -> str:
+    name = _string(value)
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InputError(f"its image's file name {name!r} is not a plain name")
+    return name
+
+
+def _name_of(ref: Any) -> str:
+    return str(ref.get("ref_id", "without ref_id")) if isinstance(ref, dict) else repr(ref)[:40]
+
+
+# -- The cache --------------------------------------------------------------------------------------------------------------
+
+
+def _cache_key(*paths: Path) -> str:
+    facts = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    return hashlib.sha256(repr((FORMAT, facts)).encode()).hexdigest()[:16]
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crislit"
+
+
+def _read_cache(path: Path) -> _Arrays | None:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _Arrays(**{field.name: file.get_tensor(field.name) for field in fields(_Arrays)})
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        log.warning("ignoring the damaged cache %s (%s)", path, error)
+        return None
+
+
+def _write_cache(arrays: _Arrays, beside: Path) -> None:
+    """Write the cache beside the data, or where that is read-only in the user's cache folder; whole or not at all."""
+    tensors = {field.name: getattr(arrays, field.name) for field in fields(_Arrays)}
+    writable = beside.parent.stat().st_mode & 0o222  # a read-only folder stays untouched, even where root could write
+    for path in (beside, _cache_home() / beside.name) if writable else (_cache_home() / beside.name,):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".crislit-") as part:
+                save_file(tensors, Path(part) / path.name)
+                (Path(part) / path.name).replace(path)
+            return
+        except OSError as error:
+            log.info("cannot cache the index at %s (%s)", path, error)
+    log.warning("the index of %s could not be cached, and is made again at every start", beside.parent)

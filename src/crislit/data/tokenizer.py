@@ -1,0 +1,36 @@
+"""Sentences to CLIP's token ids."""
+
+from collections.abc import Sequence
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+_tokenizer: SimpleTokenizer | None = None
+
+
+def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
+    """Turn sentences into ids of CLIP's byte pair encoding, bracketed by [SOS] and [EOS] and padded with 0.
+
+    Args:
+        sentences: Any text; CLIP's cleaning applies (HTML entities, white space, lower case).
+        max_words: Tokens a sentence may have, [SOS] and [EOS] included: 17 for RefCOCO and RefCOCO+, 22 for G-Ref
+            (section 4.2). Longer ones are cut, and keep [EOS].
+
+    Returns:
+        (number of sentences, max_words) long.
+
+    Raises:
+        ValueError: If not even one token of a sentence fits.
+    """
+    if max_words < 3:
+        raise ValueError(f"max_words must be at least 3 ([SOS], a word, [EOS]), got {max_words}")
+    if isinstance(sentences, str):
+        raise TypeError(f"expected a list of sentences, got one string; write [{sentences!r}]")
+    global _tokenizer
+    if _tokenizer is None:
+        _tokenizer = SimpleTokenizer()
+    if not sentences:
+        return torch.zeros(0, max_words, dtype=torch.long)
+    tokens: Tensor = _tokenizer(list(sentences), context_length=max_words)
+    return tokens

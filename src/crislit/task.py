@@ -1,0 +1,158 @@
+"""Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule. No plotting, no files."""
+
+import bisect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from crislit import checkpoint as checkpoints
+from crislit.data.dataset import EvaluationBatch, TrainBatch
+from crislit.data.letterbox import restore, upsample_probabilities
+from crislit.errors import InputError
+from crislit.losses import text_to_pixel_contrastive_loss
+from crislit.metrics import SegmentationMetric, intersection_and_union
+from crislit.models.cris import CRIS
+
+log = logging.getLogger(__name__)
+
+Masks = list[npt.NDArray[np.bool_]]
+
+
+class CRISTask(L.LightningModule):
+    """Trains a network by the text-to-pixel contrastive loss and evaluates masks at the pictures' own sizes.
+
+    Args:
+        model: The network.
+        learning_rate: Of every parameter in the first epoch.
+        encoder_factor: What the encoders' rate is multiplied by from the second epoch on. The released code means to train
+            them at a tenth, but sets only ``initial_lr``, which takes effect at the first step of the scheduler.
+        milestones: Epochs after which all rates are multiplied by ``gamma``.
+        gamma: See ``milestones``.
+        threshold: Where a probability becomes a mask (0.35, section 4.2).
+        splits: Names of the test loaders, in their order.
+        select_split: Name of the validation loader.
+        config: The run's configuration, which checkpoints keep.
+
+    Raises:
+        InputError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: CRIS,
+        *,
+        learning_rate: float = 1e-4,
+        encoder_factor: float = 1.0,
+        milestones: Sequence[int] = (35,),
+        gamma: float = 0.1,
+        threshold: float = 0.35,
+        splits: Sequence[str] = ("val",),
+        select_split: str = "val",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= threshold < 1:
+            raise InputError(f"threshold must be in [0, 1), got {threshold}")
+        if learning_rate <= 0 or encoder_factor <= 0:
+            raise InputError(f"rates must be positive, got learning_rate={learning_rate}, encoder_factor={encoder_factor}")
+        self.model = model
+        self.learning_rate, self.encoder_factor = learning_rate, encoder_factor
+        self.milestones, self.gamma = sorted(milestones), gamma
+        self.threshold = threshold
+        self.splits = list(splits)
+        self.select_split = select_split
+        self.config = dict(config or {})
+        self.validation_metric = SegmentationMetric()
+        self.test_metrics = nn.ModuleList(SegmentationMetric() for _ in self.splits)
+
+    # -- Training
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss = text_to_pixel_contrastive_loss(self.model(batch.images, batch.tokens), batch.masks)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam over the encoders (without position embeddings) and the rest, and their schedule."""
+        groups = [
+            {"params": list(params), "lr": self.learning_rate, "name": name} for name, params in self.parameter_groups().items()
+        ]
+        optimizer = torch.optim.Adam(groups, lr=self.learning_rate)
+        # The steps of MultiStepLR, and for the encoders one more after the first epoch.
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [self.encoder_rate if name == "encoders" else self.rate for name in self.parameter_groups()]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what it takes to build the network again."""
+        checkpoint[checkpoints.KEY] = checkpoints.record(self.model.settings, self.config)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that learn, as the released code groups them."""
+        groups: dict[str, list[nn.Parameter]] = {"encoders": [], "rest": []}
+        for name, parameter in self.model.named_parameters():
+            encoder = name.startswith(("image_encoder.", "text_encoder.")) and "positional_embedding" not in name
+            if parameter.requires_grad:
+                groups["encoders" if encoder else "rest"].append(parameter)
+        return groups
+
+    def rate(self, epoch: int) -> float:
+        """Return the factor of the learning rate in an epoch, counted from 0."""
+        return float(self.gamma ** bisect.bisect_right(self.milestones, epoch))
+
+    def encoder_rate(self, epoch: int) -> float:
+        """Return the factor of the encoders' learning rate in an epoch, counted from 0."""
+        return self.rate(epoch) * (self.encoder_factor if epoch else 1.0)
+
+    # -- Evaluation
+
+    @torch.no_grad()
+    def predict_masks(self, batch: EvaluationBatch) -> Masks:
+        """Return one mask a sample, (h, w) bool at its picture's own size."""
+        logits = self.model(batch.images, batch.tokens)
+        squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
+        return [restore(square, *truth.shape) > self.threshold for square, truth in zip(squares, batch.truths, strict=True)]
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Count a batch of the selecting split."""
+        self._count(self.validation_metric, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the selecting split's metrics."""
+        self._log(self.select_split, self.validation_metric, prog_bar=True)
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Masks]:
+        """Count a batch of one of the test loaders, and return its masks."""
+        metric = self.test_metrics[dataloader_idx]
+        assert isinstance(metric, SegmentationMetric)
+        return {"masks": self._count(metric, batch)}
+
+    def on_test_epoch_end(self) -> None:
+        """Log every split's metrics."""
+        for split, metric in zip(self.splits, self.test_metrics, strict=True):
+            assert isinstance(metric, SegmentationMetric)
+            self._log(split, metric, prog_bar=False)
+
+    def _count(self, metric: SegmentationMetric, batch: EvaluationBatch) -> Masks:
+        masks = self.predict_masks(batch)
+        counts = [intersection_and_union(mask, truth) for mask, truth in zip(masks, batch.truths, strict=True)]
+        empty = [not truth.any() for truth in batch.truths]
+        metric.update([i for i, _ in counts], [u for _, u in counts], empty)
+        for sample, none in zip(batch.samples, empty, strict=True):
+            if none:
+                log.warning("sample %d has a truth without pixels: it counts as IoU 0", sample)
+        return masks
+
+    def _log(self, split: str, metric: SegmentationMetric, prog_bar: bool) -> None:
+        values = metric.compute()  # over all processes, so that every one logs the same
+        metric.reset()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value.float(), prog_bar=prog_bar and name == "mIoU")

@@ -1,0 +1,210 @@
+"""``python -m crislit.train``: train a network and evaluate every split."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from crislit.callbacks import (
+    LastCheckpoint,
+    Pictures,
+    describe_run,
+    measure_fps,
+    print_results,
+    split_results,
+    write_results,
+)
+from crislit.checkpoint import read_checkpoint
+from crislit.config import program
+from crislit.data.datamodule import ReferDataModule
+from crislit.errors import InputError
+from crislit.metrics import reachable_iou
+from crislit.models.cris import CRIS, build_cris
+from crislit.task import CRISTask
+
+log = logging.getLogger(__name__)
+
+Settings = dict[str, Any]
+
+
+def build_model(settings: Settings) -> CRIS:
+    """Build the network that a configuration describes."""
+    return build_cris(
+        clip=settings["model"]["clip"],
+        neck=settings["model"]["neck"],
+        decoder_layers=settings["decoder"]["layers"],
+        decoder_heads=settings["decoder"]["heads"],
+        decoder_ffn=settings["decoder"]["ffn"],
+        decoder_dropout=settings["decoder"]["dropout"],
+        contrastive=settings["loss"]["contrastive"],
+        kernel_size=settings["projector"]["kernel_size"],
+    )
+
+
+def build_data(settings: Settings) -> ReferDataModule:
+    """Build the data module that a configuration describes; its blind control and its name are the programs' business."""
+    dataset = {key: value for key, value in settings["dataset"].items() if key not in ("name", "blind_control")}
+    names = ("batch_size", "batch_size_per_device", "eval_batch_size", "image_size", "protocol", "workers", "seed")
+    given = {name: settings[name] for name in names if name in settings}
+    return ReferDataModule(root=Path(settings["data_root"]).expanduser(), **dataset, **given)
+
+
+def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback], logger: Logger | bool) -> L.Trainer:
+    """Build the trainer; ``auto`` settings are decided by what the machine has.
+
+    Raises:
+        InputError: If the machine has not what was asked for.
+    """
+    options = dict(settings["trainer"])
+    cuda = torch.cuda.is_available() and options["accelerator"] in ("auto", "gpu", "cuda")
+    if options["precision"] == "auto":
+        options["precision"] = "16-mixed" if cuda else "32-true"
+    if options["sync_batchnorm"] == "auto":
+        options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
+    try:
+        return L.Trainer(**options, callbacks=callbacks, logger=logger, default_root_dir=folder, use_distributed_sampler=False)
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"this machine cannot run trainer={options}: {error}") from error
+
+
+def build_logger(settings: Settings, folder: Path) -> Logger | bool:
+    """Build the logger; Weights & Biases goes offline where nobody is logged in."""
+    if settings["logger"] is None:
+        return False
+    if "Wandb" in settings["logger"]["_target_"] and not (
+        os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").is_file()
+    ):
+        os.environ.setdefault("WANDB_MODE", "offline")
+        log.warning("no WANDB_API_KEY: Weights & Biases logs offline below %s; `wandb sync` sends it later", folder)
+    try:
+        logger: Logger = instantiate(settings["logger"], save_dir=str(folder))
+    except ImportError as error:
+        raise InputError(
+            f"this logger needs a package: {error}. pip install 'crislit[tensorboard]' brings TensorBoard's"
+        ) from error
+    return logger
+
+
+@program("train")
+def main(config: DictConfig) -> float:
+    """Train, evaluate every split with the best checkpoint, and write results; return the selecting split's mIoU."""
+    settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    start = time.perf_counter()
+    if not isinstance(settings["seed"], int) or not 0 <= settings["seed"] < 2**32:
+        raise InputError(f"seed must be a whole number, 0 or more, got {settings['seed']!r}")
+    if (folder / "checkpoints").is_dir() and "LOCAL_RANK" not in os.environ:
+        raise InputError(f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is written over")
+    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = build_data(settings)
+    model = build_model(settings)
+    resume = check_resume(settings["resume"], model)
+    data.prepare_data()
+    selects = data.select_split
+    blind = [selects] if settings["dataset"]["blind_control"] else []
+    task = CRISTask(
+        model,
+        **settings["recipe"]["optimizer"],
+        threshold=settings["threshold"],
+        splits=[*data.splits, *(f"{split}-blind" for split in blind)],
+        select_split=selects,
+        config=settings,
+    )
+    best = ModelCheckpoint(
+        folder / "checkpoints", filename="best", monitor=f"{selects}/mIoU", mode="max", enable_version_counter=False
+    )
+    last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", settings["checkpoint_every"])
+    callbacks: list[L.Callback] = [best, last]
+    logger = build_logger(settings, folder)
+    if logger:
+        callbacks.append(LearningRateMonitor("epoch"))
+    trainer = build_trainer(settings, folder, callbacks, logger)
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    trainer.fit(task, data, ckpt_path=resume)
+    if trainer.interrupted:
+        raise InputError(f"interrupted at step {trainer.global_step}; go on with resume={last.path}")
+
+    steps = trainer.global_step
+    checkpoint = Path(best.best_model_path or last.path)
+    if not best.best_model_path:
+        log.warning("the run ended before a validation: there is no best.ckpt, and the last weights are evaluated")
+    model.load_state_dict(read_checkpoint(checkpoint).weights)
+    results = evaluate_splits(trainer, task, data, settings, folder, blind)
+    results |= {
+        "steps": steps,
+        "checkpoint": str(checkpoint),
+        "initial_weights": "random",
+        "seconds": time.perf_counter() - start,
+    }
+    finish(trainer, results, folder)
+    return float(results["splits"].get(selects, next(iter(results["splits"].values())))["mIoU"])
+
+
+def check_resume(path: str | None, model: CRIS) -> str | None:
+    """Check that a run can go on from a checkpoint.
+
+    Raises:
+        InputError: If the checkpoint cannot be read or belongs to another network.
+    """
+    if path is None:
+        return None
+    saved = read_checkpoint(Path(path)).settings
+    different = [name for name in model.settings if model.settings[name] != saved.get(name)]
+    if different:
+        found = ", ".join(f"{name}={saved.get(name)} instead of {model.settings[name]}" for name in different)
+        raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
+    return path
+
+
+def evaluate_splits(
+    trainer: L.Trainer, task: CRISTask, data: ReferDataModule, settings: Settings, folder: Path, blind: list[str]
+) -> dict[str, Any]:
+    """Evaluate every split at the pictures' own sizes, draw samples, and return what ``results.json`` holds."""
+    data.blind_splits = blind
+    drawn = data.splits.index(data.select_split) if data.select_split in data.splits else 0
+    pictures = Pictures(folder / "figures", settings["callbacks"]["pictures"], drawn, data.evaluation_set(data.splits[drawn]))
+    trainer.callbacks.append(pictures)  # type: ignore[attr-defined]
+    trainer.test(task, data, verbose=False)
+    logged = trainer.callback_metrics
+    return {
+        "config": settings,
+        "overrides": list(HydraConfig.get().overrides.task),
+        "seed": settings["seed"],
+        **describe_run(task.model),
+        "fps": measure_fps(task.model, data.image_size, data.max_words),
+        "threshold": task.threshold,
+        "protocol": data.protocol,
+        "splits": {split: split_results(logged, split) for split in data.splits},
+        "blind": {split: split_results(logged, f"{split}-blind") for split in blind},
+        "ceiling": {split: {"mIoU": ceiling(data, split, task.threshold)} for split in data.splits},
+    }
+
+
+def ceiling(data: ReferDataModule, split: str, threshold: float) -> float:
+    """Return the mIoU that a perfect prediction at the network's resolution would reach on a split."""
+    samples = data.evaluation_set(split)
+    refs, counts = torch.unique(torch.from_numpy(samples.samples[:, 0]), return_counts=True)
+    reached = [reachable_iou(data.index.mask(ref), data.image_size, threshold) for ref in refs.tolist()]
+    return float((torch.tensor(reached) * counts).sum() / counts.sum())
+
+
+def finish(trainer: L.Trainer, results: dict[str, Any], folder: Path) -> None:
+    """Write and print the results, in the first process."""
+    if trainer.is_global_zero:
+        write_results(folder / "results.json", results)
+        print_results(results)
+        print(f"results, checkpoints and figures are in {folder}")
+
+
+if __name__ == "__main__":
+    main()
