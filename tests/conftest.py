@@ -29,3 +29,14 @@ def golden() -> Path:
 def minirefer() -> Path:
     """53 real photographs in the REFER layout."""
     return shared("minirefer")
+
+
+@pytest.fixture(scope="session")
+def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a `shapes` of 12 training scenes and 6 in each evaluation split."""
+    from crislit.data import shapes
+
+    root = tmp_path_factory.mktemp("data")
+    small = shapes.write(root, "shapes", scenes={"train": 12, "val": 6, "testA": 6, "testB": 6})
+    small.rename(root / f"shapes-v{shapes.VERSION}")
+    return root

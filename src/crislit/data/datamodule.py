@@ -33,6 +33,7 @@ class ReferDataModule(L.LightningDataModule):
         evaluation_splits: The splits to evaluate; None takes all but train.
         select_split: The split that validates during training and selects the best checkpoint.
         protocol: Which sentences are evaluated.
+        sentences_per_image: k, refs of one picture that a training sample holds; they share its encoding. 1 as in the paper.
         max_images: Keep only the first images of each split, by image id.
         workers: Processes that load data; None takes one a core, at most 4.
         seed: Order of training and choice of sentences.
@@ -58,13 +59,15 @@ class ReferDataModule(L.LightningDataModule):
         evaluation_splits: Sequence[str] | None = None,
         select_split: str = "val",
         protocol: Protocol = "all_sentences",
+        sentences_per_image: int = 1,
         max_images: int | None = None,
         workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         _check_whole("image_size", image_size, 32, multiple_of=32)
-        _check_whole("batch_size", batch_size, 1)
+        _check_whole("dataset.sentences_per_image", sentences_per_image, 1)
+        _check_whole("batch_size", batch_size, 1, multiple_of=sentences_per_image)
         _check_whole("eval_batch_size", eval_batch_size, 1)
         _check_whole("dataset.max_words", max_words, 3)
         for name, number in (("batch_size_per_device", batch_size_per_device), ("dataset.max_images", max_images)):
@@ -80,6 +83,7 @@ class ReferDataModule(L.LightningDataModule):
         self.select_split = select_split
         self.blind_splits: list[str] = []
         self.protocol = protocol
+        self.sentences_per_image = sentences_per_image
         self.max_images = max_images
         self.workers = min(torch.multiprocessing.cpu_count(), 4) if workers is None else workers
         self.seed = seed
@@ -109,11 +113,11 @@ class ReferDataModule(L.LightningDataModule):
         for split in dict.fromkeys(splits):
             self.index.check_images(self.refs_of(split))
         if stage == "fit":
-            samples = len(self.refs_of("train"))
-            if samples < self.batch_size:
+            sentences = len(self.train_set()) * self.sentences_per_image
+            if sentences < self.batch_size:
                 raise InputError(
-                    f"no training batch: the train split has {samples} refs, fewer than batch_size={self.batch_size}. "
-                    f"Set batch_size={samples} or smaller"
+                    f"no training batch: an epoch of the train split has {sentences} sentences, fewer than "
+                    f"batch_size={self.batch_size}. Set batch_size={sentences} or smaller"
                 )
 
     @property
@@ -142,10 +146,11 @@ class ReferDataModule(L.LightningDataModule):
         """
         per_device = self.batch_size_per_device or self.batch_size // processes
         steps, rest = divmod(self.batch_size, per_device * processes) if per_device else (0, 1)
-        if rest or not steps:
+        if rest or not steps or per_device % self.sentences_per_image:
             raise InputError(
                 f"batch_size={self.batch_size} does not divide over {processes} devices"
                 + (f" with batch_size_per_device={self.batch_size_per_device}" if self.batch_size_per_device else "")
+                + (f" with {self.sentences_per_image} sentences an image" if self.sentences_per_image > 1 else "")
             )
         if per_device == 1:
             raise InputError(
@@ -157,12 +162,21 @@ class ReferDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Every ref once an epoch, in an order that seed and epoch decide."""
         rank, processes = self._place()
-        data = ReferTrainSet(
-            self.index, self.refs_of("train").tolist(), image_size=self.image_size, max_words=self.max_words, seed=self.seed
-        )
+        data, k = self.train_set(), self.sentences_per_image
         per_device = self.batch_size // (processes * self.accumulation(processes))
-        sampler = TrainSampler(len(data), self.batch_size, per_device, rank, processes, self.seed)
-        return self._loader(data, sampler, per_device, ReferTrainSet.collate)
+        sampler = TrainSampler(len(data), self.batch_size // k, per_device // k, rank, processes, self.seed)
+        return self._loader(data, sampler, per_device // k, ReferTrainSet.collate)
+
+    def train_set(self) -> ReferTrainSet:
+        """Return the training samples."""
+        return ReferTrainSet(
+            self.index,
+            self.refs_of("train").tolist(),
+            image_size=self.image_size,
+            max_words=self.max_words,
+            sentences_per_image=self.sentences_per_image,
+            seed=self.seed,
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every sentence of the selecting split, once over all processes."""

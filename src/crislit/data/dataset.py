@@ -26,7 +26,8 @@ class TrainBatch:
     """What a training step sees.
 
     Attributes:
-        images: (B, 3, S, S), normalised with CLIP's mean and standard deviation.
+        images: (B/k, 3, S, S), normalised with CLIP's mean and standard deviation; the first k sentences are the first
+            image's, and so on.
         tokens: (B, L) long.
         masks: (B, 1, S, S) in [0, 1], soft at the edges.
     """
@@ -54,7 +55,7 @@ class EvaluationBatch:
 
 
 class TrainKey(NamedTuple):
-    """What a sampler asks the training set for: in this epoch, the ref at this position."""
+    """What a sampler asks the training set for: in this epoch, the sample at this position."""
 
     epoch: int
     position: int
@@ -68,8 +69,10 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
         refs: Numbers of the refs.
         image_size: S, side of the square input.
         max_words: L, tokens of a sentence.
+        sentences_per_image: k. With 1, a sample is a ref, as in the paper. With more, it is a picture with k of its refs,
+            which share the picture's encoding; where a picture has fewer left, some are visited again.
         seed: Decides with epoch and ref which sentence is drawn.
-        augmentations: Albumentations applied to picture and mask before the letterbox. None by default, as in the paper. A
+        augmentations: Albumentations applied to picture and masks before the letterbox. None by default, as in the paper. A
             flip would have to swap "left" and "right" in the sentence.
     """
 
@@ -80,32 +83,59 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
         *,
         image_size: int,
         max_words: int,
+        sentences_per_image: int = 1,
         seed: int = 0,
         augmentations: Sequence[A.BasicTransform] = (),
     ) -> None:
         self.index = index
-        self.refs = np.asarray(refs)
         self.max_words = max_words
+        self.sentences_per_image = sentences_per_image
         self.seed = seed
         self.transform = A.Compose([*augmentations, Letterbox(image_size)], seed=seed)
+        # The refs of one picture follow each other; a sample is (its picture's first and last row here, its number there).
+        images = index.image_ids(np.asarray(refs, dtype=np.int64))
+        order = np.argsort(images, kind="stable")
+        self.refs = np.asarray(refs)[order]
+        starts = np.flatnonzero(np.diff(images[order], prepend=-1))
+        ends = np.append(starts[1:], len(order))
+        self.samples = np.array(
+            [
+                (start, end, number)
+                for start, end in zip(starts, ends, strict=True)
+                for number in range(-(-(end - start) // sentences_per_image))
+            ]
+        ).reshape(-1, 3)
 
     def __len__(self) -> int:
-        return len(self.refs)
+        return len(self.samples)
 
     def __getitem__(self, key: TrainKey) -> tuple[Tensor, Tensor, Tensor]:
-        """Return image (3, S, S), tokens (L,) and mask (1, S, S)."""
-        ref = int(self.refs[key.position])
-        rng = np.random.default_rng([self.seed, key.epoch, ref])
-        row = int(rng.choice(self.index.sentence_rows(ref)))
-        warped = self.transform(image=read_image(self.index, ref), mask=255 * self.index.mask(ref))
-        mask = torch.from_numpy(warped["mask"])[None].float() / 255
-        return normalise(warped["image"]), tokenize([self.index.sentence(row)], self.max_words)[0], mask
+        """Return image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
+        refs = self.draw_refs(key)
+        rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
+        warped = self.transform(
+            image=read_image(self.index, refs[0]), masks=np.stack([255 * self.index.mask(ref) for ref in refs])
+        )
+        masks = torch.from_numpy(np.stack(warped["masks"]))[:, None].float() / 255
+        return normalise(warped["image"]), tokenize([self.index.sentence(row) for row in rows], self.max_words), masks
+
+    def draw_refs(self, key: TrainKey) -> list[int]:
+        """Return the k refs of a sample: the epoch's share of its picture's refs, in an order of the epoch's own."""
+        start, end, number = self.samples[key.position]
+        refs = np.random.default_rng([self.seed, key.epoch, int(self.refs[start]), 0]).permutation(self.refs[start:end])
+        first, k = number * self.sentences_per_image, self.sentences_per_image
+        return [int(refs[i % len(refs)]) for i in range(first, first + k)]
+
+    def draw_sentence(self, epoch: int, ref: int, visit: int) -> int:
+        """Return the row of the sentence of a ref's visit in an epoch."""
+        rng = np.random.default_rng([self.seed, epoch, ref, 1 + visit])
+        return int(rng.choice(self.index.sentence_rows(ref)))
 
     @staticmethod
     def collate(samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TrainBatch:
-        """Stack samples."""
+        """Stack pictures, and chain their sentences and masks."""
         images, tokens, masks = zip(*samples, strict=True)
-        return TrainBatch(torch.stack(images), torch.stack(tokens), torch.stack(masks))
+        return TrainBatch(torch.stack(images), torch.cat(tokens), torch.cat(masks))
 
 
 class ReferEvaluationSet(Dataset[tuple[Tensor, Tensor, Mask, int]]):

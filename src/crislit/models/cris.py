@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from crislit.errors import InputError
 from crislit.models.decoder import Decoder
-from crislit.models.image_encoder import ImageEncoder, reset_residual_branches
+from crislit.models.image_encoder import ImageEncoder
 from crislit.models.neck import Neck
 from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
 from crislit.models.text_encoder import TextEncoder, padding_mask
@@ -56,18 +57,24 @@ class CRIS(nn.Module):
         """Predict where each sentence's referent is.
 
         Args:
-            images: (B, 3, H, W), normalised with CLIP's mean and standard deviation; H and W multiples of 32.
+            images: (B, 3, H, W), normalised with CLIP's mean and standard deviation; H and W multiples of 32. Several
+                sentences an image share its encoding: with (B/m, 3, H, W) the first m sentences are the first image's.
             tokens: (B, L) ids as :func:`crislit.tokenize` gives them.
 
         Returns:
             Logits, (B, 1, H/4, W/4), in training and in evaluation alike.
 
         Raises:
-            ValueError: If a side is not a multiple of 32, or the sentences are longer than the context.
+            ValueError: If a side is not a multiple of 32, the sentences do not divide over the images, or they are longer
+                than the context.
         """
         if images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"image sides must be multiples of 32, got {tuple(images.shape[-2:])}")
+        if len(tokens) % len(images):
+            raise ValueError(f"{len(tokens)} sentences do not divide over {len(images)} images")
         c3, c4, c5 = self.image_encoder(images)
+        if len(tokens) > len(images):
+            c3, c4, c5 = (x.repeat_interleave(len(tokens) // len(images), dim=0) for x in (c3, c4, c5))
         words, sentence = self.text_encoder(tokens)  # (B, L, D), (B, E)
         fused = self.neck(c3, c4, c5, sentence)  # (B, D, h, w')
         if self.decoder is not None:
@@ -109,7 +116,6 @@ def build_cris(
         raise InputError(f"decoder.layers must be a whole number, 0 for no decoder, got {decoder_layers!r}")
     try:
         towers = build_clip(clip)
-        reset_residual_branches(towers.visual)
         embed = towers.visual.attnpool.c_proj.out_features
         width = neck[1]
         if decoder_layers and towers.ln_final.normalized_shape[0] != width:
@@ -129,13 +135,24 @@ def build_cris(
 
 
 def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
-    """Build CLIP's towers with random weights, at their native size and always with QuickGELU."""
+    """Build CLIP's towers, at their native size and always with QuickGELU, with random weights that CRIS can start from.
+
+    Where open_clip's initialisation serves CLIP's own training but not CRIS's, it is changed: residual branches of the
+    ResNet contribute from the first step (open_clip starts them at zero), and sentence features start small. At their usual
+    size they make the text projector's kernels, and so the first logits, so large that training begins by silencing them.
+    """
     config = open_clip.get_model_config(clip) if isinstance(clip, str) else _plain(clip)
     if config is None:
         raise ValueError(f"open_clip knows no model {clip!r}; see open_clip.list_models()")
     if not isinstance(config["vision_cfg"]["layers"], list):
         raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
-    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
+    towers = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
+    for name, parameter in towers.visual.named_parameters():
+        if name.startswith("layer") and name.endswith("bn3.weight"):
+            nn.init.ones_(parameter)
+    with torch.no_grad():
+        towers.text_projection.mul_(0.1)
+    return towers
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """CLIP's modified ResNet as a pyramid of three maps (section 3.1). Symbols: see ``cris.py``."""
 
-import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
@@ -75,10 +74,3 @@ class SpatialAttentionPool(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
-
-
-def reset_residual_branches(resnet: ModifiedResNet) -> None:
-    """Let the residual branches of an untrained tower contribute from the first step (open_clip starts them at zero)."""
-    for name, parameter in resnet.named_parameters():
-        if name.startswith("layer") and name.endswith("bn3.weight"):
-            torch.nn.init.ones_(parameter)

@@ -1,0 +1,47 @@
+"""Runs the programs for the tests: in this process, or in one of their own where signals or exit codes count."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+QUICK = ("workers=0", "trainer.devices=1", "trainer.enable_progress_bar=false")
+"""No worker processes and no bar: the tests' runs are short."""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program: str = "train") -> dict[str, Any]:
+    """Run a program in this process and return its results.json; InputError and the like end in SystemExit."""
+    from crislit import evaluate, train
+
+    main = {"train": train.main, "evaluate": evaluate.main}[program]
+    arguments = [f"crislit.{program}", f"hydra.run.dir={folder}", "hydra.job_logging.root.handlers=[console]"]
+    quick = ["+" + option if "progress_bar" in option else option for option in QUICK]
+    monkeypatch.setattr(sys, "argv", [*arguments, *quick, *overrides])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    GlobalHydra.instance().clear()
+    main()
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def command(program: str, *overrides: str) -> list[str]:
+    """Return the command line of a program in a process of its own."""
+    return [sys.executable, "-m", f"crislit.{program}", *overrides]
+
+
+def execute(program: str, *overrides: str, cwd: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, without a network and with one thread."""
+    return subprocess.run(
+        command(program, *overrides), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+def environment(extra: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
+    """Return an environment for child processes."""
+    return os.environ | {"OMP_NUM_THREADS": "1"} | dict(extra)

@@ -1,0 +1,197 @@
+"""Splits, samplers and loaders: nothing counted twice, nothing lost, the same order again."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from crislit.data import shapes
+from crislit.data.datamodule import EvaluationSampler, ReferDataModule, TrainSampler
+from crislit.data.dataset import ReferEvaluationSet, ReferTrainSet, TrainKey
+from crislit.errors import InputError
+
+
+def module(minirefer: Path, folder: str = "refcoco", refs: str = "refs(unc).p", **options: Any) -> ReferDataModule:
+    given: dict[str, Any] = {"image_size": 64, "batch_size": 4, "workers": 0} | options
+    return ReferDataModule(root=minirefer, folder=folder, refs=refs, **given)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("size", [1, 2, 5, 12, 13])
+def test_evaluation_shares_are_a_partition(size: int, processes: int) -> None:
+    shares = [list(EvaluationSampler(size, rank, processes)) for rank in range(processes)]
+    assert sorted(number for share in shares for number in share) == list(range(size))
+    assert [len(EvaluationSampler(size, rank, processes)) for rank in range(processes)] == [len(share) for share in shares]
+
+
+@pytest.mark.parametrize(("processes", "per_device"), [(1, 12), (1, 4), (2, 6), (2, 3), (3, 4), (3, 2)])
+def test_an_optimizer_step_sees_the_same_refs_however_it_is_divided(processes: int, per_device: int) -> None:
+    whole = [key.position for key in TrainSampler(50, 12, 12)]
+    shares = [[key.position for key in TrainSampler(50, 12, per_device, rank, processes)] for rank in range(processes)]
+    assert {len(share) for share in shares} == {len(TrainSampler(50, 12, per_device, 0, processes))} == {48 // processes}
+    for step in range(4):
+        here = [share[step * 12 // processes : (step + 1) * 12 // processes] for share in shares]
+        assert sorted(number for share in here for number in share) == sorted(whole[12 * step : 12 * step + 12])
+
+
+def test_epochs_differ_and_repeat_by_seed() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = TrainSampler(40, 8, 8, seed=seed)
+        sampler.set_epoch(epoch)
+        assert {key.epoch for key in sampler} == {epoch}
+        return [key.position for key in sampler]
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+    assert sorted(order(0, 3)) == list(range(40))
+
+
+def test_training_draws_every_sentence_of_a_ref_in_time_and_the_same_again(minirefer: Path) -> None:
+    data = module(minirefer)
+    train = ReferTrainSet(data.index, data.refs_of("train").tolist(), image_size=32, max_words=17, seed=1)
+    position = next(i for i, ref in enumerate(train.refs) if len(data.index.sentence_rows(ref)) == 3)
+    ref = int(train.refs[position])
+    drawn = [train.draw_sentence(epoch, ref, 0) for epoch in range(30)]
+    assert set(drawn) == set(data.index.sentence_rows(ref))
+    assert drawn == [train.draw_sentence(epoch, ref, 0) for epoch in range(30)]
+    assert torch.equal(train[TrainKey(0, position)][1], train[TrainKey(0, position)][1])
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_an_epoch_visits_every_ref_with_any_number_of_sentences_an_image(minirefer: Path, k: int) -> None:
+    data = module(minirefer, sentences_per_image=k, batch_size=4)
+    train = data.train_set()
+    for epoch in (0, 1):
+        drawn = [train.draw_refs(TrainKey(epoch, position)) for position in range(len(train))]
+        assert all(len(refs) == k and len({data.index.image_id(ref) for ref in refs}) == 1 for refs in drawn)
+        assert {ref for refs in drawn for ref in refs} == set(data.refs_of("train").tolist())
+    assert len(train) == 94 or k > 1
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.images.shape[0], batch.tokens.shape[0], batch.masks.shape[0]) == (4 // k, 4, 4)
+
+
+def test_a_training_sample_has_the_letterboxed_shapes_and_a_soft_mask(minirefer: Path) -> None:
+    data = module(minirefer)
+    image, tokens, mask = ReferTrainSet(data.index, data.refs_of("train").tolist(), image_size=96, max_words=17)[TrainKey(0, 0)]
+    assert (image.shape, tokens.shape, mask.shape) == ((3, 96, 96), (1, 17), (1, 1, 96, 96))
+    assert 0 < mask.mean() < 1
+    assert ((mask > 0) & (mask < 1)).any()
+
+
+def test_every_sentence_is_an_evaluation_sample_and_each_refs_first_in_the_released_protocol(minirefer: Path) -> None:
+    data = module(minirefer)
+    assert {split: len(data.evaluation_set(split)) for split in data.splits} == {"val": 54, "testA": 16, "testB": 41}
+    first = module(minirefer, protocol="first_sentence")
+    assert {split: len(first.evaluation_set(split)) for split in first.splits} == {"val": 20, "testA": 7, "testB": 15}
+
+
+def test_the_blind_control_pairs_every_sentence_with_another_object_of_its_picture(minirefer: Path) -> None:
+    data = module(minirefer)
+    index, refs = data.index, data.refs_of("train")
+    blind = data.evaluation_set("train", blind=True)
+    owner = {row: int(ref) for ref in refs for row in index.sentence_rows(ref)}
+    assert len(blind) > 100
+    for truth, row in blind.samples:
+        assert truth != owner[row]
+        assert index.image_id(truth) == index.image_id(owner[row])
+    assert len({int(row) for row in blind.samples[:, 1]}) == len(blind)
+    several = [ref for ref in refs if (index.image_ids(refs) == index.image_id(ref)).sum() > 1]
+    assert len(blind) == sum(len(index.sentence_rows(ref)) for ref in several)
+
+
+def test_loaders_give_the_documented_batches(minirefer: Path) -> None:
+    data = module(minirefer, eval_batch_size=3)
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.images.shape, batch.tokens.shape, batch.masks.shape) == ((4, 3, 64, 64), (4, 17), (4, 1, 64, 64))
+    batches = list(data.evaluation_loader("val"))
+    assert [number for batch in batches for number in batch.samples] == list(range(54))
+    samples = data.evaluation_set("val")
+    for batch in batches[:2]:
+        for truth, number in zip(batch.truths, batch.samples, strict=True):
+            assert truth.shape == samples.picture(number).shape[:2]
+            assert np.array_equal(truth, samples.truth(number))
+
+
+def test_workers_give_what_the_main_process_gives(minirefer: Path) -> None:
+    alone, together = (next(iter(module(minirefer, workers=workers).train_dataloader())) for workers in (0, 2))
+    assert torch.equal(alone.images, together.images)
+    assert torch.equal(alone.tokens, together.tokens)
+
+
+def test_max_images_keeps_the_first_by_id(minirefer: Path) -> None:
+    data = module(minirefer, max_images=8, evaluation_splits=["train"], select_split="train")
+    assert len(data.evaluation_set("train")) == 36
+    every = module(minirefer)
+    images = sorted(set(every.index.image_ids(every.refs_of("train")).tolist()))[:8]
+    assert set(data.index.image_ids(data.refs_of("train")).tolist()) == set(images)
+
+
+def test_a_set_without_train_split_evaluates_and_refuses_training(minirefer: Path) -> None:
+    data = module(minirefer, "refcocog", "refs(google).p")
+    assert data.splits == ["val"]
+    data.setup("test")
+    with pytest.raises(InputError, match="no split 'train', only val"):
+        data.setup("fit")
+
+
+def test_a_split_that_the_set_does_not_have_is_named(minirefer: Path) -> None:
+    with pytest.raises(InputError, match="no split 'testC', only train, val, testA, testB"):
+        module(minirefer, evaluation_splits=["testC"]).setup("test")
+
+
+def test_fewer_samples_than_a_batch_is_an_error(minirefer: Path) -> None:
+    with pytest.raises(
+        InputError, match="no training batch: an epoch of the train split has 94 sentences, fewer than batch_size=95"
+    ):
+        module(minirefer, batch_size=95).setup("fit")
+
+
+def test_the_batch_must_divide_and_leave_batchnorm_two_samples(minirefer: Path) -> None:
+    assert module(minirefer, batch_size=64).accumulation(8) == 1
+    assert module(minirefer, batch_size=64, batch_size_per_device=4).accumulation(2) == 8
+    with pytest.raises(InputError, match="does not divide over 3 devices"):
+        module(minirefer, batch_size=64).accumulation(3)
+    with pytest.raises(InputError, match="batch_size must be a multiple of 4"):
+        module(minirefer, batch_size=30, sentences_per_image=4)
+    with pytest.raises(InputError, match="batch_size_per_device=5"):
+        module(minirefer, batch_size=64, batch_size_per_device=5).accumulation(1)
+    for options, processes in (({"batch_size": 1}, 1), ({"batch_size": 2}, 2), ({"batch_size_per_device": 1}, 1)):
+        with pytest.raises(InputError, match="BatchNorm needs at least two"):
+            module(minirefer, **options).accumulation(processes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"image_size": 100}, {"image_size": 0}, {"batch_size": 0}, {"batch_size": 2.5}, {"eval_batch_size": 0}, {"max_images": 0}],
+)
+def test_sizes_that_make_no_sense_are_refused_at_once(minirefer: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        module(minirefer, **options)
+
+
+def test_a_missing_photograph_stops_before_training(tmp_path: Path) -> None:
+    root = shapes.write(tmp_path, "shapes", scenes={"train": 4, "val": 2, "testA": 2, "testB": 2})
+    data = ReferDataModule(root=root, folder="shapes", refs="refs(crislit).p", image_size=64, batch_size=4, workers=0)
+    data.setup("fit")
+    (root / "images/train2014/COCO_train2014_000000000002.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 of 4 images are missing.*COCO_train2014_000000000002.jpg"):
+        data.setup("fit")
+
+
+def test_a_damaged_photograph_and_one_of_another_size_are_named(tmp_path: Path) -> None:
+    root = shapes.write(tmp_path, "shapes", scenes={"train": 4, "val": 2, "testA": 2, "testB": 2})
+    data = ReferDataModule(root=root, folder="shapes", refs="refs(crislit).p", image_size=64, workers=0)
+    samples: ReferEvaluationSet = data.evaluation_set("val")
+    path = data.index.image_path(int(samples.samples[0, 0]))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"{path.name} is damaged"):
+        samples[0]
+    other = next(p for p in path.parent.iterdir() if p != path)
+    import cv2
+
+    cv2.imwrite(str(path), cv2.resize(cv2.imread(str(other)), (100, 50)))
+    with pytest.raises(InputError, match=r"\(50, 100\) pixels"):
+        samples[0]

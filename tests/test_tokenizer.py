@@ -1,0 +1,97 @@
+"""Sentences to CLIP's token ids."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import crislit
+from crislit.data.tokenizer import tokenize
+
+SOS, EOS = 49406, 49407
+LONG = "person standing at the very far end of the table next to the woman who is wearing a bright yellow rain coat"
+
+
+@pytest.mark.parametrize("max_words", [17, 22])
+def test_token_ids_are_the_golden_ones(golden: Path, max_words: int) -> None:
+    sentences = json.loads((golden / "preprocess.expressions.json").read_text())
+    with np.load(golden / "preprocess.npz") as file:
+        expected = torch.from_numpy(file[f"token_ids_{max_words}"])
+    ids = tokenize(sentences, max_words)
+    assert ids.dtype == torch.long
+    assert torch.equal(ids, expected)
+
+
+def test_padding_is_zero_after_the_end_of_the_sentence() -> None:
+    (ids,) = tokenize(["kid"], 8).tolist()
+    assert ids[0] == SOS
+    assert ids[1] not in (0, SOS, EOS)
+    assert ids[2:] == [EOS, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("max_words", range(3, 23))
+def test_truncation_keeps_the_first_words_and_the_end_of_the_sentence(max_words: int) -> None:
+    whole = tokenize([LONG], 77)[0].tolist()
+    assert whole.index(EOS) > 22
+    (ids,) = tokenize([LONG], max_words).tolist()
+    assert ids == [*whole[: max_words - 1], EOS]
+
+
+def test_a_sentence_that_just_fits_is_not_cut() -> None:
+    four_words = tokenize(["the left red dog"], 77)[0].tolist()
+    assert four_words.index(EOS) == 5
+    assert tokenize(["the left red dog"], 6)[0].tolist() == four_words[:6]
+
+
+@pytest.mark.parametrize("unclean", ["The  DOG &amp; cat", "the dog &amp;amp; cat", "\tthe dog\n & cat ", "THE DOG & CAT"])
+def test_clips_cleaning_applies(unclean: str) -> None:
+    assert torch.equal(tokenize([unclean]), tokenize(["the dog & cat"]))
+
+
+def test_an_empty_sentence_is_its_two_brackets() -> None:
+    assert tokenize(["", "  "], 5).tolist() == [[SOS, EOS, 0, 0, 0]] * 2
+
+
+def test_no_sentence_gives_no_row() -> None:
+    ids = tokenize([], 17)
+    assert ids.shape == (0, 17)
+    assert ids.dtype == torch.long
+
+
+def test_sentences_do_not_depend_on_their_neighbours() -> None:
+    sentences = ["kid", LONG, "", "left"]
+    alone = torch.cat([tokenize([sentence]) for sentence in sentences])
+    assert torch.equal(tokenize(sentences), alone)
+    assert torch.equal(tokenize(tuple(sentences)), alone)
+
+
+def test_a_bare_string_is_a_type_error_that_says_what_to_write() -> None:
+    with pytest.raises(TypeError, match=r"write \['the dog'\]"):
+        tokenize("the dog")
+
+
+@pytest.mark.parametrize("max_words", [2, 1, 0, -1])
+@pytest.mark.parametrize("sentences", [["the dog"], []])
+def test_room_for_less_than_one_word_is_a_value_error(sentences: list[str], max_words: int) -> None:
+    with pytest.raises(ValueError, match=f"max_words must be at least 3 .* got {max_words}"):
+        tokenize(sentences, max_words)
+
+
+def test_the_package_offers_the_same_function() -> None:
+    assert crislit.tokenize is tokenize
+
+
+@given(sentence=st.text(max_size=60), max_words=st.integers(3, 25))
+@settings(deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+def test_any_text_becomes_one_bracketed_row(sentence: str, max_words: int) -> None:
+    (ids,) = tokenize([sentence], max_words).tolist()
+    assert len(ids) == max_words
+    assert ids[0] == SOS
+    end = ids.index(EOS)
+    assert max(ids) == EOS, "which is how the text encoder finds it"
+    assert SOS not in ids[1:]
+    assert not any(ids[end + 1 :])
