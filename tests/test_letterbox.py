@@ -53,7 +53,8 @@ def iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 
 @pytest.mark.parametrize("i", EXAMPLES)
 def test_the_matrices_are_the_golden_ones(numbers: dict[str, npt.NDArray[Any]], i: int) -> None:
-    matrix, inverse = letterbox_matrices(*numbers[f"{i}.mask"].shape, int(numbers[f"{i}.size"]))
+    height, width = numbers[f"{i}.mask"].shape
+    matrix, inverse = letterbox_matrices(height, width, int(numbers[f"{i}.size"]))
     np.testing.assert_allclose(matrix, numbers[f"{i}.matrix"], atol=1e-5)
     np.testing.assert_allclose(inverse, numbers[f"{i}.inverse"], atol=1e-5)
 
@@ -148,7 +149,7 @@ def drawing(height: int, width: int, kind: str, box: tuple[float, float, float, 
 
 
 def round_trip(mask: Image, size: int) -> npt.NDArray[np.bool_]:
-    square = letterbox_mask(mask, size).astype(np.float32) / 255
+    square = (letterbox_mask(mask, size) / 255).astype(np.float32)
     return restore(square, *mask.shape) > 0.5
 
 

@@ -41,7 +41,7 @@ def test_nearest_resizing_takes_the_first_pixel_of_each_block(factor: int) -> No
     masks = torch.zeros(1, 1, 2 * factor, 2 * factor)
     masks[..., 0, factor] = 1
     logits = torch.tensor([[10.0, -10.0], [10.0, 10.0]])[None, None].requires_grad_()
-    text_to_pixel_contrastive_loss(logits, masks).backward()
+    torch.autograd.backward(text_to_pixel_contrastive_loss(logits, masks))
     assert logits.grad is not None
     # The gradient is (sigma - target) / 4: close to a quarter where the target is missed.
     expected = torch.tensor([[0.25, -0.25], [0.25, 0.25]])[None, None]
@@ -60,7 +60,7 @@ def test_the_gradient_pulls_the_sentences_pixels_up_and_pushes_the_others_down()
     logits = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     masks = torch.zeros(2, 1, 4, 4)
     masks[:, :, :2, 1:] = 1
-    text_to_pixel_contrastive_loss(logits, masks).backward()
+    torch.autograd.backward(text_to_pixel_contrastive_loss(logits, masks))
     assert logits.grad is not None
     assert (logits.grad[masks == 1] < 0).all(), "descent raises them"
     assert (logits.grad[masks == 0] > 0).all(), "descent lowers them"

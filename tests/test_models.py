@@ -1,7 +1,6 @@
 """The network's invariants, on a tiny one where sizes do not matter and without memory where they do."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import open_clip
@@ -50,14 +49,17 @@ def pictures(number: int, height: int = 64, width: int = 64) -> Tensor:
     return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def experienced(model: CRIS) -> CRIS:
+    """Let the BatchNorms see pictures and sentences, and return the network in evaluation."""
+    with torch.no_grad():
+        for _ in range(20):
+            model.train()(pictures(4), sentences(1, 3, 5, 6))
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def model() -> CRIS:
-    """A tiny network in evaluation, whose BatchNorms have seen pictures."""
-    model = tiny().train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(pictures(4), sentences(1, 3, 5, 6))
-    return model.eval()
+    return experienced(tiny())
 
 
 def assert_close(ours: Tensor, expected: Tensor) -> None:
@@ -128,10 +130,25 @@ def test_a_batch_gives_what_its_samples_give_alone(model: CRIS) -> None:
     assert not torch.allclose(together[0], together[1], atol=1e-2 * together.abs().max().item()), "samples do differ"
 
 
+def test_sentences_that_share_a_picture_get_what_each_would_get_alone(model: CRIS) -> None:
+    images, tokens = pictures(2), sentences(1, 3, 4, 5, 6, 8)
+    with torch.no_grad():
+        shared = model(images, tokens)
+        alone = torch.cat([model(images[i // 3, None], tokens[i, None]) for i in range(6)])
+    assert_close(shared, alone)
+
+
+def test_sentences_that_do_not_divide_over_the_pictures_are_a_value_error(model: CRIS) -> None:
+    with pytest.raises(ValueError, match="3 sentences do not divide over 2 images"):
+        model(pictures(2), sentences(1, 3, 4))
+    with pytest.raises(ValueError, match="2 sentences do not divide over 4 images"):
+        model(pictures(4), sentences(1, 3))
+
+
 @pytest.mark.parametrize("contrastive", [True, False])
 @pytest.mark.parametrize("layers", [0, 2])
 def test_the_sentence_has_a_say(contrastive: bool, layers: int) -> None:
-    network = tiny(contrastive=contrastive, decoder_layers=layers).eval()
+    network = experienced(tiny(contrastive=contrastive, decoder_layers=layers))
     image = pictures(1).expand(2, -1, -1, -1)
     with torch.no_grad():
         first, second = network(image, sentences(3, 6))
@@ -153,7 +170,7 @@ def test_any_multiple_of_32_goes_forward_and_backward(height: int, width: int) -
     network = tiny().train()
     logits = network(pictures(3, height, width), sentences(2, 4, 6))
     assert logits.shape == (3, 1, height // 4, width // 4)
-    logits.square().mean().backward()
+    torch.autograd.backward(logits.square().mean())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert len(gradients) == len(list(network.parameters()))
@@ -178,7 +195,7 @@ def test_a_sentence_longer_than_the_context_is_a_value_error(model: CRIS) -> Non
 def test_gradients_reach_every_parameter_in_every_ablation(contrastive: bool, layers: int, kernel_size: int) -> None:
     network = tiny(contrastive=contrastive, decoder_layers=layers, kernel_size=kernel_size).train()
     masks = (torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(2)) > 0.5).float()
-    text_to_pixel_contrastive_loss(network(pictures(4), sentences(2, 4, 6, 8)), masks).backward()
+    torch.autograd.backward(text_to_pixel_contrastive_loss(network(pictures(4), sentences(2, 4, 6, 8)), masks))
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -213,7 +230,9 @@ BAD_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_SETTINGS.items() for value in values], ids=str)
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD_SETTINGS.items() for value in values], ids=str
+)
 def test_settings_that_make_no_network_are_an_input_error(name: str, value: Any) -> None:
     with torch.device("meta"), pytest.raises(InputError):
         tiny(**{name: value})
@@ -253,9 +272,9 @@ def test_the_attention_pool_resizes_its_positions_row_by_row() -> None:
     pool = native_pool(3)
     rows = torch.tensor([5.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0])  # the class, then a grid that grows downwards
     pool.positional_embedding = nn.Parameter(rows[:, None].expand(-1, 512).clone())
-    positions = pool.positions(3, 5).unflatten(0, (3, 5))
+    positions = pool.positions(3, 5).reshape(3, 5, 512)
     torch.testing.assert_close(positions, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 5, 512))
-    larger = pool.positions(7, 4).unflatten(0, (7, 4))[..., 0]
+    larger = pool.positions(7, 4).reshape(7, 4, 512)[..., 0]
     assert (larger[1:] > larger[:-1]).all(), "still grows downwards"
     torch.testing.assert_close(larger, larger[:, :1].expand(7, 4))
 
@@ -356,7 +375,7 @@ def decoder() -> Decoder:
 
 
 @pytest.fixture
-def generator() -> Iterator[torch.Generator]:
+def generator() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
@@ -413,7 +432,7 @@ def test_sine_positions_are_the_ones_computed_by_hand() -> None:
 
 def test_the_first_half_of_2d_positions_encodes_x_and_the_second_y() -> None:
     h, w, width = 3, 5, 8
-    grid = sine_positions_2d(h, w, width).unflatten(0, (h, w))
+    grid = sine_positions_2d(h, w, width).reshape(h, w, width)
     for y in range(h):
         for x in range(w):
             expected = [f(position / scale) for position in (x, y) for scale in (1, 100) for f in (math.sin, math.cos)]
@@ -424,7 +443,7 @@ def test_the_first_half_of_2d_positions_encodes_x_and_the_second_y() -> None:
 
 
 def test_a_kernel_of_one_is_equation_9s_dot_product_and_a_bias() -> None:
-    network = tiny(kernel_size=1).eval()
+    network = experienced(tiny(kernel_size=1))
     images, tokens = pictures(2), sentences(3, 5)
     with torch.no_grad():
         maps, (words, sentence) = network.image_encoder(images), network.text_encoder(tokens)

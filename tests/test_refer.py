@@ -148,8 +148,10 @@ def union(segmentation: Any, height: int, width: int) -> Mask:
     if isinstance(segmentation, dict):
         mask: Mask = coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width))
         return mask
-    parts = [coco_mask.decode(coco_mask.frPyObjects([polygon], height, width))[:, :, 0] for polygon in segmentation]
-    return np.logical_or.reduce(parts).astype(np.uint8)
+    covered = np.zeros((height, width), dtype=np.uint8)
+    for polygon in segmentation:
+        covered |= coco_mask.decode(coco_mask.frPyObjects([polygon], height, width))[:, :, 0]
+    return covered
 
 
 # -- Masks
@@ -535,7 +537,7 @@ def test_a_ref_that_is_no_ref_is_an_error_that_names_the_file(ref: Any, tmp_path
         open_set(write_set(tmp_path / "data", pickle.dumps([ref])))
 
 
-NO_INSTANCES = [
+NO_INSTANCES: list[Any] = [
     None,
     5,
     "text",

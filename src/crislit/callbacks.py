@@ -1,6 +1,7 @@
 """What a run leaves in its folder: the last checkpoint, pictures, and the results."""
 
 import json
+import logging
 import platform
 import statistics
 import subprocess
@@ -22,6 +23,8 @@ from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet
 from crislit.data.letterbox import Image
 from crislit.metrics import METRICS, intersection_and_union, iou
 from crislit.models.cris import CRIS, count_parameters
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(L.Callback):
@@ -67,6 +70,24 @@ class LastCheckpoint(L.Callback):
         """Save what there is; with several processes only where all were interrupted, or the others would be waited for."""
         if trainer.training and trainer.global_step and (trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt)):
             self.save(trainer)
+
+
+class Narrator(L.Callback):
+    """Logs a line after every validation, which stays where a progress bar does not.
+
+    Args:
+        split: The validated split.
+    """
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say how far the run is."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            values = {name: float(trainer.callback_metrics[name]) for name in ("train/loss", f"{self.split}/mIoU")}
+            told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            log.info("epoch %d of %s, step %d: %s", trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step, told)
 
 
 class Pictures(L.Callback):

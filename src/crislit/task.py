@@ -61,7 +61,7 @@ class CRISTask(L.LightningModule):
             raise InputError(f"threshold must be in [0, 1), got {threshold}")
         if learning_rate <= 0 or encoder_factor <= 0:
             raise InputError(f"rates must be positive, got learning_rate={learning_rate}, encoder_factor={encoder_factor}")
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs alike
         self.learning_rate, self.encoder_factor = learning_rate, encoder_factor
         self.milestones, self.gamma = sorted(milestones), gamma
         self.threshold = threshold

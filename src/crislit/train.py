@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from crislit.callbacks import (
     LastCheckpoint,
+    Narrator,
     Pictures,
     describe_run,
     measure_fps,
@@ -33,6 +35,10 @@ from crislit.models.cris import CRIS, build_cris
 from crislit.task import CRISTask
 
 log = logging.getLogger(__name__)
+
+# Lightning's internals, and a folder that is not empty because Hydra has just written into it.
+warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", message="Experiment logs directory")
 
 Settings = dict[str, Any]
 
@@ -124,7 +130,7 @@ def main(config: DictConfig) -> float:
         folder / "checkpoints", filename="best", monitor=f"{selects}/mIoU", mode="max", enable_version_counter=False
     )
     last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", settings["checkpoint_every"])
-    callbacks: list[L.Callback] = [best, last]
+    callbacks: list[L.Callback] = [best, last, Narrator(selects)]
     logger = build_logger(settings, folder)
     if logger:
         callbacks.append(LearningRateMonitor("epoch"))

@@ -1,0 +1,97 @@
+"""What users install: the wheel holds the configuration and runs anywhere, and the make targets do nothing twice."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from tests.runs import environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built without a network."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, env=environment([("PIP_NO_INDEX", "1")]), check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_whole_configuration_and_the_type_marker(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert f"crislit/conf/{path.relative_to(ROOT / 'conf')}" in names
+    assert "crislit/py.typed" in names
+    assert not [name for name in names if name.startswith("tests")]
+
+
+@pytest.mark.slow
+def test_the_wheel_composes_and_trains_in_another_environment_and_folder(wheel: Path, small_shapes: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True)
+    # The dependencies are this environment's: gigabytes that need not be installed again.
+    here = subprocess.run([str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True)
+    ours = Path(pytest.__file__).parents[1]
+    Path(here.stdout.strip(), "dependencies.pth").write_text(f"{ours}\n")
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([str(python), *arguments], cwd=work, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(tmp_path / "env") in run("-c", "import crislit; print(crislit.__file__)")
+    assert "RN101-quickgelu" in run("-m", "crislit.train", "--cfg", "job", "model=rn101", "dataset=grefcoco")
+    small = ("image_size=64", "batch_size=8", "decoder.layers=1", "trainer.max_steps=1", "trainer.devices=1", f"data_root={small_shapes}")
+    assert "testB" in run("-m", "crislit.train", *small)
+    (results,) = work.glob("outputs/*/*/results.json")
+    assert results.is_file()
+
+
+def test_every_dependency_says_why_it_is_there_and_none_is_left_out() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    lines = [line.strip() for line in text.split("dependencies = [")[1].split("\n]")[0].splitlines() if line.strip()]
+    assert len(lines) == len(project["dependencies"])
+    assert all("#" in line for line in lines)
+    assert {"dev", "demo", "onnx", "tensorboard", "sweep"} <= set(project["optional-dependencies"])
+    assert "albumentations==2.0.8" in project["dependencies"]
+    assert project["requires-python"] == ">=3.11"
+
+
+def test_no_dependency_is_under_a_copyleft_licence() -> None:
+    from importlib.metadata import metadata
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name = requirement.split("=")[0].split(">")[0]
+        try:
+            facts = metadata(name)
+        except PackageNotFoundError:
+            pytest.fail(f"{name} is a dependency and not installed")
+        licence = " ".join([facts.get("License-Expression") or "", *(facts.get_all("Classifier") or [])])
+        assert "GPL" not in licence, f"{name}: {licence}"
+        assert version(name)
+
+
+def test_make_says_what_a_machine_lacks(tmp_path: Path) -> None:
+    fake = tmp_path / "sitecustomize.py"
+    fake.write_text("import sys; sys.version_info = (3, 9, 0, 'final', 0)")
+    check = [sys.executable, str(ROOT / "scripts/check_machine.py")]
+    done = subprocess.run(check, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("error: Python 3.11 or newer is needed, this is 3.9")
+    assert subprocess.run(check, check=False).returncode == 0

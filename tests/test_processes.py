@@ -1,0 +1,177 @@
+"""Several processes, signals, sweeps and real photographs: what only whole runs can show."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crislit.metrics import METRICS
+from tests.runs import command, environment, execute
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "workers=0")
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def finished(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_and_three_processes_count_every_sentence_once(small_shapes: Path, tmp_path: Path) -> None:
+    finished(execute("train", *SMALL, "trainer=cpu", "trainer.max_steps=3", f"data_root={small_shapes}", "hydra.run.dir=one", cwd=tmp_path))
+    one = results_of(tmp_path / "one")
+    for processes in (2, 3):  # 36 sentences in batches of 5: shares that do not divide evenly
+        folder = f"by{processes}"
+        finished(
+            execute(
+                "evaluate",
+                f"checkpoint={one['checkpoint']}",
+                f"data_root={small_shapes}",
+                "trainer=ddp_cpu",
+                f"trainer.devices={processes}",
+                "eval_batch_size=5",
+                "workers=0",
+                f"hydra.run.dir={folder}",
+                cwd=tmp_path,
+            )
+        )
+        several = results_of(tmp_path / folder)
+        for split, values in one["splits"].items():
+            assert several["splits"][split]["samples"] == values["samples"]
+            for metric in METRICS:
+                assert several["splits"][split][metric] == pytest.approx(values[metric], abs=1e-4)
+
+
+def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path: Path) -> None:
+    done = execute("train", *SMALL, "trainer=ddp_cpu", "recipe.epochs=2", f"data_root={small_shapes}", "hydra.run.dir=run", cwd=tmp_path)
+    finished(done)
+    results = results_of(tmp_path / "run")
+    assert {split: values["samples"] for split, values in results["splits"].items()} == {"val": 36, "testA": 36, "testB": 36}
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert len(list((tmp_path / "run/figures").glob("*.png"))) == 12
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(small_shapes: Path, tmp_path: Path) -> None:
+    overrides = (*SMALL, f"data_root={small_shapes}", "trainer=cpu", "hydra.run.dir=cut", "recipe.epochs=500", "checkpoint_every=1000000")
+    child = subprocess.Popen(
+        command("train", *overrides, "trainer.log_every_n_steps=1"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "cut/metrics.csv"
+    deadline = time.time() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
+        time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "go on with resume=" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "cut/checkpoints/last.ckpt").is_file()
+    resumed = execute(
+        "train",
+        *SMALL,
+        f"data_root={small_shapes}",
+        "trainer=cpu",
+        "hydra.run.dir=resumed",
+        "resume=cut/checkpoints/last.ckpt",
+        "trainer.max_steps=2000",
+        "recipe.epochs=500",
+        "trainer.check_val_every_n_epoch=100",
+        cwd=tmp_path,
+    )
+    finished(resumed)
+    assert results_of(tmp_path / "resumed")["steps"] == 2000
+
+
+def test_a_sweep_over_the_decoders_depth_makes_four_networks(small_shapes: Path, tmp_path: Path) -> None:
+    done = execute(
+        "train",
+        "-m",
+        "decoder.layers=1,2,3,4",
+        "image_size=64",
+        "batch_size=8",
+        "workers=0",
+        "trainer=cpu",
+        "trainer.max_steps=1",
+        f"data_root={small_shapes}",
+        "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
+    )
+    finished(done)
+    sizes = [results_of(tmp_path / "sweep" / str(job))["parameters"] for job in range(4)]
+    steps = {after - before for before, after in zip(sizes, sizes[1:], strict=False)}
+    assert len(steps) == 1
+    assert steps.pop() > 0
+
+
+@pytest.mark.parametrize(("dataset", "splits"), [("refcoco+", ["val", "testA", "testB"]), ("grefcoco", ["val", "test"])])
+def test_photographs_train_and_evaluate_on_all_their_splits(minirefer: Path, tmp_path: Path, dataset: str, splits: list[str]) -> None:
+    finished(
+        execute(
+            "train",
+            f"dataset={dataset}",
+            f"data_root={minirefer}",
+            "batch_size=4",
+            "image_size=96",
+            "recipe.epochs=1",
+            "trainer=cpu",
+            "hydra.run.dir=run",
+            cwd=tmp_path,
+        )
+    )
+    assert list(results_of(tmp_path / "run")["splits"]) == splits
+
+
+def test_the_google_partition_evaluates(minirefer: Path, tmp_path: Path) -> None:
+    finished(
+        execute(
+            "train",
+            "dataset=refcoco",
+            f"data_root={minirefer}",
+            "batch_size=4",
+            "image_size=96",
+            "trainer.max_steps=1",
+            "trainer=cpu",
+            "hydra.run.dir=run",
+            cwd=tmp_path,
+        )
+    )
+    finished(
+        execute(
+            "evaluate",
+            "checkpoint=run/checkpoints/last.ckpt",
+            "dataset=grefcoco_google",
+            f"data_root={minirefer}",
+            "hydra.run.dir=google",
+            cwd=tmp_path,
+        )
+    )
+    assert results_of(tmp_path / "google")["splits"]["val"]["samples"] == 18
+
+
+@pytest.mark.parametrize(("model", "dataset"), [("rn50", "refcoco"), ("rn101", "grefcoco")])
+def test_the_papers_networks_run_whole_on_photographs(minirefer: Path, tmp_path: Path, model: str, dataset: str) -> None:
+    finished(
+        execute(
+            "train",
+            f"model={model}",
+            f"dataset={dataset}",
+            f"data_root={minirefer}",
+            "dataset.max_images=2",
+            "trainer.max_steps=1",
+            "batch_size=2",
+            "hydra.run.dir=run",
+            cwd=tmp_path,
+            seconds=600,
+        )
+    )
+    assert results_of(tmp_path / "run")["parameters"] == {"rn50": 146_849_121, "rn101": 161_251_681}[model]
