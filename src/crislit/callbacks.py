@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -130,28 +131,29 @@ class Pictures(L.Callback):
                 figure.savefig(self.folder / f"sample_{sample:05d}.png", dpi=80)
 
 
-def overlay(image: Image, mask: npt.NDArray[Any], colour: tuple[int, int, int]) -> Image:
-    """Tint an image where the mask is, (h, w, 3) uint8 RGB; the rest is darkened."""
-    tint = np.array(colour)
-    mixed = np.where(mask.astype(bool)[..., None], 0.5 * image + 0.5 * tint, 0.55 * image)
-    return mixed.astype(np.uint8)
-
-
 def draw_sample(image: Image, sentence: str, truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Figure:
     """Draw a picture, its truth and its predicted mask side by side, under the sentence."""
     score = iou(*intersection_and_union(prediction, truth))
-    figure = Figure(figsize=(10.5, 3.4 * max(1.0, image.shape[0] / image.shape[1]) + 0.4), layout="constrained")
+    figure = Figure(figsize=(10.5, 3.5 * image.shape[0] / image.shape[1] + 0.7), layout="constrained")
     figure.suptitle(f"“{sentence}”")
-    panels = {
-        "image": image,
-        "truth": overlay(image, truth, (40, 220, 90)),
-        f"prediction, IoU {score:.2f}": overlay(image, prediction, (250, 120, 30)),
-    }
-    for axes, (title, panel) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        axes.imshow(panel)
-        axes.set_title(title, fontsize=10)
+    left, middle, right = figure.subplots(1, 3)
+    left.imshow(image)
+    left.set_title("image", fontsize=10)
+    draw_mask(middle, image, truth, "lime")
+    middle.set_title("truth", fontsize=10)
+    draw_mask(right, image, prediction, "orange")
+    right.set_title(f"prediction, IoU {score:.2f}", fontsize=10)
+    for axes in (left, middle, right):
         axes.axis("off")
     return figure
+
+
+def draw_mask(axes: Axes, image: Image, mask: npt.NDArray[Any], colour: str) -> None:
+    """Show a picture, darkened where the mask is not, and outline the mask."""
+    mask = mask.astype(bool)
+    axes.imshow((image * np.where(mask, 1.0, 0.3)[..., None]).astype(np.uint8))
+    if mask.any() and not mask.all():
+        axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.5)
 
 
 @torch.no_grad()
