@@ -20,7 +20,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program:
     from crislit import evaluate, train
 
     main = {"train": train.main, "evaluate": evaluate.main}[program]
-    arguments = [f"crislit.{program}", f"hydra.run.dir={folder}", "hydra.job_logging.root.handlers=[console]"]
+    arguments = [f"crislit.{program}", f"hydra.run.dir={folder}", "hydra/job_logging=stdout"]
     quick = ["+" + option if "progress_bar" in option else option for option in QUICK]
     monkeypatch.setattr(sys, "argv", [*arguments, *quick, *overrides])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)

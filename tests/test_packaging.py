@@ -36,26 +36,39 @@ def test_the_wheel_holds_the_whole_configuration_and_the_type_marker(wheel: Path
 
 
 @pytest.mark.slow
-def test_the_wheel_composes_and_trains_in_another_environment_and_folder(wheel: Path, small_shapes: Path, tmp_path: Path) -> None:
+def test_the_wheel_composes_and_trains_in_another_environment_and_folder(
+    wheel: Path, small_shapes: Path, tmp_path: Path
+) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
     subprocess.run(install, check=True)
     # The dependencies are this environment's: gigabytes that need not be installed again.
-    here = subprocess.run([str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True)
+    here = subprocess.run(
+        [str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
+    )
     ours = Path(pytest.__file__).parents[1]
     Path(here.stdout.strip(), "dependencies.pth").write_text(f"{ours}\n")
     work = tmp_path / "elsewhere"
     work.mkdir()
 
     def run(*arguments: str) -> str:
-        done = subprocess.run([str(python), *arguments], cwd=work, env=environment(), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(python), *arguments], cwd=work, env=environment(), capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert str(tmp_path / "env") in run("-c", "import crislit; print(crislit.__file__)")
     assert "RN101-quickgelu" in run("-m", "crislit.train", "--cfg", "job", "model=rn101", "dataset=grefcoco")
-    small = ("image_size=64", "batch_size=8", "decoder.layers=1", "trainer.max_steps=1", "trainer.devices=1", f"data_root={small_shapes}")
+    small = (
+        "image_size=64",
+        "batch_size=8",
+        "decoder.layers=1",
+        "trainer.max_steps=1",
+        "trainer.devices=1",
+        f"data_root={small_shapes}",
+    )
     assert "testB" in run("-m", "crislit.train", *small)
     (results,) = work.glob("outputs/*/*/results.json")
     assert results.is_file()

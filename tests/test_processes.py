@@ -27,7 +27,17 @@ def finished(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_two_and_three_processes_count_every_sentence_once(small_shapes: Path, tmp_path: Path) -> None:
-    finished(execute("train", *SMALL, "trainer=cpu", "trainer.max_steps=3", f"data_root={small_shapes}", "hydra.run.dir=one", cwd=tmp_path))
+    finished(
+        execute(
+            "train",
+            *SMALL,
+            "trainer=cpu",
+            "trainer.max_steps=3",
+            f"data_root={small_shapes}",
+            "hydra.run.dir=one",
+            cwd=tmp_path,
+        )
+    )
     one = results_of(tmp_path / "one")
     for processes in (2, 3):  # 36 sentences in batches of 5: shares that do not divide evenly
         folder = f"by{processes}"
@@ -52,7 +62,9 @@ def test_two_and_three_processes_count_every_sentence_once(small_shapes: Path, t
 
 
 def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path: Path) -> None:
-    done = execute("train", *SMALL, "trainer=ddp_cpu", "recipe.epochs=2", f"data_root={small_shapes}", "hydra.run.dir=run", cwd=tmp_path)
+    done = execute(
+        "train", *SMALL, "trainer=ddp_cpu", "recipe.epochs=2", f"data_root={small_shapes}", "hydra.run.dir=run", cwd=tmp_path
+    )
     finished(done)
     results = results_of(tmp_path / "run")
     assert {split: values["samples"] for split, values in results["splits"].items()} == {"val": 36, "testA": 36, "testB": 36}
@@ -62,9 +74,20 @@ def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(small_shapes: Path, tmp_path: Path) -> None:
-    overrides = (*SMALL, f"data_root={small_shapes}", "trainer=cpu", "hydra.run.dir=cut", "recipe.epochs=500", "checkpoint_every=1000000")
+    overrides = (
+        *SMALL,
+        f"data_root={small_shapes}",
+        "trainer=cpu",
+        "hydra.run.dir=cut",
+        "recipe.epochs=500",
+        "checkpoint_every=1000000",
+    )
     child = subprocess.Popen(
-        command("train", *overrides, "trainer.log_every_n_steps=1"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        command("train", *overrides, "trainer.log_every_n_steps=1"),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     metrics = tmp_path / "cut/metrics.csv"
     deadline = time.time() + 120
@@ -114,7 +137,9 @@ def test_a_sweep_over_the_decoders_depth_makes_four_networks(small_shapes: Path,
 
 
 @pytest.mark.parametrize(("dataset", "splits"), [("refcoco+", ["val", "testA", "testB"]), ("grefcoco", ["val", "test"])])
-def test_photographs_train_and_evaluate_on_all_their_splits(minirefer: Path, tmp_path: Path, dataset: str, splits: list[str]) -> None:
+def test_photographs_train_and_evaluate_on_all_their_splits(
+    minirefer: Path, tmp_path: Path, dataset: str, splits: list[str]
+) -> None:
     finished(
         execute(
             "train",

@@ -26,7 +26,9 @@ SMALL = (
 def trained(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("runs") / "trained"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return folder, run(monkeypatch, folder, *SMALL, f"data_root={small_shapes}", "recipe.epochs=4")
+        return folder, run(
+            monkeypatch, folder, *SMALL, f"data_root={small_shapes}", "recipe.epochs=4", "trainer.log_every_n_steps=1"
+        )
 
 
 def test_a_run_leaves_everything_that_the_contract_names(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -72,10 +74,10 @@ def test_training_lowers_the_loss(trained: tuple[Path, dict[str, Any]]) -> None:
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert all(math.isfinite(loss) for loss in losses)
     assert {"val/mIoU", "val/oIoU", *(f"val/Pr@{x}" for x in (50, 60, 70, 80, 90))} <= set(rows[0])
-    assert sum(bool(row["val/mIoU"]) for row in rows) == 4
+    assert sum(bool(row["val/mIoU"]) for row in rows) == 5  # four epochs, and the final evaluation
 
 
 def test_evaluating_the_checkpoint_gives_exactly_the_numbers_that_training_wrote(
@@ -115,13 +117,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
 
 
 def test_a_run_that_ends_before_a_validation_evaluates_its_last_weights_and_says_so(
-    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = run(monkeypatch, tmp_path / "run", *SMALL, f"data_root={small_shapes}", "trainer.max_steps=2", "logger=none")
     assert results["steps"] == 2
     assert results["checkpoint"].endswith("last.ckpt")
     assert not (tmp_path / "run/checkpoints/best.ckpt").exists()
-    assert "no best.ckpt" in caplog.text
+    assert "no best.ckpt" in capsys.readouterr().out
 
 
 def test_resuming_goes_on_where_the_checkpoint_stands(
@@ -143,7 +145,7 @@ def test_accumulated_batches_make_the_steps_of_whole_ones(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = run(
-        monkeypatch, tmp_path / "run", *SMALL, f"data_root={small_shapes}", "batch_size_per_device=2", "recipe.epochs=1"
+        monkeypatch, tmp_path / "run", *SMALL, f"data_root={small_shapes}", "batch_size_per_device=4", "recipe.epochs=1"
     )
     assert results["steps"] == len_train(results) // 8
 
@@ -159,7 +161,7 @@ BAD = {
     "a negative number of layers": (["decoder.layers=-1"], "decoder.layers must be a whole number"),
     "layers that are no number": (["decoder.layers=abc"], "decoder.layers must be a whole number"),
     "an even kernel": (["projector.kernel_size=2"], "kernel_size must be odd"),
-    "a batch of one": (["batch_size=1"], "BatchNorm needs at least two"),
+    "a batch of one": (["batch_size=1", "dataset.sentences_per_image=1"], "BatchNorm needs at least two"),
     "a threshold out of range": (["threshold=2"], r"threshold must be in \[0, 1\)"),
     "a checkpoint that is not there": (["resume=gone.ckpt"], "no checkpoint at gone.ckpt"),
     "a GPU that is not there": (["trainer=gpu"], "cannot run trainer"),

@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; a run keeps its own under checkpoints/best.ckpt and checkpoints/last.ckpt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the optimizer's half stays on disk
     except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read checkpoint {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error

@@ -50,7 +50,8 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
             from hydra.errors import HydraException
             from omegaconf.errors import OmegaConfBaseException
 
-            verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            wish = os.environ.get("HYDRA_FULL_ERROR")
+            verbose = wish == "1" and "LOCAL_RANK" not in os.environ  # the first process's children inherit its own setting
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here
 
             @functools.wraps(function)
@@ -68,6 +69,8 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
                 if verbose:
                     raise
                 _fail(error)
+            finally:
+                os.environ["HYDRA_FULL_ERROR"] = wish or "0"
 
         return main
 

@@ -36,9 +36,10 @@ from crislit.task import CRISTask
 
 log = logging.getLogger(__name__)
 
-# Lightning's internals, and a folder that is not empty because Hydra has just written into it.
+# Lightning's internals; a folder that is not empty because Hydra has just written into it; a resumed run's new folder.
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message="Experiment logs directory")
+warnings.filterwarnings("ignore", message="The dirpath has changed")
 
 Settings = dict[str, Any]
 

@@ -67,7 +67,12 @@ class ReferDataModule(L.LightningDataModule):
         super().__init__()
         _check_whole("image_size", image_size, 32, multiple_of=32)
         _check_whole("dataset.sentences_per_image", sentences_per_image, 1)
-        _check_whole("batch_size", batch_size, 1, multiple_of=sentences_per_image)
+        _check_whole("batch_size", batch_size, 1)
+        if batch_size % sentences_per_image:
+            raise InputError(
+                f"batch_size={batch_size} must be a multiple of dataset.sentences_per_image={sentences_per_image}, "
+                "the sentences that train together on one picture"
+            )
         _check_whole("eval_batch_size", eval_batch_size, 1)
         _check_whole("dataset.max_words", max_words, 3)
         for name, number in (("batch_size_per_device", batch_size_per_device), ("dataset.max_images", max_images)):
