@@ -38,6 +38,7 @@ SAME_ROW = {
     ("models/projector", "models/neck"),  # conv_bn_relu
     ("evaluate", "train"),
 }
+PLANNED = {"segmenter", "predict", "convert", "export", "check_data", "report", "benchmark", "demo"}  # may be missing yet
 MAY_IMPORT_THE_PACKAGE = {"callbacks"}  # for its version
 MAY_KNOW_HYDRA = {"config", "train", "evaluate"}
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}
@@ -96,8 +97,7 @@ def test_every_file_has_its_place_in_the_order() -> None:
 
 
 def test_the_files_that_others_build_on_are_all_there() -> None:
-    written = {name for row in ORDER[:18] for name in row}  # what comes after may not be written yet
-    assert written <= set(MODULES)
+    assert set(ROWS) - set(MODULES) <= PLANNED
 
 
 def test_source_holds_this_package_and_the_sweep_launchers_namespace_only() -> None:

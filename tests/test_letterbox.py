@@ -270,6 +270,14 @@ def test_the_transform_composes_with_an_augmentation_before_it(picture: tuple[Im
     np.testing.assert_array_equal(warped["mask"], letterbox_mask(np.ascontiguousarray(mask[:, ::-1]), 64))
 
 
+def test_the_transform_warps_each_of_several_masks(picture: tuple[Image, Image]) -> None:
+    image, mask = picture
+    masks = np.stack([mask, 255 - mask, drawing(45, 70, "rectangle", (0.0, 0.5, 0.3, 1.0))])
+    warped = A.Compose([Letterbox(64)])(image=image, masks=masks)
+    np.testing.assert_array_equal(warped["image"], letterbox_image(image, 64))
+    np.testing.assert_array_equal(np.stack(warped["masks"]), np.stack([letterbox_mask(mask, 64) for mask in masks]))
+
+
 def test_the_transform_survives_pickling(picture: tuple[Image, Image]) -> None:
     image, mask = picture
     transform = A.Compose([A.HorizontalFlip(p=1), Letterbox(48)], seed=0)

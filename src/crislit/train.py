@@ -137,9 +137,11 @@ def main(config: DictConfig) -> float:
         callbacks.append(LearningRateMonitor("epoch"))
     trainer = build_trainer(settings, folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    trainer.fit(task, data, ckpt_path=resume)
-    if trainer.interrupted:
-        raise InputError(f"interrupted at step {trainer.global_step}; go on with resume={last.path}")
+    try:
+        trainer.fit(task, data, ckpt_path=resume)
+    except SystemExit as stop:  # Lightning's way out of Ctrl-C
+        onward = f"go on with resume={last.path}" if last.path.is_file() else "no step was finished"
+        raise InputError(f"interrupted at step {trainer.global_step}; {onward}") from stop
 
     steps = trainer.global_step
     checkpoint = Path(best.best_model_path or last.path)
