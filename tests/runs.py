@@ -35,10 +35,18 @@ def command(program: str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", f"crislit.{program}", *overrides]
 
 
-def execute(program: str, *overrides: str, cwd: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, without a network and with one thread."""
+def execute(
+    program: str, *overrides: str, cwd: Path, seconds: float = 300, threads: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, without a network."""
     return subprocess.run(
-        command(program, *overrides), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=seconds, check=False
+        command(program, *overrides),
+        cwd=cwd,
+        env=environment([("OMP_NUM_THREADS", str(threads))]),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
     )
 
 

@@ -1,4 +1,6 @@
-"""The one error that a user can cause."""
+"""What a user can get wrong."""
+
+from typing import Any
 
 
 class InputError(ValueError):
@@ -6,3 +8,10 @@ class InputError(ValueError):
 
     The message says what was expected, what was found and what to do. Programs print it without a traceback.
     """
+
+
+def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:
+    """Raise an :class:`InputError` unless a setting is a whole number, large enough and a multiple."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or value % multiple_of:
+        kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
+        raise InputError(f"{name} must be {kind}, at least {least}, got {value!r}")

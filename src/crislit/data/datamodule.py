@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from crislit.data import shapes
 from crislit.data.dataset import Protocol, ReferEvaluationSet, ReferTrainSet, TrainKey
 from crislit.data.refer import Ints, ReferIndex
-from crislit.errors import InputError
+from crislit.errors import InputError, check_whole
 
 
 class ReferDataModule(L.LightningDataModule):
@@ -65,19 +65,19 @@ class ReferDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_whole("image_size", image_size, 32, multiple_of=32)
-        _check_whole("dataset.sentences_per_image", sentences_per_image, 1)
-        _check_whole("batch_size", batch_size, 1)
+        check_whole("image_size", image_size, 32, multiple_of=32)
+        check_whole("dataset.sentences_per_image", sentences_per_image, 1)
+        check_whole("batch_size", batch_size, 1)
         if batch_size % sentences_per_image:
             raise InputError(
                 f"batch_size={batch_size} must be a multiple of dataset.sentences_per_image={sentences_per_image}, "
                 "the sentences that train together on one picture"
             )
-        _check_whole("eval_batch_size", eval_batch_size, 1)
-        _check_whole("dataset.max_words", max_words, 3)
+        check_whole("eval_batch_size", eval_batch_size, 1)
+        check_whole("dataset.max_words", max_words, 3)
         for name, number in (("batch_size_per_device", batch_size_per_device), ("dataset.max_images", max_images)):
             if number is not None:
-                _check_whole(name, number, 1)
+                check_whole(name, number, 1)
         if protocol not in ("all_sentences", "first_sentence"):
             raise InputError(f"protocol must be all_sentences or first_sentence, got {protocol!r}")
         self.root, self.folder, self.refs_file, self.embedded = root, folder, refs, embedded
@@ -288,9 +288,3 @@ def worker_init(_: int) -> None:
     seed = torch.initial_seed() % 2**32  # differs between workers and epochs
     np.random.seed(seed)
     random.seed(seed)
-
-
-def _check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or value % multiple_of:
-        kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
-        raise InputError(f"{name} must be {kind}, at least {least}, got {value!r}")

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Part of the cache's key, raised whenever the arrays change."""
 
+LARGEST_SIDE = 2**15
+"""Pixels; what claims more is damaged, and drawing its mask would exhaust the memory."""
+
 IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
 
 TREE = """  {root}/
@@ -273,17 +276,24 @@ def build_index(refs: Any, instances: Any, source: Path) -> _Arrays:
                 raise InputError(
                     f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not {ref['image_id']}"
                 )
-            size = int(image["height"]), int(image["width"])
+            size = _size(image)
             polygons, runs = _outlines(annotation["segmentation"], size)
             if ref["image_id"] not in image_rows:
                 image_rows[ref["image_id"]] = len(image_rows)
-                numbers["image_id"].append(int(ref["image_id"]))
+                numbers["image_id"].append(_number(ref["image_id"]))
                 numbers["image_size"].append(size)
                 texts["file_names"].append(_file_name(image["file_name"]))
-            if ref["split"] not in texts["split_names"]:
-                texts["split_names"].append(_string(ref["split"]))
-            sentences = [(_string(s["sent"]), int(s["sent_id"])) for s in ref["sentences"]]
-            row = {"ref_id": int(ref["ref_id"]), "category": int(ref["category_id"]), "ref_image": image_rows[ref["image_id"]]}
+            split = _string(ref["split"])
+            if split not in texts["split_names"]:
+                texts["split_names"].append(split)
+            sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"]]
+            if not sentences:
+                raise InputError("it has no sentence")
+            row = {
+                "ref_id": _number(ref["ref_id"]),
+                "category": _number(ref["category_id"]),
+                "ref_image": image_rows[ref["image_id"]],
+            }
         except InputError as error:
             raise InputError(f"{source}: ref {_name_of(ref)}: {error}") from error
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -293,7 +303,7 @@ def build_index(refs: Any, instances: Any, source: Path) -> _Arrays:
             ) from error
         for name, value in row.items():
             numbers[name].append(value)
-        numbers["split"].append(texts["split_names"].index(ref["split"]))
+        numbers["split"].append(texts["split_names"].index(split))
         texts["sentences"] += [sentence for sentence, _ in sentences]
         numbers["sentence_id"] += [number for _, number in sentences]
         numbers["ref_sentences_ends"].append(len(texts["sentences"]))
@@ -367,7 +377,23 @@ def _join(parts: Sequence[npt.NDArray[Any]], dtype: type) -> tuple[npt.NDArray[A
 def _string(value: Any) -> str:
     if not isinstance(value, (str, bytes)):
         raise TypeError(f"expected a string, found {value!r}")
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    text.encode()  # raises where it holds half a character
+    return text
+
+
+def _number(value: Any) -> int:
+    number = int(value)
+    if not -(2**63) <= number < 2**63:
+        raise OverflowError(f"{number} does not fit 64 bits")
+    return number
+
+
+def _size(image: Any) -> tuple[int, int]:
+    h, w = int(image["height"]), int(image["width"])
+    if not (0 < h <= LARGEST_SIDE and 0 < w <= LARGEST_SIDE):
+        raise InputError(f"its image is said to have {h} x {w} pixels")
+    return h, w
 
 
 def _file_name(value: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from crislit.errors import InputError
+from crislit.errors import InputError, check_whole
 from crislit.models.decoder import Decoder
 from crislit.models.image_encoder import ImageEncoder
 from crislit.models.neck import Neck
@@ -112,8 +112,16 @@ def build_cris(
         InputError: If the sizes do not fit, or open_clip knows no such model.
     """
     settings = dict(locals()) | {"clip": clip if isinstance(clip, str) else _plain(clip), "neck": list(neck)}
-    if not isinstance(decoder_layers, int) or decoder_layers < 0:
-        raise InputError(f"decoder.layers must be a whole number, 0 for no decoder, got {decoder_layers!r}")
+    check_whole("decoder.layers", decoder_layers, 0)  # 0 for no decoder
+    check_whole("decoder.heads", decoder_heads, 1)
+    check_whole("decoder.ffn", decoder_ffn, 1)
+    check_whole("projector.kernel_size", kernel_size, 1)
+    if not isinstance(decoder_dropout, (int, float)) or not 0 <= decoder_dropout < 1:
+        raise InputError(f"decoder.dropout must be a rate in [0, 1), got {decoder_dropout!r}")
+    if len(neck) != 3:
+        raise InputError(f"model.neck must be three widths, got {list(neck)}")
+    for width in neck:
+        check_whole("each width of model.neck", width, 1)
     try:
         towers = build_clip(clip)
         embed = towers.visual.attnpool.c_proj.out_features
@@ -144,7 +152,10 @@ def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
     config = open_clip.get_model_config(clip) if isinstance(clip, str) else _plain(clip)
     if config is None:
         raise ValueError(f"open_clip knows no model {clip!r}; see open_clip.list_models()")
-    if not isinstance(config["vision_cfg"]["layers"], list):
+    missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
+    if missing:
+        raise ValueError(f"the two encoders need {', '.join(missing)} too, in open_clip's format")
+    if not isinstance(config["vision_cfg"].get("layers"), list):
         raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
     towers = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
     for name, parameter in towers.visual.named_parameters():
