@@ -98,6 +98,9 @@ MENTIONS: dict[Attributes, float] = {
     (): 0.6,
 }
 
+LANDMARKS: dict[Attributes, float] = {("shape",): 2.0, ("colour", "shape"): 1.0, ("colour", "pattern", "shape"): 0.2}
+"""How a landmark may be named, and how often that is preferred: in few words where few will do."""
+
 
 def candidates(things: Sequence[Thing], target: Thing, mention: Attributes) -> list[Thing]:
     """Return the other things that share every mentioned attribute with the target."""
@@ -186,7 +189,7 @@ def sayings(things: Sequence[Thing], target: Thing, style: Style) -> Iterator[Sa
         others = candidates(things, target, mention)
         if style == "relations":
             if "shape" in mention:
-                yield from related_sayings(things, target, mention, weight)
+                yield from related_sayings(things, target, mention, weight / len(mention) ** 2)  # relations are long enough
             continue
         if mention and not others:
             yield Saying(2 * weight, mention)
@@ -202,21 +205,21 @@ def related_sayings(things: Sequence[Thing], target: Thing, mention: Attributes,
     """Yield the relations of the target to landmarks that are themselves unmistakable."""
     others = candidates(things, target, mention)
     for landmark in things:
-        for told in (("shape",), ("colour", "shape"), ("colour", "pattern", "shape")):
+        for told, brevity in LANDMARKS.items():
             if landmark is target or candidates(things, landmark, told):
                 continue
             for relation in RELATION_WORDS:
                 if others and is_related(relation, target, others, landmark):
-                    yield Saying(weight, mention, relation=relation, landmark=landmark, landmark_mention=told)
+                    yield Saying(weight * brevity, mention, relation=relation, landmark=landmark, landmark_mention=told)
                 elif not others and relation != "closest to" and clarity(relation, target, landmark) > 1:
-                    yield Saying(0.25 * weight, mention, relation=relation, landmark=landmark, landmark_mention=told)
+                    yield Saying(0.25 * weight * brevity, mention, relation=relation, landmark=landmark, landmark_mention=told)
 
 
 def realise(rng: np.random.Generator, target: Thing, saying: Saying) -> str:
     """Put a saying into words."""
     phrase = noun_phrase(rng, target, saying.mention, saying.size)
     if saying.landmark is not None:
-        link = pick(rng, ("", "", "", "", "that is ", "which is ")) + pick(rng, RELATION_WORDS[saying.relation])
+        link = pick(rng, ("", "", "", "", "", "", "that is ", "which is ")) + pick(rng, RELATION_WORDS[saying.relation])
         landmark = noun_phrase(rng, saying.landmark, saying.landmark_mention)
         return f"{pick(rng, ('the', 'the', 'a'))} {phrase} {link} the {landmark}"
     if saying.place:

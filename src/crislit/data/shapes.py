@@ -5,13 +5,14 @@ Pictures are drawn with NumPy alone and annotated as COCO does (polygons; run le
 """
 
 import colorsys
+import itertools
 import json
 import logging
 import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -273,37 +274,61 @@ def write(root: Path, name: str, seed: int = 0, scenes: dict[str, int] | None = 
     return target
 
 
+@dataclass
+class Difficulty:
+    """How hard a written set is: promises of its definition, counted on what was drawn.
+
+    Attributes:
+        areas: Per target, its visible share of the picture.
+        visible: Per target, the visible share of it.
+        alike: Per target, whether another object of its scene has its shape or its colour.
+        words: Per sentence, how many words it has.
+    """
+
+    areas: list[float] = field(default_factory=list)
+    visible: list[float] = field(default_factory=list)
+    alike: list[bool] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+
+    def add(self, drawn: list[Drawn], described: list[tuple[int, list[str]]]) -> None:
+        """Count a scene."""
+        for i, sentences in described:
+            target, others = drawn[i], [d for d in drawn if d is not drawn[i]]
+            pixels = np.count_nonzero(target.visible)
+            self.areas.append(pixels / (WIDTH * HEIGHT))
+            self.visible.append(pixels / np.count_nonzero(target.full))
+            self.alike.append(any(d.shape == target.shape or d.colour == target.colour for d in others))
+            self.words += [len(sentence.split()) for sentence in sentences]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.areas)} targets, {len(self.words)} sentences of {np.mean(self.words):.1f} words; a target covers "
+            f"{np.median(self.areas):.1%} of the picture (median), at least {np.min(self.visible):.0%} of each is visible and "
+            f"{np.mean(np.array(self.visible) < 0.99):.0%} are partly hidden; {np.mean(self.alike):.0%} share their shape or "
+            "colour with another object"
+        )
+
+
 def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
+    sentence_ids = itertools.count()
+    difficulty = Difficulty()
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
-    sentence_id = 0
     tasks = [(split, number) for split, count in counts.items() for number in range(count)]
-    for image_id, (split, number) in enumerate(tqdm(tasks, desc=f"writing {name}", unit="scene"), start=1):
+    for image_id, (split, number) in enumerate(tqdm(tasks, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1):
         image, drawn, described = make_scene(seed, name, split, number)
+        difficulty.add(drawn, described)
         file_name = f"COCO_train2014_{image_id:012d}.jpg"
         if not cv2.imwrite(str(folder / file_name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]):
             raise OSError(f"could not write {folder / file_name}")
         images.append({"id": image_id, "file_name": file_name, "height": HEIGHT, "width": WIDTH})
         first = len(annotations) + 1
-        for d in drawn:
-            rows, columns = window(d.visible)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": SHAPES.index(d.shape) + 1,
-                    "segmentation": segmentation(d.visible),
-                    "area": int(np.count_nonzero(d.visible)),
-                    "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-                    "iscrowd": 0,
-                }
-            )
+        annotations += [_annotation(d, first + i, image_id) for i, d in enumerate(drawn)]
         for i, sentences in described:
-            ids = list(range(sentence_id, sentence_id + len(sentences)))
-            sentence_id += len(sentences)
+            told = [{"tokens": s.split(), "raw": s, "sent": s, "sent_id": next(sentence_ids)} for s in sentences]
             refs.append(
                 {
                     "ref_id": len(refs),
@@ -312,21 +337,28 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
                     "category_id": SHAPES.index(drawn[i].shape) + 1,
                     "file_name": f"{file_name[:-4]}_{first + i}.jpg",
                     "split": split,
-                    "sent_ids": ids,
-                    "sentences": [
-                        {"tokens": sent.split(), "raw": sent, "sent": sent, "sent_id": k}
-                        for k, sent in zip(ids, sentences, strict=True)
-                    ],
+                    "sent_ids": [sentence["sent_id"] for sentence in told],
+                    "sentences": told,
                 }
             )
     categories = [{"id": i, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES, start=1)]
+    info = {"version": VERSION, "seed": seed, "difficulty": str(difficulty)}
+    instances = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     (root / name).mkdir()
-    instances = {
-        "info": {"version": VERSION, "seed": seed},
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
     (root / name / "instances.json").write_text(json.dumps(instances))
     with (root / name / "refs(crislit).p").open("wb") as file:
         pickle.dump(refs, file, protocol=2)
+    log.info("%s, version %d: %s", name, VERSION, difficulty)
+
+
+def _annotation(drawn: Drawn, number: int, image_id: int) -> dict[str, Any]:
+    rows, columns = window(drawn.visible)
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": SHAPES.index(drawn.shape) + 1,
+        "segmentation": segmentation(drawn.visible),
+        "area": int(np.count_nonzero(drawn.visible)),
+        "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+        "iscrowd": 0,
+    }
