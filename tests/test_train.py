@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from crislit.checkpoint import read_checkpoint
+from crislit.data import shapes
 from crislit.metrics import METRICS
 from tests.runs import execute, run
 
@@ -162,7 +164,15 @@ BAD = {
     "layers that are no number": (["decoder.layers=abc"], "decoder.layers must be a whole number"),
     "an even kernel": (["projector.kernel_size=2"], "kernel_size must be odd"),
     "a batch of one": (["batch_size=1", "dataset.sentences_per_image=1"], "BatchNorm needs at least two"),
-    "a threshold out of range": (["threshold=2"], r"threshold must be in \[0, 1\)"),
+    "a threshold out of range": (["threshold=2"], r"threshold must be a number in \[0, 1\)"),
+    "a rate that is no number": (
+        ["recipe.optimizer.learning_rate=fast"],
+        "learning_rate must be a positive number, got 'fast'",
+    ),
+    "no epoch at all": (["recipe.epochs=0"], "no step was taken"),
+    "a negative number of workers": (["workers=-1"], "workers must be a whole number"),
+    "a negative seed": (["seed=-1"], "seed must be a whole number"),
+    "a data root that is a file": (["data_root=/dev/null"], "cannot write the embedded data set"),
     "a checkpoint that is not there": (["resume=gone.ckpt"], "no checkpoint at gone.ckpt"),
     "a GPU that is not there": (["trainer=gpu"], "cannot run trainer"),
     "a split that the set does not have": (["dataset.select_split=testC"], "no split 'testC'"),
@@ -180,11 +190,20 @@ def test_bad_input_ends_in_one_clear_error_and_no_results(
     with pytest.raises(SystemExit) as error:
         run(monkeypatch, tmp_path / "run", f"data_root={small_shapes}", *overrides)
     assert error.value.code == 1
-    import re
-
     complaint = capsys.readouterr().err.split("error: ")[-1]
     assert re.search(message, complaint, re.DOTALL), complaint
     assert not (tmp_path / "run/results.json").exists()
+
+
+def test_a_damaged_picture_in_a_worker_process_is_one_clear_line(tmp_path: Path) -> None:
+    root = shapes.write(tmp_path / "data", "shapes", scenes={"train": 20, "val": 2, "testA": 2, "testB": 2})
+    root = root.rename(root.parent / f"shapes-v{shapes.VERSION}")
+    for picture in sorted((root / "images/train2014").iterdir())[:20]:
+        picture.write_bytes(b"no picture")
+    done = execute("train", *SMALL, f"data_root={tmp_path / 'data'}", "workers=2", "trainer=cpu", cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"^error: image .*COCO_train2014_\d+.jpg is damaged; fetch it again$", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
 
 
 def test_bad_checkpoints_are_told_apart(

@@ -80,7 +80,9 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
 def _fail(error: Exception) -> None:
     """Print an error, Hydra's own shortened to one line, and exit; only the first of several processes speaks."""
     message = str(error)
-    if not isinstance(error, InputError):
+    if isinstance(error, InputError):
+        message = message.rsplit(f"{InputError.__name__}: ", 1)[-1].rstrip()  # a data worker's comes with its traceback
+    else:
         lines = [line.strip() for text in (error, error.__cause__) if text for line in str(text).splitlines() if line.strip()]
         noise = (
             "Set the environment",

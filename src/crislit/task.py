@@ -57,10 +57,11 @@ class CRISTask(L.LightningModule):
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= threshold < 1:
-            raise InputError(f"threshold must be in [0, 1), got {threshold}")
-        if learning_rate <= 0 or encoder_factor <= 0:
-            raise InputError(f"rates must be positive, got learning_rate={learning_rate}, encoder_factor={encoder_factor}")
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+            raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
+        for name, value in (("learning_rate", learning_rate), ("encoder_factor", encoder_factor), ("gamma", gamma)):
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise InputError(f"recipe.optimizer.{name} must be a positive number, got {value!r}")
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs alike
         self.learning_rate, self.encoder_factor = learning_rate, encoder_factor
         self.milestones, self.gamma = sorted(milestones), gamma

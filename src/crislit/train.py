@@ -144,6 +144,9 @@ def main(config: DictConfig) -> float:
         raise InputError(f"interrupted at step {trainer.global_step}; {onward}") from stop
 
     steps = trainer.global_step
+    if not steps:
+        limits = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
+        raise InputError(f"no step was taken with {limits}: nothing to evaluate")
     checkpoint = Path(best.best_model_path or last.path)
     if not best.best_model_path:
         log.warning("the run ended before a validation: there is no best.ckpt, and the last weights are evaluated")

@@ -75,6 +75,7 @@ class ReferDataModule(L.LightningDataModule):
             )
         check_whole("eval_batch_size", eval_batch_size, 1)
         check_whole("dataset.max_words", max_words, 3)
+        check_whole("workers", 0 if workers is None else workers, 0)
         for name, number in (("batch_size_per_device", batch_size_per_device), ("dataset.max_images", max_images)):
             if number is not None:
                 check_whole(name, number, 1)

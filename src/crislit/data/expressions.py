@@ -15,6 +15,9 @@ import numpy as np
 Style = Literal["absolute", "attributes", "relations"]
 """Which extras a data set's sentences use: places (``shapes``), none but size (``shapes+``), relations (``gshapes``)."""
 
+LONGEST = 14
+"""Words that a sentence may have: what can be said is in a text encoder's reach, uncut."""
+
 WIDTH, HEIGHT = 320, 240
 """The size of a scene in pixels."""
 
@@ -221,7 +224,8 @@ def realise(rng: np.random.Generator, target: Thing, saying: Saying) -> str:
     if saying.landmark is not None:
         link = pick(rng, ("", "", "", "", "", "", "that is ", "which is ")) + pick(rng, RELATION_WORDS[saying.relation])
         landmark = noun_phrase(rng, saying.landmark, saying.landmark_mention)
-        return f"{pick(rng, ('the', 'the', 'a'))} {phrase} {link} the {landmark}"
+        article = pick(rng, ("the", "the", "an" if phrase[0] in "aeiou" else "a"))
+        return f"{article} {phrase} {link} the {landmark}"
     if saying.place:
         phrase = pick(rng, PLACE_WORDS[saying.place]).format(phrase)
     return "the " + phrase if rng.random() < 0.4 else phrase
@@ -234,7 +238,7 @@ def describe(rng: np.random.Generator, things: Sequence[Thing], target: Thing, s
     while known and len(sentences) < count:
         weights = np.array([saying.weight for saying in known])
         sentence = realise(rng, target, known.pop(int(rng.choice(len(known), p=weights / weights.sum()))))
-        if sentence not in sentences:
+        if sentence not in sentences and len(sentence.split()) <= LONGEST:
             sentences.append(sentence)
     return sentences
 

@@ -118,6 +118,14 @@ def window(mask: Mask) -> tuple[slice, slice]:
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
+def row_hull(mask: Mask) -> Mask:
+    """Fill each row between its first and its last pixel, which closes a ring's hole."""
+    from_left = np.logical_or.accumulate(mask, axis=1)
+    from_right = np.logical_or.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    hull: Mask = from_left & from_right
+    return hull
+
+
 def draw_ground(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Draw a pale or dark textured ground without a clear hue, (h, w, 3) in [0, 255]."""
     texture = 3 * rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
@@ -174,7 +182,10 @@ def draw_scene(rng: np.random.Generator, unlike: bool) -> tuple[Image, list[Draw
             continue
         full, cx, cy = place_object(rng, shape, float(np.exp(rng.uniform(*np.log(AREA)))))
         left = [d.visible & ~full for d in drawn]  # what the new object would leave of each
-        if all(np.count_nonzero(mask) >= VISIBLE * np.count_nonzero(d.full) for mask, d in zip(left, drawn, strict=True)):
+        outside = [mask & ~row_hull(full) for mask in left] if shape == "ring" else left
+        shares = [np.count_nonzero(mask) / np.count_nonzero(d.full) for mask, d in zip(left, drawn, strict=True)]
+        # What shows only through a ring's hole looks like a disc, whatever it is.
+        if min(shares, default=1) >= VISIBLE and all(np.count_nonzero(mask) > 300 for mask in outside):
             rows, columns = window(full)
             ys, xs = np.nonzero(full[rows, columns])
             ys, xs = ys + rows.start, xs + columns.start
