@@ -154,7 +154,7 @@ def test_the_batch_must_divide_and_leave_batchnorm_two_samples(minirefer: Path) 
     assert module(minirefer, batch_size=64, batch_size_per_device=4).accumulation(2) == 8
     with pytest.raises(InputError, match="does not divide over 3 devices"):
         module(minirefer, batch_size=64).accumulation(3)
-    with pytest.raises(InputError, match="batch_size=30 must be a multiple of dataset.sentences_per_image=4"):
+    with pytest.raises(InputError, match=r"batch_size=30 must be a multiple of dataset\.sentences_per_image=4"):
         module(minirefer, batch_size=30, sentences_per_image=4)
     with pytest.raises(InputError, match="batch_size_per_device=5"):
         module(minirefer, batch_size=64, batch_size_per_device=5).accumulation(1)

@@ -52,11 +52,11 @@ def test_iou_is_the_intersection_over_the_union_and_a_millionth() -> None:
 
 
 def test_every_metric_is_the_one_computed_by_hand() -> None:
-    # IoU 0.95, 0.75, 0.55 and 0, on objects of different sizes.
-    values = values_of(metric_of([(95, 100, False), (30, 40, False), (11, 20, False), (0, 60, False)]))
+    # IoU 0.95, 0.75, 0.55 and a third, on objects of different sizes.
+    values = values_of(metric_of([(95, 100, False), (30, 40, False), (11, 20, False), (20, 60, False)]))
     assert set(values) == {*METRICS, "samples", "empty"}
-    assert values["mIoU"] == pytest.approx((0.95 + 0.75 + 0.55 + 0) / 4, abs=1e-6)
-    assert values["oIoU"] == pytest.approx((95 + 30 + 11 + 0) / (100 + 40 + 20 + 60), abs=1e-6)
+    assert values["mIoU"] == pytest.approx((0.95 + 0.75 + 0.55 + 1 / 3) / 4, abs=1e-6)
+    assert values["oIoU"] == pytest.approx((95 + 30 + 11 + 20) / (100 + 40 + 20 + 60), abs=1e-6)
     assert [values[f"Pr@{at}"] for at in (50, 60, 70, 80, 90)] == [0.75, 0.5, 0.5, 0.25, 0.25]
     assert (values["samples"], values["empty"]) == (4, 0)
 

@@ -400,14 +400,24 @@ def test_every_word_that_is_no_padding_influences_the_decoder(decoder: Decoder, 
             assert (decoder(fused, changed, padding) - before).abs().max() > 1e-3, position
 
 
-def test_the_decoder_knows_where_cells_and_words_are(decoder: Decoder, generator: torch.Generator) -> None:
+def test_the_order_of_words_matters_to_the_decoder(decoder: Decoder, generator: torch.Generator) -> None:
     fused, words = torch.randn(1, 16, 3, 4, generator=generator), torch.randn(1, 4, 16, generator=generator)
     padding = torch.zeros(1, 4, dtype=torch.bool)
     with torch.no_grad():
-        before = decoder(fused, words, padding)
-        assert (decoder(fused, words.flip(1), padding) - before).abs().max() > 1e-3, "words have an order"
+        assert (decoder(fused, words.flip(1), padding) - decoder(fused, words, padding)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("silenced", ["cross_norm_out", "self_norm_out"])
+def test_both_attentions_know_where_cells_are(silenced: str, generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(width=16, layers=1, heads=2, ffn=24).eval()
+    norm: Any = getattr(decoder.layers[0], silenced)
+    nn.init.zeros_(norm.weight)  # of the two attentions, only the other one is heard
+    fused, words = torch.randn(1, 16, 3, 4, generator=generator), torch.randn(1, 4, 16, generator=generator)
+    padding = torch.zeros(1, 4, dtype=torch.bool)
+    with torch.no_grad():
         mirrored = decoder(fused.flip(3), words, padding).flip(3)
-    assert (mirrored - before).abs().max() > 1e-3, "cells have a place"
+        assert (mirrored - decoder(fused, words, padding)).abs().max() > 1e-3
 
 
 def test_dropout_acts_in_training_only_and_at_its_four_places() -> None:

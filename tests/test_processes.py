@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_a_sweep_over_the_decoders_depth_makes_four_networks(small_shapes: Path,
     )
     finished(done)
     sizes = [results_of(tmp_path / "sweep" / str(job))["parameters"] for job in range(4)]
-    steps = {after - before for before, after in zip(sizes, sizes[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(sizes)}
     assert len(steps) == 1
     assert steps.pop() > 0
 
