@@ -95,7 +95,7 @@ def test_no_dependency_is_under_a_copyleft_licence() -> None:
             facts = metadata(name)
         except PackageNotFoundError:
             pytest.fail(f"{name} is a dependency and not installed")
-        licence = " ".join([facts.get("License-Expression") or "", *(facts.get_all("Classifier") or [])])
+        licence = " ".join([*(facts.get_all("License-Expression") or []), *(facts.get_all("Classifier") or [])])
         assert "GPL" not in licence, f"{name}: {licence}"
         assert version(name)
 

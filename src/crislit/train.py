@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message="Experiment logs directory")
 warnings.filterwarnings("ignore", message="The dirpath has changed")
+# An advertisement, and a notice about a default at every checkpoint.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
 
 Settings = dict[str, Any]
 
