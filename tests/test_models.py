@@ -225,8 +225,8 @@ BAD_SETTINGS = {
     "decoder_heads": (3, 0, -4, "abc"),
     "decoder_ffn": (-1, "abc"),
     "decoder_dropout": (1.5, -0.1, "abc"),
-    "neck": ((32, 128, 128), (32, 48, 128), (32, 64), (32, 64, 128, 8), (32,)),
-    "clip": ("RN-nonsense", "ViT-B-32", "convnext_base", "RN50x4", {"embed_dim": 128}),
+    "neck": ((32, 128, 128), (32, 48, 128), (32, 64), (32, 64, 128, 8), (32,), (32, 64, "abc"), 5),
+    "clip": ("RN-nonsense", "ViT-B-32", "convnext_base", "RN50x4", {"embed_dim": 128}, None),
 }
 
 

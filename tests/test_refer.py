@@ -473,7 +473,7 @@ def test_a_pickled_object_that_is_no_plain_data_is_refused(name: str, protocol: 
 def test_a_set_with_a_dangerous_pickle_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
     root = write_set(tmp_path / "data", pickle.dumps([Runs(os.system, f"touch {sentinel}")]))
-    with pytest.raises(InputError, match=r"refs\(unc\)\.p: it asks for posix\.system"):
+    with pytest.raises(InputError, match=r"refs\(unc\)\.p: it asks for \w+\.system"):
         open_set(root)
     assert not sentinel.exists()
 

@@ -111,15 +111,18 @@ def build_cris(
     Raises:
         InputError: If the sizes do not fit, or open_clip knows no such model.
     """
-    settings = dict(locals()) | {"clip": clip if isinstance(clip, str) else _plain(clip), "neck": list(neck)}
+    settings = dict(locals())
+    if not isinstance(clip, (str, Mapping)):
+        raise InputError(f"model.clip must be a model's name or a mapping in open_clip's format, got {clip!r}")
+    if isinstance(neck, str) or not isinstance(neck, Sequence) or len(neck) != 3:
+        raise InputError(f"model.neck must be three widths, got {neck!r}")
+    settings |= {"clip": clip if isinstance(clip, str) else _plain(clip), "neck": list(neck)}
     check_whole("decoder.layers", decoder_layers, 0)  # 0 for no decoder
     check_whole("decoder.heads", decoder_heads, 1)
     check_whole("decoder.ffn", decoder_ffn, 1)
     check_whole("projector.kernel_size", kernel_size, 1)
     if not isinstance(decoder_dropout, (int, float)) or not 0 <= decoder_dropout < 1:
         raise InputError(f"decoder.dropout must be a rate in [0, 1), got {decoder_dropout!r}")
-    if len(neck) != 3:
-        raise InputError(f"model.neck must be three widths, got {list(neck)}")
     for width in neck:
         check_whole("each width of model.neck", width, 1)
     try:
