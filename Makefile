@@ -31,13 +31,11 @@ lint: .venv/ready-dev
 	$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml .venv/bin/python
-	@$(PYTHON) scripts/check_machine.py
 	@echo "installing into .venv: PyTorch alone is some gigabytes, this takes minutes"
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 .venv/ready-dev: pyproject.toml .venv/bin/python
-	@$(PYTHON) scripts/check_machine.py
 	@echo "installing into .venv: PyTorch alone is some gigabytes, this takes minutes"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ .venv/ready

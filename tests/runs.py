@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-QUICK = ("workers=0", "trainer.devices=1", "trainer.enable_progress_bar=false")
+QUICK = ("workers=0", "trainer.devices=1", "+trainer.enable_progress_bar=false")
 """No worker processes and no bar: the tests' runs are short."""
 
 
@@ -21,8 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program:
 
     main = {"train": train.main, "evaluate": evaluate.main}[program]
     arguments = [f"crislit.{program}", f"hydra.run.dir={folder}", "hydra/job_logging=stdout"]
-    quick = ["+" + option if "progress_bar" in option else option for option in QUICK]
-    monkeypatch.setattr(sys, "argv", [*arguments, *quick, *overrides])
+    monkeypatch.setattr(sys, "argv", [*arguments, *QUICK, *overrides])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     GlobalHydra.instance().clear()
     main()

@@ -108,6 +108,15 @@ def test_the_papers_settings_compose_for_eight_gpus() -> None:
     assert data.accumulation(processes=8) == 1
 
 
+def test_the_overfit_experiment_fixes_its_own_setting_on_any_data_set() -> None:
+    for dataset in ("refcoco", "refcoco+", "shapes"):
+        config = settings("experiment=overfit", f"dataset={dataset}")
+        assert config["dataset"]["max_images"] == 8
+        assert config["dataset"]["evaluation_splits"] == [config["dataset"]["select_split"]] == ["train"]
+        assert config["image_size"] == 320
+        assert build_data(config).accumulation(1) == 1
+
+
 def test_evaluation_composes_for_every_data_set_and_leaves_sizes_to_the_checkpoint() -> None:
     assert settings(name="evaluate").get("dataset") is None
     for dataset in EMBEDDED + REAL:

@@ -1,6 +1,7 @@
 """What users install: the wheel holds the configuration and runs anywhere, and the make targets do nothing twice."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -108,3 +109,24 @@ def test_make_says_what_a_machine_lacks(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith("error: Python 3.11 or newer is needed, this is 3.9")
     assert subprocess.run(check, check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_make_targets_do_nothing_twice(tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    (copy / ".venv/bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        (copy / name).write_text((ROOT / name).read_text())
+
+    def would_run(target: str) -> str:
+        return subprocess.run(["make", "-n", target], cwd=copy, capture_output=True, text=True, check=True).stdout
+
+    for target in ("train", "test", "test-slow", "lint"):
+        assert "venv .venv" in would_run(target)
+        assert "pip install" in would_run(target)
+    (copy / ".venv/bin/python").touch()
+    for name in ("ready", "ready-dev"):
+        (copy / ".venv" / name).touch()
+    assert would_run("train").split() == [".venv/bin/python", "-m", "crislit.train"]
+    for target in ("test", "test-slow", "lint"):
+        assert "install" not in would_run(target)

@@ -141,6 +141,23 @@ def test_resuming_goes_on_where_the_checkpoint_stands(
         f"resume={folder / 'checkpoints/last.ckpt'}",
     )
     assert resumed["steps"] == results["steps"] * 5 // 4
+    assert resumed["checkpoint"] == str(tmp_path / "resumed/checkpoints/best.ckpt")
+
+
+def test_a_resumed_run_without_a_validation_reports_its_own_weights_and_one_without_a_step_nothing(
+    trained: tuple[Path, dict[str, Any]],
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, results = trained
+    last = (*SMALL, f"data_root={small_shapes}", f"resume={folder / 'checkpoints/last.ckpt'}", "recipe.epochs=9")
+    resumed = run(monkeypatch, tmp_path / "resumed", *last, f"trainer.max_steps={results['steps'] + 2}")
+    assert resumed["checkpoint"] == str(tmp_path / "resumed/checkpoints/last.ckpt")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "idle", *last, f"trainer.max_steps={results['steps']}")
+    assert "no step was taken beyond step" in capsys.readouterr().err
 
 
 def test_accumulated_batches_make_the_steps_of_whole_ones(
@@ -173,6 +190,13 @@ BAD = {
     "a negative number of workers": (["workers=-1"], "workers must be a whole number"),
     "a negative seed": (["seed=-1"], "seed must be a whole number"),
     "a data root that is a file": (["data_root=/dev/null"], "cannot write the embedded data set"),
+    "more words than the context": (["dataset.max_words=100"], "max_words=100 does not fit the text encoder's context of 77"),
+    "splits that are no list": (["dataset.evaluation_splits=testA"], r"must be a list, \[testA\]"),
+    "milestones that are no list": (["recipe.optimizer.milestones=2"], "milestones must be a list of epochs"),
+    "epochs that are no number": (["recipe.epochs=abc"], "trainer.max_epochs must be a whole number"),
+    "devices that are no number": (["trainer.devices=abc"], "cannot run trainer"),
+    "an argument that no trainer has": (["+trainer.max_epoch=3"], "cannot run trainer"),
+    "one tiny picture": (["image_size=32", "batch_size=4"], "too little for BatchNorm"),
     "a checkpoint that is not there": (["resume=gone.ckpt"], "no checkpoint at gone.ckpt"),
     "a GPU that is not there": (["trainer=gpu"], "cannot run trainer"),
     "a split that the set does not have": (["dataset.select_split=testC"], "no split 'testC'"),
@@ -246,11 +270,12 @@ def test_nothing_is_written_over_an_earlier_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, _ = trained
-    before = (folder / "checkpoints/best.ckpt").read_bytes()
-    with pytest.raises(SystemExit):
-        run(monkeypatch, folder, *SMALL, f"data_root={small_shapes}")
-    assert "holds an earlier run" in capsys.readouterr().err
-    assert (folder / "checkpoints/best.ckpt").read_bytes() == before
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for program, overrides in (("train", ["seed=5"]), ("evaluate", [f"checkpoint={folder / 'checkpoints/best.ckpt'}"])):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, folder, f"data_root={small_shapes}", *overrides, program=program)
+        assert "holds an earlier run" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_google_partition_refuses_training_where_it_has_only_val(

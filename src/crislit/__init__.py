@@ -2,14 +2,17 @@
 
 import importlib
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crislit.data.tokenizer import tokenize
     from crislit.models.cris import CRIS
 
-__version__ = version("crislit")
+try:
+    __version__ = version("crislit")
+except PackageNotFoundError:  # src/ on the path, and nothing installed
+    __version__ = "0+unknown"
 __all__ = ["CRIS", "__version__", "tokenize"]
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version

@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -50,6 +51,7 @@ class LastCheckpoint(L.Callback):
         trainer.save_checkpoint(part)  # in every process: the strategy decides who writes
         if trainer.is_global_zero:
             part.replace(self.path)
+        trainer.strategy.barrier()
         self._saved = trainer.global_step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -68,9 +70,14 @@ class LastCheckpoint(L.Callback):
         self.save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save what there is; with several processes only where all were interrupted, or the others would be waited for."""
-        if trainer.training and trainer.global_step and (trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt)):
-            self.save(trainer)
+        """Save what there is, in training and in its validations; the first process alone, as the others may be stuck."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and trainer.is_global_zero and trainer.global_step > self._saved:
+            part = self.path.with_suffix(".part")
+            part.parent.mkdir(parents=True, exist_ok=True)
+            # What trainer.save_checkpoint does, without its barrier.
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), part)
+            part.replace(self.path)
 
 
 class Narrator(L.Callback):
@@ -135,7 +142,7 @@ def draw_sample(image: Image, sentence: str, truth: npt.NDArray[Any], prediction
     """Draw a picture, its truth and its predicted mask side by side, under the sentence."""
     score = iou(*intersection_and_union(prediction, truth))
     figure = Figure(figsize=(10.5, 3.5 * image.shape[0] / image.shape[1] + 0.7), layout="constrained")
-    figure.suptitle(f"“{sentence}”")
+    figure.suptitle(f"“{sentence}”", parse_math=False)  # a $ is a $
     left, middle, right = figure.subplots(1, 3)
     left.imshow(image)
     left.set_title("image", fontsize=10)
@@ -157,11 +164,9 @@ def draw_mask(axes: Axes, image: Image, mask: npt.NDArray[Any], colour: str) -> 
 
 
 @torch.no_grad()
-def measure_fps(model: CRIS, image_size: int, max_words: int, runs: int = 10) -> float:
+def measure_fps(model: CRIS, device: torch.device, image_size: int, max_words: int, runs: int = 10) -> float:
     """Return one over the median time in seconds of a forward pass of one picture and one sentence (table 1's "FPS")."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
+    model.to(device).eval()
     image = torch.zeros(1, 3, image_size, image_size, device=device)
     tokens = crislit.tokenize(["the man in red"], max_words=max_words).to(device)
     times = []
@@ -169,7 +174,6 @@ def measure_fps(model: CRIS, image_size: int, max_words: int, runs: int = 10) ->
         start = time.perf_counter()
         model(image, tokens).cpu()  # waits for the device
         times.append(time.perf_counter() - start)
-    model.train(training)
     return 1 / statistics.median(times[3:])
 
 
@@ -224,13 +228,14 @@ def print_results(results: Mapping[str, Any]) -> None:
     """Print the table of a run's results, in percent."""
     table = Table(title=f"mIoU is the paper's IoU; in percent; threshold {results['threshold']}, {results['protocol']}")
     extra = [("blind", results.get("blind", {})), ("ceiling", results.get("ceiling", {}))]
-    columns = ["split", "samples", *METRICS, *(name for name, values in extra if values)]
+    metrics = [metric for metric in METRICS if metric not in ("Pr@60", "Pr@80")]  # 80 columns; results.json has all
+    columns = ["split", "samples", *metrics, *(name for name, values in extra if values)]
     for column in columns:
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split, values in results["splits"].items():
-        row = [split, str(values["samples"]), *(f"{100 * values[metric]:.2f}" for metric in METRICS)]
+        row = [split, str(values["samples"]), *(f"{100 * values[metric]:.2f}" for metric in metrics)]
         for _, known in extra:
             if known:
                 row.append(f"{100 * known[split]['mIoU']:.2f}" if split in known else "-")
         table.add_row(*row)
-    Console(width=None if Console().is_terminal else 120).print(table)
+    Console(width=max(Console().width, 80)).print(table)

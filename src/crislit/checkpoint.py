@@ -59,5 +59,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or KEY not in content:
         found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{path} is no checkpoint of crislit: expected the entry {KEY!r}, found {found or 'nothing'}")
-    weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
-    return Checkpoint(content[KEY]["settings"], weights, content[KEY]["config"], int(content["global_step"]))
+    try:
+        weights = {name.removeprefix("model."): v for name, v in content["state_dict"].items() if name.startswith("model.")}
+        return Checkpoint(content[KEY]["settings"], weights, content[KEY]["config"], int(content["global_step"]))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.experimental.callback import Callback
+
 from crislit.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +37,16 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConf
 
     with initialize_config_dir(config_dir(), version_base="1.3"):
         return compose(name, list(overrides))
+
+
+class RefuseEarlierRun(Callback):
+    """Ends a program before it writes anything into a folder that holds an earlier run (``hydra.callbacks``)."""
+
+    def on_run_start(self, config: "DictConfig", **kwargs: Any) -> None:
+        """Look into the run's folder; the other processes of a run find the first one's there."""
+        folder = Path(config.hydra.run.dir)
+        if os.environ.get("LOCAL_RANK", "0") == "0" and any((folder / name).exists() for name in (".hydra", "results.json")):
+            _fail(InputError(f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is written over"))
 
 
 def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[], None]]:

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,7 +10,7 @@ from crislit.checkpoint import read_checkpoint
 from crislit.config import program
 from crislit.errors import InputError
 from crislit.task import CRISTask
-from crislit.train import Settings, build_data, build_trainer, evaluate_splits, finish
+from crislit.train import Settings, blind_splits, build_trainer, check_words, evaluate_splits, finish, prepare
 
 
 @program("evaluate")
@@ -22,30 +21,33 @@ def main(config: DictConfig) -> None:
     start = time.perf_counter()
     if not settings["checkpoint"]:
         raise InputError("which checkpoint? evaluate needs checkpoint=PATH, such as checkpoint=RUN/checkpoints/best.ckpt")
-    checkpoint = read_checkpoint(Path(settings["checkpoint"]))
+    checkpoint = read_checkpoint(Path(settings["checkpoint"]).expanduser())
     trained = checkpoint.config
-    settings["dataset"] = settings.get("dataset") or trained["dataset"]
-    for name in ("image_size", "threshold", "seed"):
+    if not trained:
+        raise InputError(f"{settings['checkpoint']} does not say how it was trained; it was not written by crislit.train")
+    for name in ("image_size", "threshold", "protocol", "eval_batch_size", "seed"):
         if settings[name] is None:
             settings[name] = trained[name]
+    settings["dataset"] = trained["dataset"] | settings.get("dataset", {})
     if settings["split"] is not None:
         settings["dataset"]["evaluation_splits"] = [settings["split"]]
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
-    data = build_data(settings)
-    data.prepare_data()
-    blind = [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
+    data = prepare(settings)
+    model = checkpoint.build()
+    check_words(data, model)
+    blind = blind_splits(settings, data)
     task = CRISTask(
-        checkpoint.build(),
+        model,
         threshold=settings["threshold"],
         splits=[*data.splits, *(f"{split}-blind" for split in blind)],
         select_split=data.select_split,
     )
     trainer = build_trainer(settings, folder, callbacks=[], logger=False)
-    results = evaluate_splits(trainer, task, data, settings, folder, blind)
+    # What the network is stays known: the training's model, decoder, loss and recipe under the evaluation's own settings.
+    results = evaluate_splits(trainer, task, data, trained | settings | {"recipe": trained["recipe"]}, folder, blind)
     results |= {
         "steps": checkpoint.steps,
         "checkpoint": str(settings["checkpoint"]),
-        "initial_weights": str(settings["checkpoint"]),
+        "initial_weights": "random",
         "seconds": time.perf_counter() - start,
     }
     finish(trainer, results, folder)

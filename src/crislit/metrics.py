@@ -1,4 +1,4 @@
-"""How well masks fit: mIoU (the paper's "IoU"), oIoU and Pr@X, as ``protocol.md`` of the field has them.
+"""How well masks fit: mIoU (the paper's "IoU"), oIoU and Pr@X, of the whole data set.
 
 IoU of a sample is I / (U + 1e-6) at the picture's own size. A truth without pixels cannot be met and counts as 0.
 """

@@ -1,7 +1,6 @@
 """Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule. No plotting, no files."""
 
 import bisect
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,10 @@ from torch import Tensor, nn
 from crislit import checkpoint as checkpoints
 from crislit.data.dataset import EvaluationBatch, TrainBatch
 from crislit.data.letterbox import restore, upsample_probabilities
-from crislit.errors import InputError
+from crislit.errors import InputError, check_whole
 from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.metrics import SegmentationMetric, intersection_and_union
 from crislit.models.cris import CRIS
-
-log = logging.getLogger(__name__)
 
 Masks = list[npt.NDArray[np.bool_]]
 
@@ -60,10 +57,14 @@ class CRISTask(L.LightningModule):
         if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
             raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
         for name, value in (("learning_rate", learning_rate), ("encoder_factor", encoder_factor), ("gamma", gamma)):
-            if not isinstance(value, (int, float)) or value <= 0:
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"recipe.optimizer.{name} must be a positive number, got {value!r}")
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs alike
         self.learning_rate, self.encoder_factor = learning_rate, encoder_factor
+        if isinstance(milestones, str) or not isinstance(milestones, Sequence):
+            raise InputError(f"recipe.optimizer.milestones must be a list of epochs, got {milestones!r}")
+        for milestone in milestones:
+            check_whole("each of recipe.optimizer.milestones", milestone, 1)
         self.milestones, self.gamma = sorted(milestones), gamma
         self.threshold = threshold
         self.splits = list(splits)
@@ -147,9 +148,6 @@ class CRISTask(L.LightningModule):
         counts = [intersection_and_union(mask, truth) for mask, truth in zip(masks, batch.truths, strict=True)]
         empty = [not truth.any() for truth in batch.truths]
         metric.update([i for i, _ in counts], [u for _, u in counts], empty)
-        for sample, none in zip(batch.samples, empty, strict=True):
-            if none:
-                log.warning("sample %d has a truth without pixels: it counts as IoU 0", sample)
         return masks
 
     def _log(self, split: str, metric: SegmentationMetric, prog_bar: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -29,7 +30,8 @@ from crislit.callbacks import (
 from crislit.checkpoint import read_checkpoint
 from crislit.config import program
 from crislit.data.datamodule import ReferDataModule
-from crislit.errors import InputError
+from crislit.data.dataset import ReferEvaluationSet
+from crislit.errors import InputError, check_whole
 from crislit.metrics import reachable_iou
 from crislit.models.cris import CRIS, build_cris
 from crislit.task import CRISTask
@@ -66,7 +68,7 @@ def build_data(settings: Settings) -> ReferDataModule:
     dataset = {key: value for key, value in settings["dataset"].items() if key not in ("name", "blind_control")}
     names = ("batch_size", "batch_size_per_device", "eval_batch_size", "image_size", "protocol", "workers", "seed")
     given = {name: settings[name] for name in names if name in settings}
-    return ReferDataModule(root=Path(settings["data_root"]).expanduser(), **dataset, **given)
+    return ReferDataModule(root=Path(str(settings["data_root"])).expanduser(), **dataset, **given)
 
 
 def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback], logger: Logger | bool) -> L.Trainer:
@@ -76,6 +78,10 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         InputError: If the machine has not what was asked for.
     """
     options = dict(settings["trainer"])
+    check_whole("trainer.max_epochs", options["max_epochs"], 0)
+    check_whole("trainer.max_steps", options["max_steps"], -1)
+    for name in ("check_val_every_n_epoch", "log_every_n_steps"):
+        check_whole(f"trainer.{name}", options[name], 1)
     cuda = torch.cuda.is_available() and options["accelerator"] in ("auto", "gpu", "cuda")
     if options["precision"] == "auto":
         options["precision"] = "16-mixed" if cuda else "32-true"
@@ -83,7 +89,7 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
     try:
         return L.Trainer(**options, callbacks=callbacks, logger=logger, default_root_dir=folder, use_distributed_sampler=False)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"this machine cannot run trainer={options}: {error}") from error
 
 
@@ -98,9 +104,9 @@ def build_logger(settings: Settings, folder: Path) -> Logger | bool:
         log.warning("no WANDB_API_KEY: Weights & Biases logs offline below %s; `wandb sync` sends it later", folder)
     try:
         logger: Logger = instantiate(settings["logger"], save_dir=str(folder))
-    except ImportError as error:
+    except InstantiationException as error:
         raise InputError(
-            f"this logger needs a package: {error}. pip install 'crislit[tensorboard]' brings TensorBoard's"
+            f"this logger cannot start: {error}. pip install 'crislit[tensorboard]' brings TensorBoard's"
         ) from error
     return logger
 
@@ -111,17 +117,12 @@ def main(config: DictConfig) -> float:
     settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = time.perf_counter()
-    if not isinstance(settings["seed"], int) or not 0 <= settings["seed"] < 2**32:
-        raise InputError(f"seed must be a whole number, 0 or more, got {settings['seed']!r}")
-    if (folder / "checkpoints").is_dir() and "LOCAL_RANK" not in os.environ:
-        raise InputError(f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is written over")
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
-    data = build_data(settings)
+    check_whole("checkpoint_every", settings["checkpoint_every"], 1)
+    data = prepare(settings)
     model = build_model(settings)
-    resume = check_resume(settings["resume"], model)
-    data.prepare_data()
-    selects = data.select_split
-    blind = [selects] if settings["dataset"]["blind_control"] else []
+    check_words(data, model)
+    resume, done = check_resume(settings["resume"], model)
+    selects, blind = data.select_split, blind_splits(settings, data)
     task = CRISTask(
         model,
         **settings["recipe"]["optimizer"],
@@ -147,11 +148,13 @@ def main(config: DictConfig) -> float:
         raise InputError(f"interrupted at step {trainer.global_step}; {onward}") from stop
 
     steps = trainer.global_step
-    if not steps:
+    if steps == done:
         limits = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
-        raise InputError(f"no step was taken with {limits}: nothing to evaluate")
-    checkpoint = Path(best.best_model_path or last.path)
-    if not best.best_model_path:
+        raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
+    # Not best.best_model_path: in a resumed run that is the earlier run's until the first validation.
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        checkpoint = last.path
         log.warning("the run ended before a validation: there is no best.ckpt, and the last weights are evaluated")
     model.load_state_dict(read_checkpoint(checkpoint).weights)
     results = evaluate_splits(trainer, task, data, settings, folder, blind)
@@ -162,23 +165,50 @@ def main(config: DictConfig) -> float:
         "seconds": time.perf_counter() - start,
     }
     finish(trainer, results, folder)
-    return float(results["splits"].get(selects, next(iter(results["splits"].values())))["mIoU"])
+    return float(results["splits"][selects]["mIoU"] if selects in results["splits"] else best.best_model_score or 0.0)
 
 
-def check_resume(path: str | None, model: CRIS) -> str | None:
-    """Check that a run can go on from a checkpoint.
+def prepare(settings: Settings) -> ReferDataModule:
+    """Seed everything, and build the data module with its data written and indexed.
+
+    Raises:
+        InputError: If the data or a setting cannot be used.
+    """
+    check_whole("seed", settings["seed"], 0)
+    check_whole("callbacks.pictures", settings["callbacks"]["pictures"], 0)
+    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = build_data(settings)
+    data.prepare_data()
+    return data
+
+
+def check_words(data: ReferDataModule, model: CRIS) -> None:
+    """Raise an :class:`InputError` if sentences may be longer than the text encoder's context."""
+    context = len(model.text_encoder.positional_embedding)
+    if data.max_words > context:
+        raise InputError(f"dataset.max_words={data.max_words} does not fit the text encoder's context of {context}")
+
+
+def blind_splits(settings: Settings, data: ReferDataModule) -> list[str]:
+    """Return the splits whose blind control is evaluated: the selecting one, where the data set asks for it."""
+    return [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
+
+
+def check_resume(path: str | None, model: CRIS) -> tuple[str | None, int]:
+    """Check that a run can go on from a checkpoint; return its path and the steps that it has behind it.
 
     Raises:
         InputError: If the checkpoint cannot be read or belongs to another network.
     """
     if path is None:
-        return None
-    saved = read_checkpoint(Path(path)).settings
+        return None, 0
+    checkpoint = read_checkpoint(Path(path).expanduser())
+    saved = checkpoint.settings
     different = [name for name in model.settings if model.settings[name] != saved.get(name)]
     if different:
         found = ", ".join(f"{name}={saved.get(name)} instead of {model.settings[name]}" for name in different)
         raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
-    return path
+    return str(Path(path).expanduser()), checkpoint.steps
 
 
 def evaluate_splits(
@@ -191,18 +221,28 @@ def evaluate_splits(
     trainer.callbacks.append(pictures)  # type: ignore[attr-defined]
     trainer.test(task, data, verbose=False)
     logged = trainer.callback_metrics
+    splits = {split: split_results(logged, split) for split in data.splits}
+    for split in splits:
+        report_empty(splits[split], data.evaluation_set(split), split)
     return {
         "config": settings,
         "overrides": list(HydraConfig.get().overrides.task),
         "seed": settings["seed"],
         **describe_run(task.model),
-        "fps": measure_fps(task.model, data.image_size, data.max_words),
+        "fps": measure_fps(task.model, trainer.strategy.root_device, data.image_size, data.max_words),
         "threshold": task.threshold,
         "protocol": data.protocol,
-        "splits": {split: split_results(logged, split) for split in data.splits},
+        "splits": splits,
         "blind": {split: split_results(logged, f"{split}-blind") for split in blind},
         "ceiling": {split: {"mIoU": ceiling(data, split, task.threshold)} for split in data.splits},
     }
+
+
+def report_empty(results: dict[str, float], data: ReferEvaluationSet, split: str) -> None:
+    """List the samples of a split whose truth has no pixel: they cannot be met, and counted as IoU 0."""
+    if results["empty"]:
+        names = [data.name(number) for number in range(len(data)) if not data.truth(number).any()]
+        log.warning("%s: %d samples have a truth without pixels, counted as IoU 0: %s", split, len(names), ", ".join(names))
 
 
 def ceiling(data: ReferDataModule, split: str, threshold: float) -> float:

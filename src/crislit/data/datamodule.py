@@ -42,8 +42,6 @@ class ReferDataModule(L.LightningDataModule):
         InputError: If a size or number makes no sense.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         *,
@@ -85,6 +83,8 @@ class ReferDataModule(L.LightningDataModule):
         self.image_size, self.max_words = image_size, max_words
         self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
         self.eval_batch_size = eval_batch_size
+        if isinstance(evaluation_splits, str):
+            raise InputError(f"dataset.evaluation_splits must be a list, [{evaluation_splits}]")
         self.evaluation_splits = list(evaluation_splits) if evaluation_splits is not None else None
         self.select_split = select_split
         self.blind_splits: list[str] = []
@@ -163,6 +163,8 @@ class ReferDataModule(L.LightningDataModule):
                 "a training batch of one sample per device is too small: BatchNorm needs at least two. "
                 f"Set batch_size to at least {2 * processes}, or batch_size_per_device to 2 or more"
             )
+        if per_device == self.sentences_per_image and self.image_size == 32:
+            raise InputError("one picture of 32 pixels per device is too little for BatchNorm: raise image_size or batch_size")
         return steps
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -197,6 +199,8 @@ class ReferDataModule(L.LightningDataModule):
         """Return the loader of a split, or of its blind control."""
         data = self.evaluation_set(split, blind)
         rank, processes = self._place()
+        if len(data) < processes:
+            raise InputError(f"split {split!r} has {len(data)} samples, fewer than {processes} processes")
         return self._loader(
             data, EvaluationSampler(len(data), rank, processes), self.eval_batch_size, ReferEvaluationSet.collate
         )
@@ -229,7 +233,6 @@ class ReferDataModule(L.LightningDataModule):
             collate_fn=collate,
             worker_init_fn=worker_init,
             persistent_workers=workers > 0 and isinstance(sampler, TrainSampler),
-            pin_memory=torch.cuda.is_available(),
         )
 
     def _place(self) -> tuple[int, int]:
@@ -271,7 +274,7 @@ class TrainSampler(Sampler[TrainKey]):
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every process's own samples, none twice and none left out: shares may differ by one, and may be empty."""
+    """Every process's own samples, none twice and none left out: shares may differ by one."""
 
     def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
         self.share = range(rank, size, processes)
