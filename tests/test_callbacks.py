@@ -34,7 +34,7 @@ def test_the_table_fits_eighty_columns_and_shows_every_number(
         "threshold": 0.35,
         "protocol": "all_sentences",
         "splits": {"testA": values},
-        "blind": {"testA": {"mIoU": 0.12345}},
+        "blind": {"testA": {"mIoU": 0.1234}},
         "ceiling": {"testA": {"mIoU": 0.76543}},
     }
     print_results(results)
