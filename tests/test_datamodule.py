@@ -12,6 +12,7 @@ from crislit.data import shapes
 from crislit.data.datamodule import EvaluationSampler, ReferDataModule, TrainSampler
 from crislit.data.dataset import ReferEvaluationSet, ReferTrainSet, TrainKey
 from crislit.errors import InputError
+from crislit.train import fitting_devices
 
 
 def module(minirefer: Path, folder: str = "refcoco", refs: str = "refs(unc).p", **options: Any) -> ReferDataModule:
@@ -167,6 +168,13 @@ def test_the_batch_must_divide_and_leave_batchnorm_two_samples(minirefer: Path) 
     for options, processes in cases:
         with pytest.raises(InputError, match="BatchNorm needs at least two"):
             module(minirefer, **options).accumulation(processes)
+
+
+@pytest.mark.parametrize(("available", "used"), [(1, 1), (2, 2), (3, 2), (7, 4), (8, 8), (16, 8)])
+def test_a_machine_with_any_number_of_devices_trains_on_as_many_as_divide_the_batch(
+    minirefer: Path, available: int, used: int
+) -> None:
+    assert fitting_devices(available, module(minirefer, batch_size=32, sentences_per_image=4)) == used
 
 
 @pytest.mark.parametrize(

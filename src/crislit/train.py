@@ -1,5 +1,6 @@
 """``python -m crislit.train``: train a network and evaluate every split."""
 
+import contextlib
 import logging
 import os
 import time
@@ -93,6 +94,15 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         raise InputError(f"this machine cannot run trainer={options}: {error}") from error
 
 
+def fitting_devices(available: int, data: ReferDataModule) -> int:
+    """Return the largest number of devices over which a batch divides, or all of them if over none."""
+    for devices in range(available, 0, -1):
+        with contextlib.suppress(InputError):
+            data.accumulation(devices)
+            return devices
+    return available
+
+
 def build_logger(settings: Settings, folder: Path) -> Logger | bool:
     """Build the logger; Weights & Biases goes offline where nobody is logged in."""
     if settings["logger"] is None:
@@ -139,6 +149,10 @@ def main(config: DictConfig) -> float:
     logger = build_logger(settings, folder)
     if logger:
         callbacks.append(LearningRateMonitor("epoch"))
+    if settings["trainer"]["devices"] == "auto" and torch.cuda.device_count() > 1:
+        devices = fitting_devices(torch.cuda.device_count(), data)
+        log.info("training on %d of %d devices, over which the batch divides", devices, torch.cuda.device_count())
+        settings["trainer"]["devices"] = devices
     trainer = build_trainer(settings, folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     try:
