@@ -25,7 +25,7 @@ def main(path: Path) -> None:
             axes.set_title("\n".join(f"“{sentence}”" for sentence in sentences[:2]), fontsize=7.5)
             axes.axis("off")
         row[0].text(-0.06, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="center", fontsize=12)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=105)
 
 
 if __name__ == "__main__":
