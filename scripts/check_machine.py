@@ -1,4 +1,4 @@
-"""Says in one line each what this machine lacks for an installation. Runs under any Python 3, and before anything is installed."""
+"""Says in one line each what this machine lacks, before anything is installed. Runs under any Python 3."""
 
 import importlib.util
 import shutil

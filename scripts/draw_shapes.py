@@ -1,6 +1,6 @@
 """Draws the README's picture: nine embedded samples, three of each data set, their truths outlined and their sentences above.
 
-    python scripts/draw_shapes.py docs/shapes.jpg
+python scripts/draw_shapes.py docs/shapes.jpg
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Writes a run's results.json as CSV, one row a split, with what it takes to run it again; prints the README's table.
 
-    python scripts/record_results.py RUN/results.json results/make_train.csv
+python scripts/record_results.py RUN/results.json results/make_train.csv
 """
 
 import csv
