@@ -39,6 +39,14 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConf
         return compose(name, list(overrides))
 
 
+def load_settings(overrides: Sequence[str] = (), name: str = "train") -> dict[str, Any]:
+    """Compose a program's configuration as plain dictionaries and lists, interpolations resolved; see :func:`load_config`."""
+    from omegaconf import OmegaConf
+
+    settings: dict[str, Any] = OmegaConf.to_container(load_config(overrides, name), resolve=True)  # type: ignore[assignment]
+    return settings
+
+
 class RefuseEarlierRun(Callback):
     """Ends a program before it writes anything into a folder that holds an earlier run (``hydra.callbacks``)."""
 

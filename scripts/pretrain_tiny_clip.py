@@ -1,0 +1,166 @@
+"""Trains the towers of ``model=tiny`` as CLIP was: pictures and sentences that belong together are made alike.
+
+Scenes are the training scenes of the three embedded data sets and more of the same kind, drawn by numbers that no split uses;
+none is of an evaluation split. Retrieval on val scenes, which the training never saw, is measured at the end.
+
+python scripts/pretrain_tiny_clip.py src/crislit/assets/tiny-clip.safetensors
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from crislit.callbacks import commit, hardware
+from crislit.config import load_settings
+from crislit.data.letterbox import letterbox_image, normalise
+from crislit.data.shapes import SETS, make_scene
+from crislit.data.tokenizer import tokenize
+from crislit.models.cris import build_clip
+
+WORDS = 22
+"""Tokens of a sentence, the longest data set's."""
+
+Scene = tuple[np.ndarray, list[str]]
+
+
+def draw(number: int, name: str, split: str, size: int) -> Scene:
+    """Return one scene as the network sees it, (size, size, 3) uint8, and all its sentences."""
+    image, _, described = make_scene(0, name, split, number)
+    return letterbox_image(image, size), [sentence for _, sentences in described for sentence in sentences]
+
+
+def draw_all(split: str, count: int, size: int) -> list[Scene]:
+    """Draw so many scenes of each data set, in two processes."""
+    scenes: list[Scene] = []
+    with ProcessPoolExecutor(2) as pool:
+        for name in SETS:
+            work = pool.map(partial(draw, name=name, split=split, size=size), range(count), chunksize=50)
+            scenes += tqdm(work, f"drawing {split} scenes of {name}", total=count, disable=None)
+    return scenes
+
+
+def contrastive_loss(images: Tensor, sentences: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy over a batch of pairs: (B, E), (B, E) of unit length, and the temperature's inverse."""
+    logits = scale * images @ sentences.T
+    pairs = torch.arange(len(logits))
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def batch_loss(towers: CLIP, scenes: list[Scene], sentences: int, rng: np.random.Generator) -> Tensor:
+    """Return the mean of so many contrastive losses, each with another sentence of every scene, on one encoding of the scenes."""
+    pictures = torch.stack([normalise(image) for image, _ in scenes]).contiguous(memory_format=torch.channels_last)
+    images = F.normalize(towers.visual(pictures), dim=-1)
+    drawn = [rng.choice(said, size=sentences, replace=len(said) < sentences) for _, said in scenes]
+    words = encode(towers, [str(chosen[k]) for k in range(sentences) for chosen in drawn])
+    scale = towers.logit_scale.exp().clamp(max=100)
+    return torch.stack([contrastive_loss(images, part, scale) for part in words.chunk(sentences)]).mean()
+
+
+def encode(towers: CLIP, sentences: list[str]) -> Tensor:
+    """Return the sentences' features of unit length, on no more positions than they need."""
+    tokens = tokenize(sentences, WORDS)
+    x = towers.token_embedding(tokens) + towers.positional_embedding[:WORDS]
+    x = towers.ln_final(towers.transformer(x, attn_mask=towers.attn_mask[:WORDS, :WORDS]))
+    return F.normalize(x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ towers.text_projection, dim=-1)
+
+
+@torch.no_grad()
+def retrieval(towers: CLIP, scenes: list[Scene]) -> dict[str, float]:
+    """Return how often a scene's first sentence finds it among all, and it finds the sentence, within the first 1, 5 and 10."""
+    towers.eval()
+    pictures = torch.stack([normalise(image) for image, _ in scenes])
+    images = F.normalize(torch.cat([towers.visual(part) for part in pictures.split(100)]), dim=-1)
+    similar = images @ encode(towers, [sentences[0] for _, sentences in scenes]).T
+    found = {"scenes": float(len(scenes))}
+    for way, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
+        rank = (scores > scores.diagonal()[:, None]).sum(dim=1)
+        found |= {f"{way}_R@{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
+    return found | {f"chance_R@{k}": k / len(scenes) for k in (1, 5, 10)}
+
+
+def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, sentences: int, seed: int, work: Path) -> None:
+    """Train with AdamW and a cosine schedule, and go on from ``work`` where an earlier try was interrupted."""
+    decayed = [p for p in towers.parameters() if p.ndim >= 2]
+    others = [p for p in towers.parameters() if p.ndim < 2]
+    adam = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=1e-3)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    )
+    done = 0
+    if work.is_file():
+        kept = torch.load(work, weights_only=True)
+        towers.load_state_dict(kept["towers"])
+        adam.load_state_dict(kept["adam"])
+        rates.load_state_dict(kept["rates"])
+        done = kept["step"]
+    towers.train()
+    losses: list[float] = []
+    for step in tqdm(range(done, steps), "training", initial=done, total=steps, disable=None):
+        rng = np.random.default_rng([seed, step])
+        chosen = [scenes[i] for i in rng.choice(len(scenes), size=batch, replace=False)]
+        loss = batch_loss(towers, chosen, sentences, rng)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        rates.step()
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            print(f"step {step + 1} of {steps}: loss {np.mean(losses[-100:]):.3f}", flush=True)
+            kept = {"towers": towers.state_dict(), "adam": adam.state_dict(), "rates": rates.state_dict(), "step": step + 1}
+            torch.save(kept, work.with_suffix(".part"))
+            work.with_suffix(".part").replace(work)
+
+
+def main() -> None:
+    """Draw, train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", type=Path, help="the weights' file")
+    parser.add_argument("--scenes", type=int, default=8000, help="training scenes of each of the three sets")
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--batch", type=int, default=256, help="scenes of a step")
+    parser.add_argument("--sentences", type=int, default=4, help="sentences of a scene in a step")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    start = time.perf_counter()
+    torch.manual_seed(options.seed)
+    settings = load_settings(["model=tiny"])
+    size = settings["image_size"]
+    towers = build_clip(settings["model"]["clip"])
+    towers = towers.to(memory_format=torch.channels_last)
+    scenes = draw_all("train", options.scenes, size)
+    held_out = {name: [draw(number, name, "val", size) for number in range(SETS[name].splits["val"])] for name in SETS}
+    work = options.target.with_suffix(".resume")
+    train(towers, scenes, options.steps, options.batch, options.sentences, options.seed, work)
+    found = {name: retrieval(towers, val) for name, val in held_out.items()}
+    facts = {
+        "command": " ".join(["python", *sys.argv]),
+        "seed": options.seed,
+        "seconds": round(time.perf_counter() - start),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "retrieval": found,
+    }
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in towers.state_dict().items()}
+    options.target.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in weights.items()}, options.target, {"pretraining": json.dumps(facts)})
+    work.unlink(missing_ok=True)
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()
