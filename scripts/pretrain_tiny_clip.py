@@ -61,7 +61,7 @@ def contrastive_loss(images: Tensor, sentences: Tensor, scale: Tensor) -> Tensor
 
 
 def batch_loss(towers: CLIP, scenes: list[Scene], sentences: int, rng: np.random.Generator) -> Tensor:
-    """Return the mean of so many contrastive losses, each with another sentence of every scene, on one encoding of the scenes."""
+    """Return the mean of so many contrastive losses, each with another sentence of every scene, encoded once."""
     pictures = torch.stack([normalise(image) for image, _ in scenes]).contiguous(memory_format=torch.channels_last)
     images = F.normalize(towers.visual(pictures), dim=-1)
     drawn = [rng.choice(said, size=sentences, replace=len(said) < sentences) for _, said in scenes]

@@ -512,8 +512,11 @@ def test_the_image_projector_quadruples_the_map_and_halves_its_channels() -> Non
 # -- Released names
 
 
-def test_clips_unused_logit_scale_is_left_out() -> None:
-    assert from_released({"backbone.logit_scale": torch.tensor(1.0)}) == {}
+def test_clips_unused_logit_scale_is_kept_and_not_trained() -> None:
+    assert list(from_released({"backbone.logit_scale": torch.tensor(1.0)})) == ["text_encoder.logit_scale"]
+    model = tiny()
+    assert "text_encoder.logit_scale" in model.state_dict()
+    assert "text_encoder.logit_scale" not in dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["model.weight", "backbonevisual.conv1.weight", "", "proj.other.weight"])

@@ -190,7 +190,7 @@ BAD = {
     "a negative number of workers": (["workers=-1"], "workers must be a whole number"),
     "a negative seed": (["seed=-1"], "seed must be a whole number"),
     "a data root that is a file": (["data_root=/dev/null"], "cannot write the embedded data set"),
-    "more words than the context": (["dataset.max_words=100"], "max_words=100 does not fit the text encoder's context of 77"),
+    "more words than the context": (["dataset.max_words=100"], "max_words=100 exceeds the text encoder's context of 77"),
     "splits that are no list": (["dataset.evaluation_splits=testA"], r"must be a list, \[testA\]"),
     "milestones that are no list": (["recipe.optimizer.milestones=2"], "milestones must be a list of epochs"),
     "epochs that are no number": (["recipe.epochs=abc"], "trainer.max_epochs must be a whole number"),

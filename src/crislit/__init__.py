@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crislit.data.tokenizer import tokenize
     from crislit.models.cris import CRIS
+    from crislit.models.released import load_released
 
 try:
     __version__ = version("crislit")
 except PackageNotFoundError:  # src/ on the path, and nothing installed
     __version__ = "0+unknown"
-__all__ = ["CRIS", "__version__", "tokenize"]
+__all__ = ["CRIS", "__version__", "load_released", "tokenize"]
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
 
-_HOMES = {"CRIS": "crislit.models.cris", "tokenize": "crislit.data.tokenizer"}
+_HOMES = {
+    "CRIS": "crislit.models.cris",
+    "load_released": "crislit.models.released",
+    "tokenize": "crislit.data.tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

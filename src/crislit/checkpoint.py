@@ -1,18 +1,27 @@
-"""What a checkpoint holds, and how it is read: nothing in it can run code."""
+"""What a trained network is kept in, and how it is read: nothing in it can run code.
 
+A run writes Lightning checkpoints. For everybody else there is a folder with ``model.safetensors`` and ``config.json``.
+"""
+
+import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+import crislit
 from crislit.errors import InputError
 from crislit.models.cris import CRIS, build_cris
+from crislit.models.released import check_names, read_safetensors, read_torch
 
 KEY = "crislit"
-"""Under this key a Lightning checkpoint keeps the network's settings and the run's configuration."""
+"""Under this key a Lightning checkpoint keeps what :func:`record` returns, and ``config.json`` the version that wrote it."""
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -22,45 +31,150 @@ class Checkpoint:
     Attributes:
         settings: Arguments of :func:`crislit.models.cris.build_cris`.
         weights: The network's state dict.
-        config: The run's whole configuration.
-        steps: Optimizer steps taken.
+        image_size: Side of its square input in pixels.
+        threshold: Where its probabilities become a mask.
+        initial_weights: What its training started from.
+        steps: Optimizer steps taken, 0 if unknown.
+        config: The configuration of its run, empty if another program trained it.
     """
 
     settings: dict[str, Any]
     weights: dict[str, Tensor]
-    config: dict[str, Any]
-    steps: int
+    image_size: int
+    threshold: float
+    initial_weights: str
+    steps: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> CRIS:
-        """Build the network and load its weights."""
+        """Build the network and load its weights, in evaluation mode.
+
+        Raises:
+            InputError: If the weights are not the network's.
+        """
         model = build_cris(**self.settings)
+        check_names(self.weights, model.state_dict(), "these weights are not the network's that the checkpoint describes")
         model.load_state_dict(self.weights)
         return model.eval()
 
 
-def record(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint must keep under :data:`KEY`."""
-    return {"settings": dict(settings), "config": dict(config)}
+# -- A run's own --------------------------------------------------------------------------------------------------------------
+
+
+def record(settings: Mapping[str, Any], config: Mapping[str, Any], initial_weights: str) -> dict[str, Any]:
+    """Return what a Lightning checkpoint must keep under :data:`KEY`."""
+    return {"settings": dict(settings), "config": dict(config), "initial_weights": initial_weights}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of this library.
+    """Read a run's checkpoint, or a folder (or its safetensors file) that :func:`write_folder` wrote.
 
     Raises:
         InputError: If there is none, it is damaged, or another program wrote it.
     """
+    if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
+        return _read_folder(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; a run keeps its own under checkpoints/best.ckpt and checkpoints/last.ckpt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the optimizer's half stays on disk
-    except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read checkpoint {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error
+    content = read_torch(path)
     if not isinstance(content, dict) or KEY not in content:
         found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} is no checkpoint of crislit: expected the entry {KEY!r}, found {found or 'nothing'}")
+        raise InputError(
+            f"{path} is no checkpoint of crislit: expected the entry {KEY!r}, found {found or 'nothing'}. "
+            "`python -m crislit.convert` reads those of the authors' code"
+        )
     try:
-        weights = {name.removeprefix("model."): v for name, v in content["state_dict"].items() if name.startswith("model.")}
-        return Checkpoint(content[KEY]["settings"], weights, content[KEY]["config"], int(content["global_step"]))
+        kept = content[KEY]
+        return Checkpoint(
+            settings=kept["settings"],
+            weights={name.removeprefix("model."): v for name, v in content["state_dict"].items() if name.startswith("model.")},
+            image_size=int(kept["config"]["image_size"]),
+            threshold=float(kept["config"]["threshold"]),
+            initial_weights=str(kept["initial_weights"]),
+            steps=int(content["global_step"]),
+            config=kept["config"],
+        )
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error
+
+
+# -- For everybody else -------------------------------------------------------------------------------------------------------
+
+
+def _read_folder(path: Path) -> Checkpoint:
+    weights = path / WEIGHTS if path.is_dir() else path
+    config = weights.with_name(CONFIG)
+    for file in (weights, config):
+        if not file.is_file():
+            raise InputError(
+                f"{path} is no network of crislit: there is no {file}. `python -m crislit.convert` makes both files"
+            )
+    try:
+        about = json.loads(config.read_bytes())
+        return Checkpoint(
+            settings=about["network"],
+            weights=read_safetensors(weights),
+            image_size=int(about["image_size"]),
+            threshold=float(about["threshold"]),
+            initial_weights=str(about["initial_weights"]),
+            steps=int(about["steps"]),
+            config=about["training"],
+        )
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{config} does not describe a network of crislit: {error!r}") from error
+
+
+def write_folder(checkpoint: Checkpoint, target: Path) -> None:
+    """Write a network as safetensors and ``config.json``, each whole or not at all; the tensors stay bit for bit what they are.
+
+    Args:
+        checkpoint: The network.
+        target: A folder, or the path of the safetensors file, beside which ``config.json`` goes.
+
+    Raises:
+        InputError: If one of the files exists, or cannot be written.
+    """
+    weights = target if target.suffix == ".safetensors" else target / WEIGHTS
+    config = weights.with_name(CONFIG)
+    about = {
+        KEY: crislit.__version__,
+        "network": checkpoint.settings,
+        "image_size": checkpoint.image_size,
+        "threshold": checkpoint.threshold,
+        "initial_weights": checkpoint.initial_weights,
+        "steps": checkpoint.steps,
+        "training": checkpoint.config,
+    }
+    refuse_existing(weights, config)
+    write_whole(weights, lambda part: save_tensors(checkpoint.weights, part))
+    write_whole(config, lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, which knows no strides."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise an :class:`InputError` if a file is there already."""
+    for path in paths:
+        if path.exists():
+            raise InputError(f"{path} exists, and nothing is written over: choose another place")
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Let ``write(path)`` make a file under another name, and give it its own when it is complete.
+
+    Raises:
+        InputError: If that fails, for want of space or rights.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".crislit-") as folder:
+            part = Path(folder) / path.name
+            write(part)
+            part.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}") from error

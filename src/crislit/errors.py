@@ -1,5 +1,7 @@
 """What a user can get wrong."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -8,6 +10,15 @@ class InputError(ValueError):
 
     The message says what was expected, what was found and what to do. Programs print it without a traceback.
     """
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a command-line program with one line and exit code 1 on what the user got wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:

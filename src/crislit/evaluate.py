@@ -1,7 +1,9 @@
 """``python -m crislit.evaluate checkpoint=PATH``: evaluate a trained network."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +12,7 @@ from crislit.checkpoint import read_checkpoint
 from crislit.config import program
 from crislit.errors import InputError
 from crislit.task import CRISTask
-from crislit.train import Settings, blind_splits, build_trainer, check_words, evaluate_splits, finish, prepare
+from crislit.train import Settings, blind_splits, build_trainer, evaluate_splits, finish, prepare
 
 
 @program("evaluate")
@@ -23,17 +25,21 @@ def main(config: DictConfig) -> None:
         raise InputError("which checkpoint? evaluate needs checkpoint=PATH, such as checkpoint=RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(Path(settings["checkpoint"]).expanduser())
     trained = checkpoint.config
-    if not trained:
-        raise InputError(f"{settings['checkpoint']} does not say how it was trained; it was not written by crislit.train")
-    for name in ("image_size", "threshold", "protocol", "eval_batch_size", "seed"):
+    otherwise = {"protocol": "all_sentences", "eval_batch_size": 16, "seed": 0}  # for networks of other programs
+    otherwise |= {"image_size": checkpoint.image_size, "threshold": checkpoint.threshold}
+    for name, value in otherwise.items():
         if settings[name] is None:
-            settings[name] = trained[name]
-    settings["dataset"] = trained["dataset"] | settings.get("dataset", {})
+            settings[name] = trained.get(name, value)
+    settings["dataset"] = trained.get("dataset", {}) | settings.get("dataset", {})
+    if not settings["dataset"]:
+        raise InputError(f"which data? {settings['checkpoint']} does not say what it was trained on: dataset=refcoco, ...")
     if settings["split"] is not None:
         settings["dataset"]["evaluation_splits"] = [settings["split"]]
     data = prepare(settings)
     model = checkpoint.build()
-    check_words(data, model)
+    context = len(model.text_encoder.positional_embedding)
+    if data.max_words > context:
+        raise InputError(f"dataset.max_words={data.max_words} does not fit the text encoder's context of {context}")
     blind = blind_splits(settings, data)
     task = CRISTask(
         model,
@@ -43,14 +49,25 @@ def main(config: DictConfig) -> None:
     )
     trainer = build_trainer(settings, folder, callbacks=[], logger=False)
     # What the network is stays known: the training's model, decoder, loss and recipe under the evaluation's own settings.
-    results = evaluate_splits(trainer, task, data, trained | settings | {"recipe": trained["recipe"]}, folder, blind)
+    known = describe_network(checkpoint.settings) | trained | settings | {"recipe": trained.get("recipe")}
+    results = evaluate_splits(trainer, task, data, known, folder, blind)
     results |= {
         "steps": checkpoint.steps,
         "checkpoint": str(settings["checkpoint"]),
-        "initial_weights": "random",
+        "initial_weights": checkpoint.initial_weights,
         "seconds": time.perf_counter() - start,
     }
     finish(trainer, results, folder)
+
+
+def describe_network(built: Mapping[str, Any]) -> Settings:
+    """Return the configuration keys that build such a network."""
+    return {
+        "model": {"clip": built["clip"], "neck": built["neck"]},
+        "decoder": {name: built[f"decoder_{name}"] for name in ("layers", "heads", "ffn", "dropout")},
+        "loss": {"contrastive": built["contrastive"]},
+        "projector": {"kernel_size": built["kernel_size"]},
+    }
 
 
 if __name__ == "__main__":

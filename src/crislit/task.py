@@ -35,6 +35,7 @@ class CRISTask(L.LightningModule):
         splits: Names of the test loaders, in their order.
         select_split: Name of the validation loader.
         config: The run's configuration, which checkpoints keep.
+        initial_weights: What the network starts from, which they keep too.
 
     Raises:
         InputError: If a value is out of its range.
@@ -52,6 +53,7 @@ class CRISTask(L.LightningModule):
         splits: Sequence[str] = ("val",),
         select_split: str = "val",
         config: Mapping[str, Any] | None = None,
+        initial_weights: str = "random",
     ) -> None:
         super().__init__()
         if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
@@ -69,7 +71,7 @@ class CRISTask(L.LightningModule):
         self.threshold = threshold
         self.splits = list(splits)
         self.select_split = select_split
-        self.config = dict(config or {})
+        self.config, self.initial_weights = dict(config or {}), initial_weights
         self.validation_metric = SegmentationMetric()
         self.test_metrics = nn.ModuleList(SegmentationMetric() for _ in self.splits)
 
@@ -95,7 +97,7 @@ class CRISTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what it takes to build the network again."""
-        checkpoint[checkpoints.KEY] = checkpoints.record(self.model.settings, self.config)
+        checkpoint[checkpoints.KEY] = checkpoints.record(self.model.settings, self.config, self.initial_weights)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that learn, as the released code groups them."""

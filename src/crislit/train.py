@@ -28,12 +28,13 @@ from crislit.callbacks import (
     split_results,
     write_results,
 )
-from crislit.checkpoint import read_checkpoint
+from crislit.checkpoint import Checkpoint, read_checkpoint
 from crislit.config import program
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.errors import InputError, check_whole
 from crislit.metrics import reachable_iou
+from crislit.models.clip_weights import load_clip_weights
 from crislit.models.cris import CRIS, build_cris
 from crislit.task import CRISTask
 
@@ -61,7 +62,18 @@ def build_model(settings: Settings) -> CRIS:
         decoder_dropout=settings["decoder"]["dropout"],
         contrastive=settings["loss"]["contrastive"],
         kernel_size=settings["projector"]["kernel_size"],
+        max_words=settings["dataset"]["max_words"],
     )
+
+
+def initialise(model: CRIS, settings: Settings) -> str:
+    """Give the encoders CLIP's weights, if the configuration says so; return what the network starts from."""
+    source = settings["model"]["clip_weights"]
+    if source is not None:
+        return load_clip_weights(model, str(source))
+    if not settings["dataset"]["embedded"]:
+        log.warning("the encoders start from random weights, the paper's from CLIP's: model.clip_weights=openai, or a path")
+    return "random"
 
 
 def build_data(settings: Settings) -> ReferDataModule:
@@ -130,8 +142,8 @@ def main(config: DictConfig) -> float:
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
     data = prepare(settings)
     model = build_model(settings)
-    check_words(data, model)
-    resume, done = check_resume(settings["resume"], model)
+    resume = check_resume(settings["resume"], model)
+    initial_weights = resume.initial_weights if resume else initialise(model, settings)
     selects, blind = data.select_split, blind_splits(settings, data)
     task = CRISTask(
         model,
@@ -140,6 +152,7 @@ def main(config: DictConfig) -> float:
         splits=[*data.splits, *(f"{split}-blind" for split in blind)],
         select_split=selects,
         config=settings,
+        initial_weights=initial_weights,
     )
     best = ModelCheckpoint(
         folder / "checkpoints", filename="best", monitor=f"{selects}/mIoU", mode="max", enable_version_counter=False
@@ -156,12 +169,13 @@ def main(config: DictConfig) -> float:
     trainer = build_trainer(settings, folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     try:
-        trainer.fit(task, data, ckpt_path=resume)
+        trainer.fit(task, data, ckpt_path=Path(settings["resume"]).expanduser() if resume else None)
     except SystemExit as stop:  # Lightning's way out of Ctrl-C
         onward = f"go on with resume={last.path}" if last.path.is_file() else "no step was finished"
         raise InputError(f"interrupted at step {trainer.global_step}; {onward}") from stop
 
     steps = trainer.global_step
+    done = resume.steps if resume else 0
     if steps == done:
         limits = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
         raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
@@ -175,7 +189,7 @@ def main(config: DictConfig) -> float:
     results |= {
         "steps": steps,
         "checkpoint": str(checkpoint),
-        "initial_weights": "random",
+        "initial_weights": initial_weights,
         "seconds": time.perf_counter() - start,
     }
     finish(trainer, results, folder)
@@ -196,33 +210,26 @@ def prepare(settings: Settings) -> ReferDataModule:
     return data
 
 
-def check_words(data: ReferDataModule, model: CRIS) -> None:
-    """Raise an :class:`InputError` if sentences may be longer than the text encoder's context."""
-    context = len(model.text_encoder.positional_embedding)
-    if data.max_words > context:
-        raise InputError(f"dataset.max_words={data.max_words} does not fit the text encoder's context of {context}")
-
-
 def blind_splits(settings: Settings, data: ReferDataModule) -> list[str]:
     """Return the splits whose blind control is evaluated: the selecting one, where the data set asks for it."""
     return [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
 
 
-def check_resume(path: str | None, model: CRIS) -> tuple[str | None, int]:
-    """Check that a run can go on from a checkpoint; return its path and the steps that it has behind it.
+def check_resume(path: str | None, model: CRIS) -> Checkpoint | None:
+    """Check that a run can go on from a checkpoint, if one is given, and return it.
 
     Raises:
         InputError: If the checkpoint cannot be read or belongs to another network.
     """
     if path is None:
-        return None, 0
+        return None
     checkpoint = read_checkpoint(Path(path).expanduser())
     saved = checkpoint.settings
     different = [name for name in model.settings if model.settings[name] != saved.get(name)]
     if different:
         found = ", ".join(f"{name}={saved.get(name)} instead of {model.settings[name]}" for name in different)
         raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
-    return str(Path(path).expanduser()), checkpoint.steps
+    return checkpoint
 
 
 def evaluate_splits(

@@ -53,6 +53,11 @@ class CRIS(nn.Module):
         self.head = head
         self.settings = dict(settings)
 
+    @property
+    def max_words(self) -> int:
+        """L, tokens of the longest sentence that the network is made for."""
+        return int(self.settings["max_words"])
+
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Predict where each sentence's referent is.
 
@@ -94,6 +99,7 @@ def build_cris(
     decoder_dropout: float = 0.1,
     contrastive: bool = True,
     kernel_size: int = 3,
+    max_words: int = 17,
 ) -> CRIS:
     """Build a network with random weights.
 
@@ -107,6 +113,7 @@ def build_cris(
         decoder_dropout: Its dropout rate.
         contrastive: Whether the sentence makes the last convolution ("Con." of table 1).
         kernel_size: k, side of that convolution.
+        max_words: L, tokens of the longest sentence it is made for, [SOS] and [EOS] included (``CRIS.max_words``).
 
     Raises:
         InputError: If the sizes do not fit, or open_clip knows no such model.
@@ -121,6 +128,7 @@ def build_cris(
     check_whole("decoder.heads", decoder_heads, 1)
     check_whole("decoder.ffn", decoder_ffn, 1)
     check_whole("projector.kernel_size", kernel_size, 1)
+    check_whole("max_words", max_words, 3)
     if not isinstance(decoder_dropout, (int, float)) or not 0 <= decoder_dropout < 1:
         raise InputError(f"decoder.dropout must be a rate in [0, 1), got {decoder_dropout!r}")
     for width in neck:
@@ -131,6 +139,8 @@ def build_cris(
         width = neck[1]
         if decoder_layers and towers.ln_final.normalized_shape[0] != width:
             raise ValueError(f"the decoder's width {width} must be the text encoder's {towers.ln_final.normalized_shape[0]}")
+        if max_words > len(towers.positional_embedding):
+            raise ValueError(f"max_words={max_words} exceeds the text encoder's context of {len(towers.positional_embedding)}")
         stage4 = towers.visual.attnpool.c_proj.in_features
         return CRIS(
             image_encoder=ImageEncoder(towers.visual),

@@ -1,10 +1,23 @@
-"""The names that the authors' released network gives its parameters, and ours."""
+"""The authors' released network: its parameters' names and ours, its sizes as its weights tell them, and its files."""
 
-from collections.abc import Mapping
+import logging
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-PREFIXES = (  # released, ours; the first that fits counts
+from crislit.errors import InputError
+from crislit.models.cris import CRIS, build_cris
+
+log = logging.getLogger(__name__)
+
+PREFIXES = (  # released, ours; the first that fits counts, either way
     ("backbone.visual.attnpool.connect.", "image_encoder.pool.shortcut."),
     ("backbone.visual.attnpool.", "image_encoder.pool."),
     ("backbone.visual.", "image_encoder.resnet."),
@@ -35,26 +48,256 @@ INNER = (  # within a decoder layer
     (".multihead_attn.", ".cross_attention."),
     (".cross_attn_norm.", ".cross_norm_out."),
 )
-UNUSED = "backbone.logit_scale"
+LOGIT_SCALE = "backbone.logit_scale"
 """CLIP's temperature: in every released checkpoint, and used by nothing."""
 
 
-def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a released state dict's entries to ours, and leave out CLIP's unused logit scale.
-
-    Raises:
-        KeyError: If a name belongs to no part of the released network.
-    """
-    return {rename_released(name): value for name, value in state.items() if name != UNUSED}
+# -- Names ------------------------------------------------------------------------------------------------------------------
 
 
 def rename_released(name: str) -> str:
-    """Return our name of a released parameter or buffer."""
-    for released, ours in PREFIXES:
-        if name.startswith(released):
-            name = ours + name.removeprefix(released)
-            if ours == "decoder.":
-                for theirs, inner in INNER:
-                    name = name.replace(theirs, inner)
+    """Return our name of a released parameter or buffer.
+
+    Raises:
+        KeyError: If it belongs to no part of the released network.
+    """
+    return _rename(name, PREFIXES, INNER, "the released CRIS network")
+
+
+def rename_ours(name: str) -> str:
+    """Return the released name of a parameter or buffer of ours.
+
+    Raises:
+        KeyError: If the released network has no such part (table 1's rows without "Con.").
+    """
+    return _rename(name, [(ours, theirs) for theirs, ours in PREFIXES], [(ours, theirs) for theirs, ours in INNER], "CRIS")
+
+
+def _rename(name: str, prefixes: Sequence[tuple[str, str]], inner: Sequence[tuple[str, str]], network: str) -> str:
+    for old, new in prefixes:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            if new == "decoder.":
+                for theirs, ours in inner:
+                    name = name.replace(theirs, ours)
             return name
-    raise KeyError(f"{name!r} is no parameter of the released CRIS network")
+    raise KeyError(f"{name!r} is no parameter of {network}")
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a released state dict's entries to ours."""
+    return {rename_released(name): value for name, value in state.items()}
+
+
+def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our state dict's entries to the released ones.
+
+    Raises:
+        InputError: If the network has a part that was never released.
+    """
+    try:
+        return {rename_ours(name): value for name, value in state.items()}
+    except KeyError as error:
+        raise InputError(f"the released format cannot hold this network: {error.args[0]}") from error
+
+
+# -- Files ------------------------------------------------------------------------------------------------------------------
+
+
+def load_released(path: str | Path, max_words: int, decoder_heads: int = 8, decoder_dropout: float = 0.1) -> CRIS:
+    """Load a checkpoint of the authors' code, all sizes read off its weights.
+
+    Args:
+        path: ``.pth`` or ``.pt`` (weights alone or under ``state_dict``, parallel training's ``module.`` before the names or
+            not) or ``.safetensors``. Reading it runs no code.
+        max_words: L, tokens of the sentences it was trained on: 17 for RefCOCO and RefCOCO+, 22 for G-Ref (section 4.2).
+        decoder_heads: What no weight tells; 8 in everything released. The encoders' heads follow CLIP's rule, 64 channels each.
+        decoder_dropout: What no weight tells either; it matters in training only.
+
+    Returns:
+        The network in evaluation mode, float32.
+
+    Raises:
+        InputError: If there is no such file, or it does not hold exactly the released network's parameters; the message names
+            those that are missing, unexpected, or of another shape.
+    """
+    settings, weights = read_released(Path(path), max_words, decoder_heads)
+    model = build_cris(**(settings | {"decoder_dropout": decoder_dropout}))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def read_released(path: Path, max_words: int | None, decoder_heads: int = 8) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`load_released` loads: arguments of :func:`crislit.models.cris.build_cris`, and weights by our names."""
+    state = read_weights(path)
+    settings = released_settings(state, str(path), max_words, decoder_heads)
+    if LOGIT_SCALE not in state:
+        log.warning("%s lacks %s; nothing uses it, and CLIP's initial value stands in", path, LOGIT_SCALE)
+        state[LOGIT_SCALE] = torch.tensor(math.log(1 / 0.07))
+    return settings, from_released(state)
+
+
+def released_settings(
+    state: Mapping[str, Tensor], source: str, max_words: int | None, decoder_heads: int = 8
+) -> dict[str, Any]:
+    """Return what :func:`crislit.models.cris.build_cris` needs to build the network that a released state dict belongs to.
+
+    Args:
+        state: Weights under their released names.
+        source: What an error shall call them.
+        max_words: See :func:`load_released`; None takes RefCOCO's 17, or the context where that is shorter.
+        decoder_heads: Attention heads of the decoder.
+
+    Raises:
+        InputError: If the weights are not exactly those of such a network.
+    """
+    needed = {
+        "a": "neck.f3_v_proj.0.weight",
+        "b": "neck.f2_v_proj.0.weight",
+        "c": "neck.txt_proj.0.weight",
+        "z_v": "proj.vis.4.weight",
+        "z_t": "proj.txt.weight",
+    }
+    layers = count_blocks(state, "decoder.layers.")
+    if layers:
+        needed["ffn"] = "decoder.layers.0.ffn.0.weight"
+    clip = clip_sizes(state, source, "backbone.")
+    size = {name: shape[0] for name, shape in _shapes(state, needed, source).items()}
+    kernel_size = round((max(size["z_t"] - 1, 0) / max(size["z_v"], 1)) ** 0.5)
+    settings: dict[str, Any] = {
+        "clip": clip,
+        "neck": [size["a"], size["b"], size["c"]],
+        "decoder_layers": layers,
+        "decoder_heads": decoder_heads,
+        "kernel_size": kernel_size,
+        "max_words": min(17, clip["text_cfg"]["context_length"]) if max_words is None else max_words,
+    }
+    if layers:
+        settings["decoder_ffn"] = size["ffn"]
+    with torch.device("meta"):  # shapes alone
+        expected = to_released(build_cris(**settings).state_dict())
+    if LOGIT_SCALE not in state:
+        del expected[LOGIT_SCALE]
+    check_names(state, expected, f"{source} is not the released CRIS network")
+    return settings
+
+
+def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> dict[str, Any]:
+    """Read CLIP's sizes off its weights, under OpenAI's names after a prefix, as a mapping in open_clip's format.
+
+    Raises:
+        InputError: If they are no CLIP with a ResNet, or lack what tells a size.
+    """
+    if f"{prefix}visual.class_embedding" in state:
+        raise InputError(f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50")
+    needed = {
+        "stem": "visual.layer1.0.conv1.weight",
+        "joint": "visual.attnpool.c_proj.weight",
+        "grid": "visual.attnpool.positional_embedding",
+        "context": "positional_embedding",
+        "words": "token_embedding.weight",
+    }
+    shapes = _shapes(state, {name: prefix + key for name, key in needed.items()}, source)
+    if any(len(shapes[name]) < 2 for name in ("context", "words")):
+        raise InputError(f"{source} is damaged: its embeddings have no width")
+    width = shapes["words"][1]
+    return {
+        "embed_dim": shapes["joint"][0],
+        "vision_cfg": {
+            "layers": [count_blocks(state, f"{prefix}visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+            "width": shapes["stem"][0],
+            "image_size": 32 * round((shapes["grid"][0] - 1) ** 0.5),
+        },
+        "text_cfg": {
+            "context_length": shapes["context"][0],
+            "vocab_size": shapes["words"][0],
+            "width": width,
+            "heads": max(width // 64, 1),  # CLIP's rule
+            "layers": count_blocks(state, f"{prefix}transformer.resblocks."),
+        },
+    }
+
+
+def count_blocks(state: Mapping[str, Any], prefix: str) -> int:
+    """Return how many numbered blocks there are under a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str) -> None:
+    """Compare a state dict with the expected one.
+
+    Raises:
+        InputError: Naming what is missing, unexpected, or of another shape.
+    """
+    differences = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} ({_shape(found[name])} instead of {_shape(value)})"
+            for name, value in expected.items()
+            if name in found and found[name].shape != value.shape
+        ],
+    }
+    told = [f"{what} {_list(names)}" for what, names in differences.items() if names]
+    if told:
+        raise InputError(f"{complaint}: {'; '.join(told)}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a file of safetensors or of PyTorch; nothing in it can run code.
+
+    What stands under ``state_dict`` is taken, and parallel training's ``module.`` left away.
+
+    Raises:
+        InputError: If there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: expected a .pth, .pt or .safetensors file")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict: expected tensors by name, alone or under 'state_dict'")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot read {path}: it is damaged, or no safetensors file ({error})") from error
+
+
+def read_torch(path: Path) -> Any:
+    """Read what PyTorch saved, plain containers and tensors only; weights stay on disk until they are used.
+
+    Raises:
+        InputError: If it is damaged, or would run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error
+
+
+def _shapes(state: Mapping[str, Tensor], needed: Mapping[str, str], source: str) -> dict[str, tuple[int, ...]]:
+    missing = [key for key in needed.values() if key not in state]
+    if missing:
+        raise InputError(f"{source} does not hold the expected network: missing {_list(missing)}")
+    flat = [key for key in needed.values() if not state[key].ndim]
+    if flat:
+        raise InputError(f"{source} is damaged: {_list(flat)} should have dimensions")
+    return {name: tuple(state[key].shape) for name, key in needed.items()}
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
+def _list(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,6 +13,7 @@ class TextEncoder(nn.Module):
     """
 
     attn_mask: Tensor
+    logit_scale: Tensor
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
@@ -22,6 +23,8 @@ class TextEncoder(nn.Module):
         self.ln_final: nn.LayerNorm = clip.ln_final
         self.text_projection: nn.Parameter = clip.text_projection  # (text width, E)
         self.register_buffer("attn_mask", clip.attn_mask, persistent=False)  # (context, context), causal
+        # CLIP's temperature: nothing uses it; it is kept so that weights return to the released format bit for bit.
+        self.register_buffer("logit_scale", clip.logit_scale.detach().clone())
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Encode sentences.

@@ -1,0 +1,99 @@
+"""``python -m crislit.convert SRC DST``: a checkpoint of the authors' code, or of a run, to safetensors, and back."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crislit.checkpoint import Checkpoint, read_checkpoint, refuse_existing, save_tensors, write_folder, write_whole
+from crislit.errors import InputError, one_line_errors
+from crislit.models.released import read_released, read_torch, to_released
+
+EPILOG = """
+SRC is one of: a checkpoint of the authors' code (.pth, .pt, .safetensors; sizes are read off its weights), a run's
+checkpoints/best.ckpt, a folder that this program wrote.
+
+DST is a folder, which gets model.safetensors and config.json; or the path of the safetensors file, beside which config.json
+goes. With --to released it is a .pth file as the authors' programs read it (under "state_dict", names beginning with
+"module."), or a .safetensors file with the bare names. Tensors are renamed, and otherwise stay bit for bit what they are.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert what the command line says."""
+    parser = argparse.ArgumentParser(
+        "python -m crislit.convert", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("target", type=Path, metavar="DST")
+    parser.add_argument("--to", choices=("crislit", "released"), default="crislit", help="the format of DST")
+    released = parser.add_argument_group("what a checkpoint of the authors' code does not tell")
+    released.add_argument("--max-words", type=int, help="tokens of a sentence: 17 (default), 22 for G-Ref")
+    released.add_argument("--decoder-heads", type=int, help="attention heads of the decoder (default 8)")
+    released.add_argument("--image-size", type=int, help="side of the square input (default 416)")
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        checkpoint = read_any(options.source, options.max_words, options.decoder_heads, options.image_size)
+        if options.to == "released":
+            write_released(checkpoint.weights, options.target)
+        else:
+            write_folder(checkpoint, options.target)
+        numbers = sum(value.numel() for value in checkpoint.weights.values())
+        print(f"{options.target}: {numbers:,} numbers in {len(checkpoint.weights)} tensors")
+
+
+def read_any(
+    path: Path, max_words: int | None = None, decoder_heads: int | None = None, image_size: int | None = None
+) -> Checkpoint:
+    """Read a network in any of its forms.
+
+    Args:
+        path: A checkpoint of the authors' code, a run's, or a folder of :func:`crislit.checkpoint.write_folder`.
+        max_words: For a checkpoint of the authors' code, which does not tell; and so the next two.
+        decoder_heads: Attention heads of the decoder.
+        image_size: Side of the square input.
+
+    Raises:
+        InputError: If it cannot be read, or says itself what is given here.
+    """
+    told = {"--max-words": max_words, "--decoder-heads": decoder_heads, "--image-size": image_size}
+    if is_ours(path):
+        given = [name for name, value in told.items() if value is not None]
+        if given:
+            raise InputError(f"{path} says itself what {', '.join(given)} would; leave it out")
+        return read_checkpoint(path)
+    settings, weights = read_released(path, max_words, decoder_heads or 8)
+    return Checkpoint(settings, weights, image_size or 416, 0.35, initial_weights=f"released checkpoint {path.name}")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether crislit wrote a checkpoint, not the authors' code."""
+    if path.is_dir():
+        return True
+    if path.suffix == ".safetensors":
+        return path.with_name("config.json").is_file()
+    content = read_torch(path) if path.is_file() else None
+    return isinstance(content, dict) and "crislit" in content
+
+
+def write_released(weights: dict[str, Tensor], target: Path) -> None:
+    """Write weights as the authors' programs read them.
+
+    Raises:
+        InputError: If the released network has no such part, or the file cannot be written.
+    """
+    if target.suffix not in (".pth", ".pt", ".safetensors"):
+        raise InputError(f"the released format is a .pth, .pt or .safetensors file, and {target} is none")
+    state = to_released(weights)
+    refuse_existing(target)
+    if target.suffix == ".safetensors":
+        write_whole(target, lambda part: save_tensors(state, part))
+    else:
+        content = {"state_dict": {f"module.{name}": value.contiguous() for name, value in state.items()}}
+        write_whole(target, lambda part: torch.save(content, part))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""CLIP's weights for both encoders: open_clip's download, OpenAI's archive, a state dict, or safetensors (section 4.2)."""
+
+import hashlib
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import torch
+from huggingface_hub import constants
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from torch import Tensor
+
+from crislit.errors import InputError
+from crislit.models.cris import CRIS
+from crislit.models.released import check_names, clip_sizes, from_released, read_weights, to_released
+
+OPENAI = "openai"
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's archives keep beside the weights."""
+
+
+def load_clip_weights(model: CRIS, source: str) -> str:
+    """Start both encoders of a network from CLIP's weights; the pooling's shortcut, which CLIP has not, stays as it is.
+
+    The text encoder keeps all of CLIP's positions and uses the first L; the pooling keeps its native grid and resizes it when
+    it is used. Half precision becomes float32.
+
+    Args:
+        model: The network.
+        source: ``openai`` for open_clip's download of the model that the network was built from, or a path to OpenAI's
+            TorchScript archive (``RN50.pt``), a state dict that PyTorch saved, or safetensors.
+
+    Returns:
+        What ``results.json`` shall say: the source, and the beginning of its SHA-256.
+
+    Raises:
+        InputError: If there are no such weights, or they are another architecture's.
+    """
+    path = find_openai(model.settings["clip"]) if source == OPENAI else Path(source).expanduser()
+    state = read_clip(path)
+    ours = to_released({k: v for k, v in model.state_dict().items() if k.startswith(("image_encoder.", "text_encoder."))})
+    wanted = {name.removeprefix("backbone."): value for name, value in ours.items() if ".connect." not in name}
+    found, built = clip_sizes(state, str(path)), clip_sizes(wanted, "the network")
+    if found != built:
+        raise InputError(f"{path} holds the weights of {describe(found)}, and the network is built on {describe(built)}")
+    counters = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
+    state = counters | state  # of no use here, and left out by some
+    check_names(state, wanted, f"{path} is not all of CLIP")
+    model.load_state_dict(from_released({f"backbone.{name}": value for name, value in state.items()}), strict=False)
+    return f"{source} (sha256 {sha256(path)[:16]})"
+
+
+def read_clip(path: Path) -> dict[str, Tensor]:
+    """Read CLIP's state dict, under OpenAI's names.
+
+    Raises:
+        InputError: If there is none, or it is damaged.
+    """
+    if not path.is_file() or not is_torchscript(path):
+        state = read_weights(path)
+    else:
+        try:
+            with (
+                warnings.catch_warnings()
+            ):  # PyTorch 2.14 says that TorchScript has no future; OpenAI's files are what they are
+                warnings.simplefilter("ignore", FutureWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                state = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise InputError(f"cannot read {path}: it is a damaged TorchScript archive ({error})") from error
+    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, code and all, not a state dict."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def find_openai(clip: str | Mapping[str, Any]) -> Path:
+    """Return OpenAI's weights of a model: where OpenAI's own package keeps them, or as open_clip downloads them.
+
+    Raises:
+        InputError: If OpenAI published no such model, or it is neither here nor within reach.
+    """
+    name = clip.removesuffix("-quickgelu") if isinstance(clip, str) else ""
+    known = open_clip.get_pretrained_cfg(name, OPENAI) if name else {}
+    if not known.get("url"):
+        raise InputError(f"OpenAI published no weights of model.clip={clip}: set model.clip_weights to a path")
+    place: Path = Path.home() / ".cache" / "clip" / known["url"].rsplit("/", 1)[-1]
+    if place.is_file():
+        expected = known["url"].split("/")[-2]  # OpenAI's addresses hold the checksum
+        if sha256(place) != expected:
+            raise InputError(f"{place} is not OpenAI's file, whose SHA-256 is {expected}: fetch it again from {known['url']}")
+        return place
+    repository = known.get("hf_hub", "").rstrip("/")
+    for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME) if repository else ():
+        cached = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(str(cached))
+    reason = unreachable(constants.ENDPOINT)
+    if not reason:
+        try:
+            return Path(open_clip.download_pretrained(known))
+        except (OSError, RuntimeError) as error:
+            reason = str(error)
+    raise InputError(
+        f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine and cannot be fetched ({reason}). "
+        f"Fetch {known['url']} where there is a network, and put it at {place}, or anywhere with model.clip_weights=PATH"
+    )
+
+
+def unreachable(address: str, seconds: float = 5) -> str:
+    """Return why a server does not answer, or nothing if it does: open_clip's own download takes a minute to find out."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers
+    except OSError as error:
+        return f"{address} does not answer: {error}"
+    return ""
+
+
+def describe(sizes: Mapping[str, Any]) -> str:
+    """Return an architecture's name if it is one of OpenAI's, and what distinguishes it."""
+    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+    names = [name for name in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64") if _published(name) == _key(sizes)]
+    parts = (
+        f"stages {vision['layers']} of width {vision['width']} at {vision['image_size']} pixels, "
+        f"embedding {sizes['embed_dim']}, text {text['layers']} layers of width {text['width']}, "
+        f"context {text['context_length']}, vocabulary {text['vocab_size']}"
+    )
+    return f"CLIP's {names[0]} ({parts})" if names else f"a CLIP that OpenAI did not publish ({parts})"
+
+
+def _published(name: str) -> tuple[Any, ...]:
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return _key(config)
+
+
+def _key(sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+    vision = sizes["vision_cfg"]
+    return (sizes["embed_dim"], tuple(vision["layers"]), vision["width"], sizes["text_cfg"]["width"])
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
