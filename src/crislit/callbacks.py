@@ -28,6 +28,11 @@ from crislit.models.cris import CRIS, count_parameters
 
 log = logging.getLogger(__name__)
 
+PROTOCOLS = {
+    "all_sentences": "all sentences",
+    "first_sentence": "first sentence of each ref, the figure that the released code selects checkpoints by",
+}
+
 
 class LastCheckpoint(L.Callback):
     """Keeps ``last.ckpt`` up to date: every so many steps, at the end, and when a run is interrupted.
@@ -226,7 +231,8 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print the table of a run's results, in percent."""
-    table = Table(title=f"mIoU is the paper's IoU; in percent; threshold {results['threshold']}, {results['protocol']}")
+    told = PROTOCOLS[results["protocol"]]
+    table = Table(title=f"mIoU is the paper's IoU; in percent; threshold {results['threshold']}; {told}")
     extra = [("blind", results.get("blind", {})), ("ceiling", results.get("ceiling", {}))]
     metrics = [metric for metric in METRICS if metric not in ("Pr@60", "Pr@80")]  # 80 columns; results.json has all
     columns = ["split", "samples", *metrics, *(name for name, values in extra if values)]

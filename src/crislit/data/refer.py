@@ -41,8 +41,8 @@ TREE = """  {root}/
     {folder}/{refs}"""
 
 HOW_TO_GET = """In crislit's repository `python scripts/download_refer.py FOLDER` fetches it all. By hand: COCO's train2014
-images from cocodataset.org, and refcoco, refcoco+ and refcocog of the REFER project (github.com/lichengunc/refer), laid out like this.
-Then set data_root=FOLDER or CRISLIT_DATA=FOLDER."""
+images from cocodataset.org, and refcoco, refcoco+ and refcocog of the REFER project (github.com/lichengunc/refer), laid out
+like this. Then set data_root=FOLDER or CRISLIT_DATA=FOLDER."""
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
