@@ -8,28 +8,63 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from crislit.models.cris import build_cris
 from tests.runs import environment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    python -m crislit\.(\w+)(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+HYDRA = [(program, rest) for program, rest in COMMANDS if program in ("train", "evaluate")]
+OTHERS = [(program, rest) for program, rest in COMMANDS if program not in ("train", "evaluate")]
 
 
 def test_the_readme_shows_the_two_commands_and_programs_to_run() -> None:
     assert "make train" in README
-    assert {program for program, _ in COMMANDS} == {"train", "evaluate"}
-    assert len(COMMANDS) >= 6
+    assert {program for program, _ in COMMANDS} == {"train", "evaluate", "benchmark", "convert"}
+    assert len(HYDRA) >= 8
 
 
-@pytest.mark.parametrize(("program", "rest"), COMMANDS)
+@pytest.mark.parametrize(("program", "rest"), HYDRA)
 def test_every_command_of_the_readme_composes(program: str, rest: str, tmp_path: Path) -> None:
     overrides = [part for part in shlex.split(rest) if part != "-m"]
-    overrides = [re.sub(r"=(\d),.*", r"=\1", part) for part in overrides]  # a sweep's first job
+    overrides = [re.sub(r"=([\w+]+),.*", r"=\1", part) for part in overrides]  # a sweep's first job
     command = [sys.executable, "-m", f"crislit.{program}", *overrides, "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_other_commands_run_in_their_order(tmp_path: Path) -> None:
+    from crislit.checkpoint import record
+    from crislit.models.released import to_released
+
+    clip = {
+        "embed_dim": 32,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32},
+        "text_cfg": {"context_length": 22, "vocab_size": 99, "width": 64, "heads": 1, "layers": 1},
+    }
+    model = build_cris(clip=clip, neck=(8, 64, 16), decoder_layers=1)
+    torch.save(to_released(model.state_dict()), tmp_path / "cris_r50.pth")
+    kept = record(model.settings, {"image_size": 416, "threshold": 0.35}, "random")
+    (tmp_path / "RUN/checkpoints").mkdir(parents=True)
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, "crislit": kept, "global_step": 1}, tmp_path / "RUN/checkpoints/best.ckpt")
+    for program, rest in OTHERS:
+        command = [sys.executable, "-m", f"crislit.{program}", *shlex.split(rest)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cris_r50/model.safetensors").is_file()
+    assert all(name.startswith("module.") for name in torch.load(tmp_path / "ours.pth", weights_only=True)["state_dict"])
+
+
+def test_the_scripts_that_the_readme_calls_know_the_options() -> None:
+    called = re.findall(r"^    python (scripts/\w+\.py)(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    assert len(called) >= 2
+    for script, rest in called:
+        done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+        assert all(option in done.stdout for option in re.findall(r"--[\w-]+", rest))
 
 
 def test_every_key_and_choice_that_the_readme_lists_composes() -> None:
