@@ -33,15 +33,18 @@ ORDER = [
     ["metrics"],
     ["task"],
     ["callbacks"],
+    ["record"],
+    ["sweep"],
     ["segmenter"],
-    ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "benchmark", "demo"],
+    ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],
 ]
 SAME_ROW = {
     ("models/projector", "models/neck"),  # conv_bn_relu
     ("evaluate", "train"),
     ("benchmark", "train"),
+    ("figures", "train"),
 }
-PLANNED = {"segmenter", "predict", "export", "check_data", "report", "demo"}  # may be missing yet
+PLANNED = {"segmenter", "predict", "export", "check_data", "demo"}  # may be missing yet
 MAY_IMPORT_THE_PACKAGE = {"callbacks", "checkpoint"}  # for its version
 MAY_KNOW_HYDRA = {"config", "train", "evaluate"}
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}

@@ -68,7 +68,7 @@ def open_set(root: Path) -> ReferIndex:
 
 
 def index_of(refs: Refs, instances: Instances) -> ReferIndex:
-    return ReferIndex(build_index(refs, instances, Path("refcoco/refs(unc).p")), Path("images"))
+    return ReferIndex(build_index(refs, instances, Path("refcoco/refs(unc).p")), Path("images"), Path("instances.json"))
 
 
 def mask_of(segmentation: Any, height: int = HEIGHT, width: int = WIDTH) -> Mask:

@@ -53,6 +53,8 @@ class RefuseEarlierRun(Callback):
     def on_run_start(self, config: "DictConfig", **kwargs: Any) -> None:
         """Look into the run's folder; the other processes of a run find the first one's there."""
         folder = Path(config.hydra.run.dir)
+        if os.environ.get("CRISLIT_SWEEP_JOB") == str(folder):  # which the sweep looked into, and Hydra has begun to fill
+            return
         if os.environ.get("LOCAL_RANK", "0") == "0" and any((folder / name).exists() for name in (".hydra", "results.json")):
             _fail(InputError(f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is written over"))
 
@@ -67,7 +69,9 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
         @functools.wraps(function)
         def main() -> None:
             import hydra
+            from hydra.core.hydra_config import HydraConfig
             from hydra.errors import HydraException
+            from hydra.types import RunMode
             from omegaconf.errors import OmegaConfBaseException
 
             wish = os.environ.get("HYDRA_FULL_ERROR")
@@ -79,13 +83,13 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
                 try:
                     return function(config)
                 except (InputError, OmegaConfBaseException) as error:
-                    if verbose:
+                    if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's other jobs go on
                         raise
                     _fail(error)
 
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (InputError, HydraException, OmegaConfBaseException) as error:
                 if verbose:
                     raise
                 _fail(error)

@@ -119,11 +119,15 @@ class CRISTask(L.LightningModule):
     # -- Evaluation
 
     @torch.no_grad()
-    def predict_masks(self, batch: EvaluationBatch) -> Masks:
-        """Return one mask a sample, (h, w) bool at its picture's own size."""
+    def predict_probabilities(self, batch: EvaluationBatch) -> list[npt.NDArray[np.float32]]:
+        """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little."""
         logits = self.model(batch.images, batch.tokens)
         squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
-        return [restore(square, *truth.shape) > self.threshold for square, truth in zip(squares, batch.truths, strict=True)]
+        return [restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True)]
+
+    def predict_masks(self, batch: EvaluationBatch) -> Masks:
+        """Return one mask a sample, (h, w) bool at its picture's own size."""
+        return [probability > self.threshold for probability in self.predict_probabilities(batch)]
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Count a batch of the selecting split."""

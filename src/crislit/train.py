@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -36,6 +37,7 @@ from crislit.errors import InputError, check_whole
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import load_clip_weights
 from crislit.models.cris import CRIS, build_cris
+from crislit.sweep import run_job
 from crislit.task import CRISTask
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message="Experiment logs directory")
 warnings.filterwarnings("ignore", message="The dirpath has changed")
+# Our metrics are the same in every process before they are logged.
+warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 # An advertisement, and a notice about a default at every checkpoint.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
 logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
@@ -137,7 +141,21 @@ def build_logger(settings: Settings, folder: Path) -> Logger | bool:
 def main(config: DictConfig) -> float:
     """Train, evaluate every split with the best checkpoint, and write results; return the selecting split's mIoU."""
     settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if hydra.mode == RunMode.MULTIRUN:
+        places = [
+            part
+            for source in hydra.runtime.config_sources
+            if source.provider == "command-line"
+            for part in ("--config-dir", source.path)
+        ]
+        return run_job(settings, [*places, *hydra.overrides.task], folder, group=folder.parent.name)
+    return run(settings, folder)
+
+
+def run(settings: Settings, folder: Path) -> float:
+    """Train and evaluate a configuration in this process, and leave everything in a folder."""
     start = time.perf_counter()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
     data = prepare(settings)

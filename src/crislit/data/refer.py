@@ -120,12 +120,14 @@ class ReferIndex:
 
     Attributes:
         image_folder: Where the photographs are.
+        annotations_path: ``instances.json``, all annotations of the photographs.
         splits: Names of the splits that the set has, in the order train, val, test, testA, testB, others.
     """
 
-    def __init__(self, arrays: _Arrays, image_folder: Path) -> None:
+    def __init__(self, arrays: _Arrays, image_folder: Path, annotations_path: Path) -> None:
         self._arrays = arrays
         self.image_folder = image_folder
+        self.annotations_path = annotations_path
         self._split_names = [self._text("split_names", i) for i in range(len(arrays.split_names_ends))]
         usual = ["train", "val", "test", "testA", "testB"]
         self.splits: tuple[str, ...] = tuple(sorted(self._split_names, key=lambda s: (usual.index(s) if s in usual else 9, s)))
@@ -154,11 +156,11 @@ class ReferIndex:
         for cache in (refs_path.with_name(name), _cache_home() / name):
             arrays = _read_cache(cache)
             if arrays is not None:
-                return cls(arrays, image_folder)
+                return cls(arrays, image_folder, instances_path)
         log.info("indexing %s, once", refs_path)
         arrays = build_index(load_pickle(refs_path), load_json(instances_path), refs_path)
         _write_cache(arrays, refs_path.with_name(name))
-        return cls(arrays, image_folder)
+        return cls(arrays, image_folder, instances_path)
 
     def __len__(self) -> int:
         return len(self._arrays.ref_id)

@@ -21,6 +21,8 @@ from crislit.models.cris import CRIS
 from crislit.models.released import check_names, clip_sizes, from_released, read_weights, to_released
 
 OPENAI = "openai"
+SHIPPED = Path(__file__).parents[1] / "assets"
+"""Weights that come with the package, ``<name>.safetensors``."""
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep beside the weights."""
 
@@ -33,8 +35,9 @@ def load_clip_weights(model: CRIS, source: str) -> str:
 
     Args:
         model: The network.
-        source: ``openai`` for open_clip's download of the model that the network was built from, or a path to OpenAI's
-            TorchScript archive (``RN50.pt``), a state dict that PyTorch saved, or safetensors.
+        source: ``openai`` for open_clip's download of the model that the network was built from; ``tiny-clip``, which comes
+            with the package; or a path to OpenAI's TorchScript archive (``RN50.pt``), a state dict that PyTorch saved, or
+            safetensors.
 
     Returns:
         What ``results.json`` shall say: the source, and the beginning of its SHA-256.
@@ -42,7 +45,7 @@ def load_clip_weights(model: CRIS, source: str) -> str:
     Raises:
         InputError: If there are no such weights, or they are another architecture's.
     """
-    path = find_openai(model.settings["clip"]) if source == OPENAI else Path(source).expanduser()
+    path = find_openai(model.settings["clip"]) if source == OPENAI else find_file(source)
     state = read_clip(path)
     ours = to_released({k: v for k, v in model.state_dict().items() if k.startswith(("image_encoder.", "text_encoder."))})
     wanted = {name.removeprefix("backbone."): value for name, value in ours.items() if ".connect." not in name}
@@ -54,6 +57,20 @@ def load_clip_weights(model: CRIS, source: str) -> str:
     check_names(state, wanted, f"{path} is not all of CLIP")
     model.load_state_dict(from_released({f"backbone.{name}": value for name, value in state.items()}), strict=False)
     return f"{source} (sha256 {sha256(path)[:16]})"
+
+
+def find_file(source: str) -> Path:
+    """Return the file of shipped weights, or of a path."""
+    shipped = SHIPPED / f"{source}.safetensors"
+    return shipped if shipped.is_file() else Path(source).expanduser()
+
+
+def fingerprint_source(source: str | None) -> str | None:
+    """Return what identifies weights on every machine: a file's SHA-256, or their name."""
+    if source in (None, OPENAI):
+        return source
+    path = find_file(str(source))
+    return sha256(path) if path.is_file() else str(source)
 
 
 def read_clip(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,164 @@
+"""Measured results as CSV, one row a run and split, with what it takes to run it again."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from crislit.data import shapes
+from crislit.errors import InputError
+from crislit.metrics import METRICS
+from crislit.models.clip_weights import fingerprint_source
+
+log = logging.getLogger(__name__)
+
+Settings = Mapping[str, Any]
+Row = dict[str, str]
+
+COLUMNS = (
+    "experiment",
+    "dataset",
+    "split",
+    "of_splits",
+    "model",
+    "contrastive",
+    "layers",
+    "kernel_size",
+    "seed",
+    "samples",
+    *METRICS,
+    "blind",
+    "ceiling",
+    "parameters",
+    "fps",
+    "steps",
+    "image_size",
+    "threshold",
+    "protocol",
+    "initial_weights",
+    "commit",
+    "hardware",
+    "seconds",
+    "overrides",
+)
+
+
+def experiment(settings: Settings) -> str:
+    """Return what identifies a run's experiment: a digest of every setting that its numbers depend on.
+
+    Where the data are, how many devices and workers share the work, and what is logged changes no number but by rounding.
+    """
+    names = ("model", "dataset", "decoder", "loss", "projector", "recipe", "image_size", "batch_size", "threshold", "protocol")
+    facts = {name: settings[name] for name in names} | {"seed": settings["seed"]}
+    facts["trainer"] = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
+    facts["model"] = facts["model"] | {"clip_weights": fingerprint_source(settings["model"]["clip_weights"])}
+    if settings["dataset"]["embedded"]:
+        facts["version of the embedded data"] = shapes.VERSION
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def rows_of(results: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of a run's ``results.json``, one a split."""
+    config = results["config"]
+    rows = []
+    for split, values in results["splits"].items():
+        row = {
+            "experiment": experiment(config),
+            "dataset": config["dataset"]["name"],
+            "split": split,
+            "of_splits": " ".join(results["splits"]),
+            "model": model_name(config),
+            "contrastive": str(config["loss"]["contrastive"]).lower(),
+            "layers": config["decoder"]["layers"],
+            "kernel_size": config["projector"]["kernel_size"],
+            "samples": values["samples"],
+            **{metric: f"{values[metric]:.4f}" for metric in METRICS},
+            "blind": f"{results['blind'][split]['mIoU']:.4f}" if split in results["blind"] else "",
+            "ceiling": f"{results['ceiling'][split]['mIoU']:.4f}",
+            "fps": f"{results['fps']:.2f}",
+            "image_size": config["image_size"],
+            "seconds": round(results["seconds"]),
+            "overrides": " ".join(results["overrides"]),
+        }
+        same = ("seed", "parameters", "steps", "threshold", "protocol", "initial_weights", "commit", "hardware")
+        row |= {name: results[name] for name in same}
+        rows.append({name: str(row[name]) for name in COLUMNS})
+    return rows
+
+
+def model_name(config: Settings) -> str:
+    """Return the name of the backbone that a configuration chooses."""
+    clip = config["model"]["clip"]
+    return str(clip).removesuffix("-quickgelu").lower() if isinstance(clip, str) else "tiny"
+
+
+def is_sound(row: Mapping[str, Any]) -> bool:
+    """Whether a row is whole: every column there, every number a number in its range."""
+    try:
+        metrics = [float(row[name]) for name in (*METRICS, "ceiling")]
+        return (
+            set(COLUMNS) <= set(row)
+            and all(0 <= value <= 1 for value in metrics)
+            and all(int(row[name]) >= least for name, least in (("samples", 1), ("steps", 0), ("parameters", 1), ("seed", 0)))
+            and row["split"] in row["of_splits"].split()
+        )
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read recorded rows; broken ones (cut off, edited by mistake) are left out, with a warning that names them.
+
+    Raises:
+        InputError: If the file is no such record.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not set(COLUMNS) <= set(reader.fieldnames or ()):
+            missing = sorted(set(COLUMNS) - set(reader.fieldnames or ()))
+            raise InputError(f"{path} is no record of runs: it lacks the columns {', '.join(missing)}")
+        lines = list(reader)
+    rows = [row for row in lines if is_sound(row)]
+    broken = [f"{row.get('dataset')}/{row.get('split')} of {row.get('experiment')}" for row in lines if not is_sound(row)]
+    if broken:
+        log.warning("%s: broken rows are left out, and their runs count as not run: %s", path, ", ".join(broken))
+    return rows
+
+
+def find_run(path: Path, settings: Settings) -> list[Row]:
+    """Return a run's recorded rows, one a split; none if it is not recorded, or not whole."""
+    if not path.is_file():
+        return []
+    name = experiment(settings)
+    rows = [row for row in read_rows(path) if row["experiment"] == name]
+    splits = [row["split"] for row in rows]
+    whole = bool(rows) and all(sorted(row["of_splits"].split()) == sorted(splits) for row in rows)
+    if rows and not whole:
+        log.warning("%s holds only %s of run %s: it counts as not run", path, ", ".join(splits), name)
+    return rows if whole else []
+
+
+def add_run(path: Path, results: Mapping[str, Any]) -> None:
+    """Record a run, in place of what there was of it; several processes may do so at once."""
+    new = rows_of(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        kept = [row for row in read_rows(path) if row["experiment"] != new[0]["experiment"]] if path.is_file() else []
+        write_rows(path, [*kept, *new])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write rows, the file whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text.getvalue(), encoding="utf-8")
+    part.replace(path)

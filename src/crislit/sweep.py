@@ -1,0 +1,94 @@
+"""The jobs of a sweep: each in a fresh process of its own, and none that is recorded already.
+
+Whatever launcher Hydra uses, a job starts ``python -m crislit.train`` with the job's own overrides and waits for it. In one
+process, several jobs would share CUDA's memory, random states and Lightning's process group, and with several devices Lightning
+would start the whole sweep again in each of its children.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from crislit.errors import InputError
+from crislit.record import add_run, find_run
+
+log = logging.getLogger(__name__)
+
+FOLDER = "CRISLIT_SWEEP_JOB"
+"""Environment variable: the folder that a sweep made for the job, which the job may use although it is not empty."""
+
+
+def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path, group: str) -> float:
+    """Run a job of a sweep, unless it is recorded; return its selecting split's mIoU.
+
+    Args:
+        settings: The job's configuration.
+        arguments: The command line of a single run with this configuration.
+        folder: The job's folder.
+        group: The sweep's name, under which Weights & Biases shows its runs together.
+
+    Raises:
+        InputError: If the job fails; what it printed says why.
+    """
+    record = Path(settings["record"]).expanduser() if settings["record"] else None
+    select = settings["dataset"]["select_split"]
+    if record and (rows := find_run(record, settings)):
+        value = next((float(row["mIoU"]) for row in rows if row["split"] == select), 0.0)
+        log.info("recorded in %s already, and not run again: %s mIoU %.4f (record=null runs it)", record, select, value)
+        return value
+    results = folder / "results.json"
+    if (folder / "checkpoints").is_dir() and not results.is_file():
+        log.warning("%s holds a broken run, without results: it is run again", folder)
+        shutil.rmtree(folder / "checkpoints")
+    if results.is_file():
+        raise InputError(f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is written over")
+    command = [sys.executable, "-m", "crislit.train", *arguments, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
+    environment = os.environ | {FOLDER: str(folder), "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group)}
+    with subprocess.Popen(command, env=environment) as child, ends_with_us(child):
+        code = child.wait()
+    if code:
+        raise InputError(f"the job in {folder} failed with exit code {code}; what it printed says why")
+    if int(os.environ.get("SLURM_PROCID", "0")):
+        return 0.0  # the job's first process has the results
+    measured = json.loads(results.read_text())
+    if record:
+        add_run(record, measured)
+        log.info("recorded in %s", record)
+    return float(measured["splits"].get(select, {}).get("mIoU", 0.0))
+
+
+def quoted(path: Path) -> str:
+    """Quote a path for Hydra's grammar, in which = and , have a meaning."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@contextmanager
+def ends_with_us(child: subprocess.Popen[Any]) -> Iterator[None]:
+    """See to it that a child does not outlive us when we are told to end."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if here else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        child.wait()  # Ctrl-C reaches the child too, which saves what it has
+        raise
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        if here:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
