@@ -11,11 +11,11 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -23,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from crislit.data.refer import ReferIndex
+from crislit.data.refer import IMAGE_FOLDERS, ReferIndex
 from crislit.errors import InputError, one_line_errors
 
 CHUNK = 2**20
@@ -149,9 +150,8 @@ def fetch(archive: Archive, folder: Path, tries: int = 3, pause: float = 2.0) ->
             continue
         part.rename(target)
         return target
-    raise InputError(
-        f"no mirror gave {archive.name}; what was fetched of it stays in {part}, to go on with later. " + "; ".join(reasons)
-    )
+    kept = f"; what was fetched of it stays in {part}, to go on with later" if part.is_file() else ""
+    raise InputError(f"no mirror gave {archive.name}{kept}. " + "; ".join(reasons))
 
 
 def pull(archive: Archive, url: str, part: Path, tries: int, pause: float) -> None:
@@ -165,7 +165,7 @@ def pull(archive: Archive, url: str, part: Path, tries: int, pause: float) -> No
     for number in range(tries):
         if number:
             time.sleep(pause)
-        begun = part.stat().st_size if part.is_file() else 0
+        begun, broken = part.stat().st_size if part.is_file() else 0, ""
         try:
             if begun < archive.size:
                 check_space(part.parent, archive.size - begun, archive.name)
@@ -173,10 +173,10 @@ def pull(archive: Archive, url: str, part: Path, tries: int, pause: float) -> No
         except urllib.error.HTTPError as error:
             raise UnusableMirrorError(f"it answers {error.code} {error.reason}") from error
         except (HTTPException, OSError) as error:
-            reason = str(error) or type(error).__name__
+            broken = str(error) or type(error).__name__
         size = part.stat().st_size if part.is_file() else 0
         if size < archive.size:
-            reason = reason or f"the connection broke off at byte {size:,} of {archive.size:,}"
+            reason = broken or f"the connection broke off at byte {size:,} of {archive.size:,}"
             continue
         found = digest(part, archive.checksum.split(":")[0])
         if size == archive.size and found == archive.checksum:
@@ -195,7 +195,8 @@ def pull_once(archive: Archive, url: str, part: Path) -> None:
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
         goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
         start = begun if goes_on else 0
-        announced = int(answer.headers.get("Content-Length") or archive.size - start)
+        length = answer.headers.get("Content-Length", "")
+        announced = int(length) if length.isdecimal() else archive.size - start
         if start + announced != archive.size:
             raise UnusableMirrorError(f"it has another file, of {start + announced:,} bytes instead of {archive.size:,}")
         bar = tqdm(total=archive.size, initial=start, unit="B", unit_scale=True, desc=archive.name, disable=None)
@@ -203,6 +204,8 @@ def pull_once(archive: Archive, url: str, part: Path) -> None:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() > archive.size:  # another file, of no announced length
+                    break
 
 
 def check_space(folder: Path, needed: int, name: str) -> None:
@@ -232,8 +235,10 @@ def unpack(archive: Archive, file: Path, root: Path) -> Path:
     """
     place = root / archive.place
     place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".unpacking-{archive.inside}"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a try that was killed
     try:
-        with zipfile.ZipFile(file) as content, tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+        with zipfile.ZipFile(file) as content:
             wanted = [item for item in content.infolist() if item.filename.startswith(f"{archive.inside}/")]
             if not wanted:
                 raise InputError(f"{file} holds no folder {archive.inside}/")
@@ -243,9 +248,15 @@ def unpack(archive: Archive, file: Path, root: Path) -> Path:
             check_space(root, sum(item.file_size for item in wanted), f"unpacking {archive.name}")
             for item in tqdm(wanted, f"unpacking {archive.name}", disable=None):
                 content.extract(item, temporary)
-            (Path(temporary) / archive.inside).rename(place)
-    except (zipfile.BadZipFile, EOFError) as error:
+            (temporary / archive.inside).rename(place)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot unpack {file} below {root}: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"{file} is damaged: {error}. Delete it, and start again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return place
 
 
@@ -253,12 +264,13 @@ def install(names: Sequence[str], root: Path, archives: dict[str, Archive], keep
     """Fetch and unpack what is not there yet."""
     for name in names:
         archive = archives[name]
-        place = root / archive.place
-        if place.is_dir():
-            print(f"{place} is there already")
+        places = IMAGE_FOLDERS if archive.place in IMAGE_FOLDERS else (archive.place,)
+        there = next((root / place for place in places if (root / place).is_dir()), None)
+        if there is not None:
+            print(f"{there} is there already")
             continue
         file = fetch(archive, root / "downloads")
-        unpack(archive, file, root)
+        place = unpack(archive, file, root)
         if not keep:
             file.unlink()
         print(f"{place} is complete")
@@ -273,9 +285,10 @@ def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[Table, 
     Returns:
         The table of expected and found counts, and whether all is as expected.
     """
-    table = Table(title=f"expected -> found, below {root}")
+    table = Table(title=escape(f"expected -> found, below {root}"))
     for column in ("set", "split", "refs", "sentences", "images", "no image file", "empty masks", ""):
-        table.add_column(column, justify="left" if column in ("set", "split", "") else "right", no_wrap=column != "")
+        left = column in ("set", "split", "")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "", overflow="fold")
     fine = True
     for (folder, file), splits in expected.items():
         name = f"{folder}/{file}"
@@ -283,7 +296,7 @@ def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[Table, 
             index = ReferIndex.open(root, folder, file)
         except InputError as error:
             fine = False
-            table.add_row(name, "", "", "", "", "", "", str(error).splitlines()[0])
+            table.add_row(name, "", "", "", "", "", "", escape(str(error).splitlines()[0].removesuffix(" Expected")))
             continue
         unknown = {split: (0, 0, 0) for split in index.splits if split not in splits}
         for split, published in {**splits, **unknown}.items():
@@ -309,19 +322,27 @@ def main(arguments: Sequence[str] | None = None, archives: dict[str, Archive] | 
     """Fetch, or verify."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, nargs="?", default=Path(os.environ.get("CRISLIT_DATA", "data")), metavar="DATA")
-    parser.add_argument("--only", nargs="+", choices=tuple(ARCHIVES), default=list(ARCHIVES), help="a part of it")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(ARCHIVES), default=list(ARCHIVES), help="a part of it (DATA goes before)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
     parser.add_argument("--verify", action="store_true", help="fetch nothing, count what is there")
     options = parser.parse_args(arguments)
     with one_line_errors():
         if options.verify:
-            table, fine = verify(options.root, {key: value for key, value in EXPECTED.items() if key[0] in options.only})
+            expected = {key: value for key, value in EXPECTED.items() if key[0] in options.only}
+            if not expected:
+                parser.error("--verify counts the images of annotated sets: name such a set with --only")
+            table, fine = verify(options.root, expected)
             Console(width=max(Console().width, 150)).print(table)
             if not fine:
                 raise InputError("the data are not what was published; the table says where")
             print("the data are what was published")
         else:
-            install(options.only, options.root, archives or ARCHIVES, options.keep)
+            try:
+                install(options.only, options.root, ARCHIVES if archives is None else archives, options.keep)
+            except OSError as error:
+                raise InputError(f"cannot write below {options.root}: {error}") from error
 
 
 if __name__ == "__main__":

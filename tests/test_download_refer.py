@@ -1,4 +1,4 @@
-"""scripts/download_refer.py against a server of this machine: whatever mirrors do, only what is whole and right gets its name."""
+"""scripts/download_refer.py and a server of this machine: whatever mirrors do, only what is whole and right gets its name."""
 
 import hashlib
 import importlib.util
@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
-from crislit.data.refer import IMAGE_FOLDERS, ReferIndex
+from crislit.data.refer import IMAGE_FOLDERS
 from crislit.errors import InputError
 
 from .runs import environment
@@ -86,6 +87,7 @@ class Resource:
         breaks: After how many bytes the next answers break off; the ones after those are whole.
         end: How an answer ends that breaks off: "closed", "reset" or "stalled".
         announced: Whether an answer's length is announced.
+        length: What is announced instead of the length.
         location: Where it redirects to.
         asked: Called at every request.
     """
@@ -96,6 +98,7 @@ class Resource:
     breaks: list[int] = field(default_factory=list)
     end: str = "closed"
     announced: bool = True
+    length: str = ""
     location: str = ""
     asked: Callable[[], object] = lambda: None
 
@@ -121,7 +124,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         assert isinstance(self.server, Server)
         resource, asked = self.server.resources[self.path], self.headers["Range"]
         resource.asked()
@@ -143,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             if resource.location:
                 self.send_header("Location", resource.location)
             if resource.announced:
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", resource.length or str(len(body)))
             self.end_headers()
             self.wfile.write(body[:given])
             if given < len(body) and resource.end == "stalled":
@@ -182,6 +185,19 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     taken: list[float] = []
     monkeypatch.setattr(download.time, "sleep", taken.append)
     return taken
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tqdm]:
+    """The script's progress bars, which count without a terminal too."""
+    made: list[tqdm] = []
+
+    def make(**options: Any) -> tqdm:
+        made.append(tqdm(**options | {"file": io.StringIO(), "disable": False}))
+        return made[-1]
+
+    monkeypatch.setattr(download, "tqdm", make)
+    return made
 
 
 def archive_of(*urls: str, content: bytes = CONTENT, algorithm: str = "sha256", place: str = "refcoco") -> Any:
@@ -246,7 +262,11 @@ def test_a_server_that_does_not_keep_the_range_is_begun_anew(ranges: str, server
 def test_a_server_that_does_not_keep_ranges_and_cuts_the_connection_is_begun_anew(server: Server, tmp_path: Path) -> None:
     fetch(tmp_path, server.add("/a", Resource(ranges="ignored", breaks=[5000, 3000])))
     assert_whole(tmp_path)
-    assert server.requests == [Request("/a", None, 5000), Request("/a", "bytes=5000-", 3000), Request("/a", "bytes=3000-", SIZE)]
+    assert server.requests == [
+        Request("/a", None, 5000),
+        Request("/a", "bytes=5000-", 3000),
+        Request("/a", "bytes=3000-", SIZE),
+    ]
 
 
 def test_a_cut_connection_is_gone_on_with_where_it_was_cut(server: Server, tmp_path: Path) -> None:
@@ -304,17 +324,7 @@ def test_a_server_that_announces_no_length_is_gone_on_with_too(begun: int, serve
     assert server.given("/a") == [5000, SIZE - begun - 5000]
 
 
-def test_the_bar_ends_at_the_whole_and_begins_with_what_was_there(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bars = []
-
-    class Bar(download.tqdm):  # type: ignore[misc]
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options | {"file": io.StringIO(), "disable": False})
-            bars.append(self)
-
-    monkeypatch.setattr(download, "tqdm", Bar)
+def test_the_bar_begins_with_what_was_there_and_ends_at_the_whole(server: Server, tmp_path: Path, bars: list[tqdm]) -> None:
     leave_part(tmp_path, CONTENT[:1000])
     fetch(tmp_path, server.add("/a", Resource()))
     (bar,) = bars
@@ -370,7 +380,9 @@ def test_a_mirror_that_cuts_too_often_is_left_and_the_next_goes_on_from_there(se
     assert server.requests[-1] == Request("/b", "bytes=300000-", SIZE - 300_000)
 
 
-def test_a_dead_mirror_is_left_for_the_next(server: Server, dead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_mirror_is_left_for_the_next(
+    server: Server, dead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     leave_part(tmp_path, CONTENT[:1000])
     fetch(tmp_path, dead, server.add("/a", Resource()))
     assert_whole(tmp_path)
@@ -450,7 +462,7 @@ def test_if_all_mirrors_fail_the_error_names_each_with_its_reason_and_the_part_s
         server.add("/broken", Resource(status=500)): "500",
         dead: "refused",
         server.add("/longer", Resource(CONTENT + b"x")): f"{SIZE + 1:,} bytes",
-        server.add("/cut", Resource(breaks=[1000] * 3)): f"byte 4,000 of {SIZE:,}",
+        server.add("/cut", Resource(breaks=[1000] * 3)): "broke off at byte",
     }
     part = leave_part(tmp_path, CONTENT[:1000])
     with pytest.raises(InputError, match=f"no mirror gave {NAME}") as caught:
@@ -468,23 +480,47 @@ def test_if_all_mirrors_fail_the_error_names_each_with_its_reason_and_the_part_s
     assert server.ranges("/good") == ["bytes=4000-"]
 
 
-def test_the_reason_is_that_of_the_last_try(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("leftover", "end"), [(b"", 3000), (OTHER, 2000)], ids=["nothing", "no part of the archive"])
+def test_a_mirrors_reason_is_that_of_the_last_try(leftover: bytes, end: int, server: Server, tmp_path: Path) -> None:
     url = server.add("/a", Resource(breaks=[1000] * 3))
-    leave_part(tmp_path, OTHER)
-    with pytest.raises(InputError, match=f"broke off at byte 2,000 of {SIZE:,}"):
+    leave_part(tmp_path, leftover)
+    with pytest.raises(InputError, match=f"broke off at byte {end:,} of {SIZE:,}"):
         fetch(tmp_path, url)
 
 
+def test_the_error_speaks_of_a_part_only_if_there_is_one(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"no mirror gave {NAME}") as caught:
+        fetch(tmp_path, server.add("/a", Resource(status=404)))
+    assert ".part" not in str(caught.value)
+
+
+def test_a_length_that_is_no_number_is_left_to_the_next_mirror_or_ignored(server: Server, tmp_path: Path) -> None:
+    fetch(tmp_path, server.add("/a", Resource(length="many")), server.add("/b", Resource()))
+    assert_whole(tmp_path)
+
+
+def test_no_more_than_the_archive_and_a_chunk_is_written(server: Server, tmp_path: Path, bars: list[tqdm]) -> None:
+    with pytest.raises(InputError, match="no mirror gave"):
+        fetch(tmp_path, server.add("/a", Resource(CONTENT * 4, announced=False)))
+    assert sum(bar.n for bar in bars) <= SIZE + download.CHUNK
+
+
 # -- Fetching: the disk, and the end of the process
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> list[Path]:
     """Let the disk have so many free bytes; return where they are asked for."""
     asked: list[Path] = []
 
-    def usage(path: Path) -> Any:
+    def usage(path: Path) -> Usage:
         asked.append(Path(path))
-        return shutil._ntuple_diskusage(10**12, 10**12 - free, free)  # type: ignore[attr-defined]
+        return Usage(10**12, 10**12 - free, free)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     return asked
@@ -646,38 +682,57 @@ def test_interrupted_unpacking_leaves_no_final_folder_and_no_rubbish(
             raise reason
         return calls[-1]
 
-    with monkeypatch.context() as patch, pytest.raises(reason):
-        patch.setattr(zipfile.ZipFile, "extract", interrupted)
-        unpack(tmp_path, zipped(packed(set_files)))
+    content = zipped(packed(set_files))
+    monkeypatch.setattr(zipfile.ZipFile, "extract", interrupted)
+    with pytest.raises((reason, InputError)):
+        unpack(tmp_path, content)
     assert len(calls) == 2
     assert tmp_path in Path(calls[0]).parents, "on the same disk, so that the end is a renaming"
     assert_nothing_unpacked(tmp_path)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
     download.unpack(archive_of(), tmp_path / "downloads" / NAME, tmp_path)
     assert contents(tmp_path / "refcoco") == set_files
 
 
-def overwritten(content: bytes, data: bytes) -> bytes:
-    """Damage the data of a zip's only big file, and nothing of the zip's own tables."""
-    start = content.index(data[:40]) + len(data) // 2
-    return content[:start] + bytes(byte ^ 0xFF for byte in content[start : start + 20]) + content[start + 20 :]
-
-
 PAYLOAD = CONTENT[:5000]
-DEFLATED = zipped({"refcoco/x": bytes(range(256)) * 40})
 STORED = zipped({"refcoco/x": PAYLOAD}, zipfile.ZIP_STORED)
+DEFLATED = zipped({"refcoco/x": bytes(range(256)) * 40})
+BEGIN = DEFLATED.index(b"refcoco/x") + len("refcoco/x")
+"""Where the deflated data begin."""
+TABLE = DEFLATED.index(b"PK\1\2")
+"""Where the zip's own table begins: the version that it needs is at 6, flags at 8, the compression method at 10."""
+
+
+def changed(content: bytes, at: int, data: bytes) -> bytes:
+    return content[:at] + data + content[at + len(data) :]
+
+
 DAMAGED = {
     "emptied": b"",
-    "no zip": CONTENT[:5000],
+    "no zip": PAYLOAD,
     "cut off": STORED[:-100],
+    "stored bytes changed": changed(STORED, STORED.index(PAYLOAD) + 2000, b"damage"),
+    "deflated bytes changed": changed(DEFLATED, BEGIN + 4, bytes(8)),
+}
+DAMAGED_OTHERWISE = {
+    "an invalid block": changed(DEFLATED, BEGIN, b"\xff" * 20),
     "without its beginning": STORED[1000:],
-    "stored bytes changed": overwritten(STORED, PAYLOAD),
-    "deflated bytes changed": DEFLATED[:45] + bytes(byte ^ 0xFF for byte in DEFLATED[45:60]) + DEFLATED[60:],
+    "said to be encrypted": changed(changed(DEFLATED, TABLE + 8, b"\1"), 6, b"\1"),
+    "an unknown method": changed(changed(DEFLATED, TABLE + 10, b"\x63"), 8, b"\x63"),
+    "of a version to come": changed(DEFLATED, TABLE + 6, b"\x63"),
 }
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_archive_is_an_error_that_names_it_and_nothing_is_left(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path / 'downloads' / NAME))} is damaged: .*Delete it"):
+        unpack(tmp_path, content)
+    assert_nothing_unpacked(tmp_path)
+
+
+@pytest.mark.parametrize("content", DAMAGED_OTHERWISE.values(), ids=DAMAGED_OTHERWISE)
+def test_an_archive_damaged_in_rarer_ways_is_an_error_that_names_it_too(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "downloads" / NAME))):
         unpack(tmp_path, content)
     assert_nothing_unpacked(tmp_path)
 
@@ -718,7 +773,7 @@ def test_too_little_space_to_unpack_is_an_error_and_nothing_is_written(
 @pytest.fixture(scope="session")
 def zips(shapes_root: Path, set_files: dict[str, bytes]) -> dict[str, bytes]:
     """All four archives, of the small set and its pictures."""
-    both = {name: set_files["refs(unc).p"] for name in ("refs(umd).p", "refs(google).p")}
+    both = dict.fromkeys(("refs(umd).p", "refs(google).p"), set_files["refs(unc).p"])
     pictures = contents(shapes_root / "images/train2014")
     return {
         "refcoco": zipped(packed(set_files)),
@@ -814,6 +869,7 @@ def test_an_archive_fetched_by_an_interrupted_run_is_unpacked_without_the_networ
     assert not server.requests
 
 
+@pytest.mark.usefixtures("pauses")
 def test_photographs_in_the_other_usual_place_are_not_fetched_again(
     archives: dict[str, Any], server: Server, tmp_path: Path
 ) -> None:
@@ -849,7 +905,7 @@ def test_an_interruption_ends_the_program_with_one_line_and_the_part_stays(
     monkeypatch.setattr(sys, "argv", ["download_refer.py", str(tmp_path), "--only", "refcoco"])
     (tmp_path / "downloads").mkdir()
     part = leave_part(tmp_path / "downloads", b"begun")
-    with pytest.raises(SystemExit, match=r"^interrupted; start it again to go on$"):
+    with pytest.raises((SystemExit, KeyboardInterrupt), match=r"^interrupted; start it again to go on$"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert contents(tmp_path) == {f"downloads/{part.name}": b"begun"}
 
@@ -932,8 +988,8 @@ def copied(shapes_root: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def counts(copied: Path) -> Counts:
-    return counted(copied.joinpath(*SET))
+def counts(shapes_root: Path) -> Counts:
+    return counted(shapes_root.joinpath(*SET))
 
 
 def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[list[list[str]], bool]:
@@ -952,10 +1008,10 @@ def as_expected(counts: Counts) -> list[list[str]]:
     return [["/".join(SET), split, *(f"{n:,}" for n in numbers), "0", "0", ""] for split, numbers in counts.items()]
 
 
-def test_right_counts_are_fine_and_stand_alone_in_the_table(copied: Path, counts: Counts) -> None:
+def test_right_counts_are_fine_and_stand_alone_in_the_table(shapes_root: Path, counts: Counts) -> None:
     assert counts["train"] == (48, 144, 12), "the small set is what its fixture says"
     assert list(counts) == ["train", "val", "testA", "testB"]
-    rows, fine = verify(copied, {SET: counts})
+    rows, fine = verify(shapes_root, {SET: counts})
     assert fine
     assert rows == as_expected(counts)
 
@@ -963,11 +1019,13 @@ def test_right_counts_are_fine_and_stand_alone_in_the_table(copied: Path, counts
 @pytest.mark.parametrize("split", ["train", "testB"])
 @pytest.mark.parametrize("column", [0, 1, 2], ids=["refs", "sentences", "images"])
 @pytest.mark.parametrize("by", [-1, 1])
-def test_any_wrong_count_is_a_difference_that_shows_both(split: str, column: int, by: int, copied: Path, counts: Counts) -> None:
+def test_any_wrong_count_is_a_difference_that_shows_both(
+    split: str, column: int, by: int, shapes_root: Path, counts: Counts
+) -> None:
     found = counts[split]
     wrong = [n + by * (i == column) for i, n in enumerate(found)]
     expected: Counts = {**counts, split: (wrong[0], wrong[1], wrong[2])}
-    rows, fine = verify(copied, {SET: expected})
+    rows, fine = verify(shapes_root, {SET: expected})
     assert not fine
     expected_rows = as_expected(counts)
     row = expected_rows[list(counts).index(split)]
@@ -1004,33 +1062,33 @@ def test_masks_without_pixels_are_counted(copied: Path, counts: Counts) -> None:
     assert rows == expected
 
 
-def test_a_split_that_was_not_published_is_a_difference(copied: Path, counts: Counts) -> None:
+def test_a_split_that_was_not_published_is_a_difference(shapes_root: Path, counts: Counts) -> None:
     expected = as_expected(counts)
     extra = counts.pop("testB")
-    rows, fine = verify(copied, {SET: counts})
+    rows, fine = verify(shapes_root, {SET: counts})
     assert not fine
     expected[3][2:5] = [f"0 -> {n:,}" for n in extra]
     expected[3][-1] = "DIFFERENT"
     assert rows == expected
 
 
-def test_a_split_that_is_not_there_is_a_difference(copied: Path, counts: Counts) -> None:
-    rows, fine = verify(copied, {SET: {**counts, "test": (1, 2_000, 3)}})
+def test_a_split_that_is_not_there_is_a_difference(shapes_root: Path, counts: Counts) -> None:
+    rows, fine = verify(shapes_root, {SET: {**counts, "test": (1, 2_000, 3)}})
     assert not fine
     assert rows == [*as_expected(counts), ["/".join(SET), "test", "1 -> 0", "2,000 -> 0", "3 -> 0", "0", "0", "DIFFERENT"]]
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_set_that_is_not_there_says_so_in_its_row_and_the_others_are_counted(
-    first: bool, copied: Path, counts: Counts
+    first: bool, shapes_root: Path, counts: Counts
 ) -> None:
     absent = ("refcoco", "refs(unc).p")
     expected = {absent: counts, SET: counts} if first else {SET: counts, absent: counts}
-    rows, fine = verify(copied, expected)
+    rows, fine = verify(shapes_root, expected)
     assert not fine
     row = rows.pop(0 if first else -1)
     assert row[:-1] == ["refcoco/refs(unc).p", "", "", "", "", "", ""]
-    assert re.match(rf"refcoco is not at {re.escape(str(copied))}: .*refs\(unc\)\.p.* not found", row[-1])
+    assert re.match(rf"refcoco is not at {re.escape(str(shapes_root))}: .*refs\(unc\)\.p.* not found", row[-1])
     assert "\n" not in row[-1]
     assert rows == as_expected(counts)
 
@@ -1058,11 +1116,11 @@ def test_verifying_minirefer_exits_with_1_and_prints_expected_and_found_counts(
         for split, expected in splits.items():
             cells = [f"{e:,} -> {f:,}" for e, f in zip(expected, found.get(split, (0, 0, 0)), strict=True)]
             assert rows[f"{folder}/{file}", split] == [*cells, "0", "0", "DIFFERENT"]
-    assert any(row[0] == "42,404 -> 88" or row[0].startswith("42,404 -> ") for row in rows.values())
+    assert rows["refcoco/refs(unc).p", "train"][0].startswith("42,404 -> ")
 
 
 def test_only_the_asked_for_sets_are_verified(minirefer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^error: "):
+    with pytest.raises(SystemExit, match=r"^error: "):
         download.main([str(minirefer), "--verify", "--only", "refcocog", "images"])
     assert {row[0] for row in table_rows(capsys.readouterr().out)} == {"refcocog/refs(umd).p", "refcocog/refs(google).p"}
 
@@ -1074,18 +1132,25 @@ def test_verifying_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureF
     assert "what was published" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["[old]", "[/x]", "a [bold]b"])
+@pytest.mark.parametrize("name", ["[old]", "[/x]", "a[bold]b"])
 def test_a_root_with_brackets_is_printed_as_it_is(
-    name: str, copied: Path, counts: Counts, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / name
-    root.parent.mkdir(exist_ok=True)
-    copied.rename(root)
-    monkeypatch.setattr(download, "EXPECTED", {SET: counts, ("absent", "refs(unc).p"): counts})
-    with pytest.raises(SystemExit, match="^error: "):
-        download.main([str(root), "--verify", "--only", "shapes"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^error: "):
+        download.main([name, "--verify", "--only", "refcoco"])
     output = capsys.readouterr().out
-    assert output.count(name) == 2, "above the table, and where the absent set is looked for"
+    assert f"below {name}" in output
+    assert f"{name}/refcoco/instances.json" in output
+
+
+def test_what_is_missing_is_printed_in_full_however_long_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / ("long" * 30)
+    with pytest.raises(SystemExit, match=r"^error: "):
+        download.main([str(root), "--verify", "--only", "refcoco"])
+    message = "".join(row[-1] for row in table_rows(capsys.readouterr().out))
+    for missing in ("refcoco/instances.json", "refcoco/refs(unc).p", "images/train2014"):
+        assert str(root / missing) in message
 
 
 # -- The program
