@@ -31,16 +31,17 @@ from crislit.data.shapes import SETS, make_scene
 from crislit.data.tokenizer import tokenize
 from crislit.models.cris import build_clip
 
-WORDS = 22
-"""Tokens of a sentence, the longest data set's."""
+CAPTIONS = (1, 2, 3, 4)
+"""Described objects of a caption, one kind of caption a round. A single sentence is true of many scenes; several say which."""
 
-Scene = tuple[np.ndarray, list[str]]
+Scene = tuple[np.ndarray, list[list[str]]]
+"""A picture, and for each described object its sentences."""
 
 
 def draw(number: int, name: str, split: str, size: int) -> Scene:
-    """Return one scene as the network sees it, (size, size, 3) uint8, and all its sentences."""
+    """Return one scene as the network sees it, (size, size, 3) uint8, and its sentences."""
     image, _, described = make_scene(0, name, split, number)
-    return letterbox_image(image, size), [sentence for _, sentences in described for sentence in sentences]
+    return letterbox_image(image, size), [sentences for _, sentences in described]
 
 
 def draw_all(split: str, count: int, size: int) -> list[Scene]:
@@ -60,31 +61,41 @@ def contrastive_loss(images: Tensor, sentences: Tensor, scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
-def batch_loss(towers: CLIP, scenes: list[Scene], sentences: int, rng: np.random.Generator) -> Tensor:
-    """Return the mean of so many contrastive losses, each with another sentence of every scene, encoded once."""
+def caption(rng: np.random.Generator, said: list[list[str]], objects: int) -> str:
+    """Describe so many objects of a scene (all, if it has fewer), in any order."""
+    chosen = rng.permutation(len(said))[:objects]
+    return ", ".join(str(rng.choice(said[i])) for i in chosen)
+
+
+def batch_loss(towers: CLIP, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+    """Return the mean contrastive loss over the kinds of captions; the scenes are encoded once."""
     pictures = torch.stack([normalise(image) for image, _ in scenes]).contiguous(memory_format=torch.channels_last)
     images = F.normalize(towers.visual(pictures), dim=-1)
-    drawn = [rng.choice(said, size=sentences, replace=len(said) < sentences) for _, said in scenes]
-    words = encode(towers, [str(chosen[k]) for k in range(sentences) for chosen in drawn])
     scale = towers.logit_scale.exp().clamp(max=100)
-    return torch.stack([contrastive_loss(images, part, scale) for part in words.chunk(sentences)]).mean()
+    losses = []
+    for objects in CAPTIONS:
+        sentences = encode(towers, [caption(rng, said, objects) for _, said in scenes])
+        losses.append(contrastive_loss(images, sentences, scale))
+    return torch.stack(losses).mean()
 
 
 def encode(towers: CLIP, sentences: list[str]) -> Tensor:
     """Return the sentences' features of unit length, on no more positions than they need."""
-    tokens = tokenize(sentences, WORDS)
-    x = towers.token_embedding(tokens) + towers.positional_embedding[:WORDS]
-    x = towers.ln_final(towers.transformer(x, attn_mask=towers.attn_mask[:WORDS, :WORDS]))
+    tokens = tokenize(sentences, max_words=len(towers.positional_embedding))
+    tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+    length = tokens.shape[1]
+    x = towers.token_embedding(tokens) + towers.positional_embedding[:length]
+    x = towers.ln_final(towers.transformer(x, attn_mask=towers.attn_mask[:length, :length]))
     return F.normalize(x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ towers.text_projection, dim=-1)
 
 
 @torch.no_grad()
-def retrieval(towers: CLIP, scenes: list[Scene]) -> dict[str, float]:
-    """Return how often a scene's first sentence finds it among all, and it finds the sentence, within the first 1, 5 and 10."""
+def retrieval(towers: CLIP, scenes: list[Scene], objects: int) -> dict[str, float]:
+    """Return how often a scene finds its caption of so many objects among all, and is found by it, within the first 1, 5, 10."""
     towers.eval()
     pictures = torch.stack([normalise(image) for image, _ in scenes])
     images = F.normalize(torch.cat([towers.visual(part) for part in pictures.split(100)]), dim=-1)
-    similar = images @ encode(towers, [sentences[0] for _, sentences in scenes]).T
+    similar = images @ encode(towers, [", ".join(one[0] for one in said[:objects]) for _, said in scenes]).T
     found = {"scenes": float(len(scenes))}
     for way, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
         rank = (scores > scores.diagonal()[:, None]).sum(dim=1)
@@ -92,7 +103,7 @@ def retrieval(towers: CLIP, scenes: list[Scene]) -> dict[str, float]:
     return found | {f"chance_R@{k}": k / len(scenes) for k in (1, 5, 10)}
 
 
-def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, sentences: int, seed: int, work: Path) -> None:
+def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, work: Path) -> None:
     """Train with AdamW and a cosine schedule, and go on from ``work`` where an earlier try was interrupted."""
     decayed = [p for p in towers.parameters() if p.ndim >= 2]
     others = [p for p in towers.parameters() if p.ndim < 2]
@@ -112,7 +123,7 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, sentences: 
     for step in tqdm(range(done, steps), "training", initial=done, total=steps, disable=None):
         rng = np.random.default_rng([seed, step])
         chosen = [scenes[i] for i in rng.choice(len(scenes), size=batch, replace=False)]
-        loss = batch_loss(towers, chosen, sentences, rng)
+        loss = batch_loss(towers, chosen, rng)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -130,9 +141,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="the weights' file")
     parser.add_argument("--scenes", type=int, default=8000, help="training scenes of each of the three sets")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=256, help="scenes of a step")
-    parser.add_argument("--sentences", type=int, default=4, help="sentences of a scene in a step")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start = time.perf_counter()
@@ -144,8 +154,8 @@ def main() -> None:
     scenes = draw_all("train", options.scenes, size)
     held_out = {name: [draw(number, name, "val", size) for number in range(SETS[name].splits["val"])] for name in SETS}
     work = options.target.with_suffix(".resume")
-    train(towers, scenes, options.steps, options.batch, options.sentences, options.seed, work)
-    found = {name: retrieval(towers, val) for name, val in held_out.items()}
+    train(towers, scenes, options.steps, options.batch, options.seed, work)
+    found = {f"{name}, {n} objects": retrieval(towers, val, n) for name, val in held_out.items() for n in (1, 2)}
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "seed": options.seed,
