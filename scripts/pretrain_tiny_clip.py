@@ -91,7 +91,7 @@ def encode(towers: CLIP, sentences: list[str]) -> Tensor:
 
 @torch.no_grad()
 def retrieval(towers: CLIP, scenes: list[Scene], objects: int) -> dict[str, float]:
-    """Return how often a scene finds its caption of so many objects among all, and is found by it, within the first 1, 5, 10."""
+    """Return how often a scene finds its caption of so many objects, and is found by it, within the first 1, 5 and 10."""
     towers.eval()
     pictures = torch.stack([normalise(image) for image, _ in scenes])
     images = F.normalize(torch.cat([towers.visual(part) for part in pictures.split(100)]), dim=-1)

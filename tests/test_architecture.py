@@ -32,6 +32,7 @@ ORDER = [
     ["losses"],
     ["metrics"],
     ["task"],
+    ["loggers"],
     ["callbacks"],
     ["record"],
     ["sweep"],

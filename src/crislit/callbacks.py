@@ -23,6 +23,7 @@ from rich.table import Table
 import crislit
 from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet
 from crislit.data.letterbox import Image
+from crislit.loggers import Sample, log_samples
 from crislit.metrics import METRICS, intersection_and_union, iou
 from crislit.models.cris import CRIS, count_parameters
 
@@ -104,7 +105,7 @@ class Narrator(L.Callback):
 
 
 class Pictures(L.Callback):
-    """Writes test samples as pictures: image, sentence, truth, prediction and IoU.
+    """Writes test samples as pictures, and shows them in the loggers: image, sentence, truth, prediction and IoU.
 
     Args:
         folder: Where to.
@@ -117,6 +118,7 @@ class Pictures(L.Callback):
         self.folder, self.loader, self.data = folder, loader, data
         self.count = count
         self.chosen: set[int] = set()
+        self.samples: list[Sample] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose samples among those that the first process sees."""
@@ -139,8 +141,16 @@ class Pictures(L.Callback):
         for sample, prediction, truth in zip(batch.samples, outputs["masks"], batch.truths, strict=True):
             if sample in self.chosen:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                figure = draw_sample(self.data.picture(sample), self.data.sentence(sample), truth, prediction)
+                image, sentence = self.data.picture(sample), self.data.sentence(sample)
+                figure = draw_sample(image, sentence, truth, prediction)
                 figure.savefig(self.folder / f"sample_{sample:05d}.png", dpi=80)
+                score = iou(*intersection_and_union(prediction, truth))
+                self.samples.append(Sample(sample, sentence, image, truth, prediction, score, figure))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand the samples to the loggers that can show them."""
+        if trainer.is_global_zero and self.samples:
+            log_samples(trainer.loggers, self.samples, trainer.global_step)
 
 
 def draw_sample(image: Image, sentence: str, truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Figure:

@@ -23,6 +23,7 @@ from crislit.data.refer import load_json
 from crislit.errors import InputError, one_line_errors
 from crislit.metrics import intersection_and_union, iou
 from crislit.models.cris import CRIS
+from crislit.models.decoder import DecoderLayer
 from crislit.task import CRISTask
 from crislit.train import build_data
 
@@ -115,7 +116,7 @@ def sort_failure(prediction: Mask, truth: Mask, others: Sequence[Mask]) -> str:
     """Return the sort of a failure, see :data:`SORTS`."""
 
     def covered(mask: Mask) -> bool:
-        return bool(mask.any()) and np.count_nonzero(prediction & mask) >= COVERED * np.count_nonzero(mask)
+        return bool(mask.any() and np.count_nonzero(prediction & mask) >= COVERED * np.count_nonzero(mask))
 
     target, other = covered(truth), any(covered(mask) for mask in others)
     if target:
@@ -194,7 +195,9 @@ def word_attention(model: CRIS, images: Tensor, tokens: Tensor) -> Tensor:
     """
     if model.decoder is None:
         raise InputError("this network has no decoder, and so no attention between words and pixels")
-    attention = model.decoder.layers[-1].cross_attention
+    layer = model.decoder.layers[-1]
+    assert isinstance(layer, DecoderLayer)
+    attention = layer.cross_attention
     caught: list[Tensor] = []
     hooks = [
         attention.register_forward_pre_hook(

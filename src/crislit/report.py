@@ -182,9 +182,9 @@ def table2(everything: Mapping[Setting, Runs]) -> list[list[str]]:
     for model, numbers in TABLE2_CRIS.items():
         backbone = model.replace("rn", "ResNet-")
         lines.append(["CRIS, in the paper", backbone, *(f"{number:.2f}" for number in numbers)])
-        ours = [(setting, runs) for setting, runs in everything.items() if setting.model == model]
-        for setting, runs in ours or [(None, {})]:
-            told = "" if setting is None or len(ours) == 1 else f" ({setting})"
+        ours: dict[str, Runs] = {str(setting): runs for setting, runs in everything.items() if setting.model == model}
+        for setting, runs in (ours or {"": {}}).items():
+            told = f" ({setting})" if len(ours) > 1 else ""
             full = [runs.get((dataset, "con_dec3", split), []) for dataset, split in TABLE2_COLUMNS]
             cells = [
                 beside(measured(rows, "mIoU"), paper) if rows else NOT_RUN for rows, paper in zip(full, numbers, strict=True)

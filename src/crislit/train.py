@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import time
 import warnings
 from pathlib import Path
@@ -34,9 +33,10 @@ from crislit.config import program
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.errors import InputError, check_whole
+from crislit.loggers import choose_wandb_mode, close_loggers, log_checkpoint, log_configuration
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import load_clip_weights
-from crislit.models.cris import CRIS, build_cris
+from crislit.models.cris import CRIS, build_cris, count_parameters
 from crislit.sweep import run_job
 from crislit.task import CRISTask
 
@@ -120,14 +120,11 @@ def fitting_devices(available: int, data: ReferDataModule) -> int:
 
 
 def build_logger(settings: Settings, folder: Path) -> Logger | bool:
-    """Build the logger; Weights & Biases goes offline where nobody is logged in."""
+    """Build the logger; Weights & Biases goes offline where it cannot be online."""
     if settings["logger"] is None:
         return False
-    if "Wandb" in settings["logger"]["_target_"] and not (
-        os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").is_file()
-    ):
-        os.environ.setdefault("WANDB_MODE", "offline")
-        log.warning("no WANDB_API_KEY: Weights & Biases logs offline below %s; `wandb sync` sends it later", folder)
+    if "Wandb" in settings["logger"]["_target_"]:
+        choose_wandb_mode(folder)
     try:
         logger: Logger = instantiate(settings["logger"], save_dir=str(folder))
     except InstantiationException as error:
@@ -178,8 +175,9 @@ def run(settings: Settings, folder: Path) -> float:
     last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", settings["checkpoint_every"])
     callbacks: list[L.Callback] = [best, last, Narrator(selects)]
     logger = build_logger(settings, folder)
-    if logger:
+    if isinstance(logger, Logger):
         callbacks.append(LearningRateMonitor("epoch"))
+        log_configuration([logger], settings, count_parameters(model))
     if settings["trainer"]["devices"] == "auto" and torch.cuda.device_count() > 1:
         devices = fitting_devices(torch.cuda.device_count(), data)
         log.info("training on %d of %d devices, over which the batch divides", devices, torch.cuda.device_count())
@@ -211,6 +209,9 @@ def run(settings: Settings, folder: Path) -> float:
         "seconds": time.perf_counter() - start,
     }
     finish(trainer, results, folder)
+    if trainer.is_global_zero:
+        log_checkpoint(trainer.loggers, checkpoint, {"results": results["splits"], "commit": results["commit"]})
+        close_loggers(trainer.loggers)
     return float(results["splits"][selects]["mIoU"] if selects in results["splits"] else best.best_model_score or 0.0)
 
 

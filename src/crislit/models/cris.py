@@ -78,8 +78,6 @@ class CRIS(nn.Module):
         if len(tokens) % len(images):
             raise ValueError(f"{len(tokens)} sentences do not divide over {len(images)} images")
         c3, c4, c5 = self.image_encoder(images)
-        if len(tokens) > len(images):
-            c3, c4, c5 = (x.repeat_interleave(len(tokens) // len(images), dim=0) for x in (c3, c4, c5))
         words, sentence = self.text_encoder(tokens)  # (B, L, D), (B, E)
         fused = self.neck(c3, c4, c5, sentence)  # (B, D, h, w')
         if self.decoder is not None:

@@ -48,7 +48,7 @@ class Neck(nn.Module):
         """Fuse the maps with the sentence.
 
         Args:
-            c3: (B, 8w, H/8, W/8).
+            c3: (B, 8w, H/8, W/8); or (B/m, ...) like the other two, where m sentences share a picture.
             c4: (B, 16w, H/16, W/16).
             c5: (B, E, H/32, W/32).
             sentence: (B, E).
@@ -57,15 +57,23 @@ class Neck(nn.Module):
             (B, D, H/16, W/16).
         """
         t = self.project_sentence(sentence)[:, :, None, None]  # (B, c, 1, 1)
-        f5 = self.normalise_product(self.project_c5(c5) * t)  # (B, c, H/32, W/32), eq. 1
-        f4 = self.fuse_f4(torch.cat([self.project_c4(c4), upsample2(f5)], dim=1))  # (B, b, H/16, W/16), eq. 2
-        f3 = F.avg_pool2d(self.project_c3(c3), 2)  # (B, a, H/16, W/16)
+        # What no sentence changes is computed once a picture.
+        v5, v4 = self.project_c5(c5), self.project_c4(c4)
+        v3 = F.avg_pool2d(self.project_c3(c3), 2)
+        v5, v4, f3 = (for_each_sentence(v, len(sentence)) for v in (v5, v4, v3))
+        f5 = self.normalise_product(v5 * t)  # (B, c, H/32, W/32), eq. 1
+        f4 = self.fuse_f4(torch.cat([v4, upsample2(f5)], dim=1))  # (B, b, H/16, W/16), eq. 2
         f3 = self.fuse_f3(torch.cat([f3, f4], dim=1))  # (B, b, H/16, W/16), eq. 2
         maps = [self.smooth_f3(f3), self.smooth_f4(f4), upsample2(self.smooth_f5(f5))]
         fused = self.aggregate(torch.cat(maps, dim=1))  # eq. 3
         located = self.locate(torch.cat([fused, coordinates(fused)], dim=1))  # eq. 4
         refined: Tensor = self.refine(located)
         return refined
+
+
+def for_each_sentence(x: Tensor, sentences: int) -> Tensor:
+    """Repeat pictures' maps for the sentences that share them: (B/m, C, h, w) -> (B, C, h, w)."""
+    return x if len(x) == sentences else x.repeat_interleave(sentences // len(x), dim=0)
 
 
 def coordinates(x: Tensor) -> Tensor:

@@ -1,0 +1,24 @@
+"""The notebooks run from top to bottom on embedded data."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path: Path, small_shapes: Path, tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    # As if in a clone, with the small data set in the big one's place.
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copytree(path.parents[1] / "results", tmp_path / "results")
+    (tmp_path / "data").symlink_to(small_shapes)
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3")
+    client.execute(cwd=str(tmp_path / "notebooks"))
+    assert all(output.output_type != "error" for cell in notebook.cells for output in cell.get("outputs", ()))

@@ -1,0 +1,190 @@
+"""Measured results as CSV: what identifies a run, what is whole, and what several processes may do at once."""
+
+import copy
+import logging
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crislit.config import load_settings
+from crislit.errors import InputError
+from crislit.metrics import METRICS
+from crislit.record import COLUMNS, add_run, experiment, find_run, is_sound, read_rows, rows_of, write_rows
+
+
+def results(*overrides: str, **changes: Any) -> dict[str, Any]:
+    """A results.json as train writes it, of made-up numbers."""
+    config = load_settings(overrides)
+    splits = ("val", "test") if config["dataset"]["name"].startswith("g") else ("val", "testA", "testB")
+    values = {"samples": 10, "empty": 0, **dict.fromkeys(METRICS, 0.5)}
+    made: dict[str, Any] = {
+        "config": config,
+        "overrides": list(overrides),
+        "seed": config["seed"],
+        "commit": "abc",
+        "hardware": "a laptop",
+        "parameters": 123,
+        "fps": 2.5,
+        "seconds": 7.4,
+        "steps": 9,
+        "checkpoint": "x.ckpt",
+        "initial_weights": "random",
+        "threshold": 0.35,
+        "protocol": "all_sentences",
+        "splits": {split: dict(values) for split in splits},
+        "blind": {"val": dict(values, mIoU=0.1)},
+        "ceiling": {split: {"mIoU": 0.7} for split in splits},
+    }
+    return made | changes
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data_root=elsewhere",
+        "workers=0",
+        "logger=none",
+        "eval_batch_size=3",
+        "trainer=ddp_cpu",
+        "checkpoint_every=7",
+        "callbacks.pictures=0",
+        "record=null",
+        "batch_size_per_device=8",
+    ],
+)
+def test_what_changes_no_number_changes_no_experiment(override: str) -> None:
+    assert experiment(load_settings([override])) == experiment(load_settings())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "decoder.layers=2",
+        "loss.contrastive=false",
+        "projector.kernel_size=1",
+        "dataset=shapes+",
+        "dataset.sentences_per_image=1",
+        "image_size=96",
+        "batch_size=64",
+        "recipe.epochs=1",
+        "trainer.max_steps=2",
+        "recipe.optimizer.learning_rate=1e-3",
+        "threshold=0.5",
+        "protocol=first_sentence",
+        "model.clip_weights=null",
+        "model.clip_weights=openai",
+    ],
+)
+def test_what_changes_a_number_changes_the_experiment(override: str) -> None:
+    base = [] if override != "model.clip_weights=null" else ["model.clip_weights=other"]
+    assert experiment(load_settings([override])) != experiment(load_settings(base))
+
+
+def test_weights_count_by_their_content_not_their_place(tmp_path: Path) -> None:
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (experiment(load_settings([f"model.clip_weights={tmp_path}/{name}"])) for name in ("a.pt", "b.pt", "c.pt"))
+    assert a == b != c
+
+
+def test_the_version_of_the_embedded_data_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crislit.data import shapes
+
+    shapes_before, real_before = experiment(load_settings()), experiment(load_settings(["dataset=refcoco"]))
+    monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
+    assert experiment(load_settings()) != shapes_before
+    assert experiment(load_settings(["dataset=refcoco"])) == real_before
+
+
+def test_a_run_is_a_row_a_split_with_what_it_takes_to_run_it_again(tmp_path: Path) -> None:
+    run = results("ablation=dec1", "seed=3")
+    add_run(tmp_path / "deep/runs.csv", run)
+    rows = read_rows(tmp_path / "deep/runs.csv")
+    assert rows == rows_of(run)
+    assert [row["split"] for row in rows] == ["val", "testA", "testB"]
+    first = rows[0]
+    assert set(first) == set(COLUMNS)
+    expected = {"contrastive": "false", "layers": "1", "seed": "3", "mIoU": "0.5000", "blind": "0.1000", "ceiling": "0.7000"}
+    assert first | expected == first
+    assert first["overrides"] == "ablation=dec1 seed=3"
+    assert [row["blind"] for row in rows[1:]] == ["", ""]
+    assert find_run(tmp_path / "deep/runs.csv", run["config"]) == rows
+
+
+def test_recording_a_run_again_replaces_it_and_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    one, two = results("seed=1"), results("seed=2")
+    add_run(path, one)
+    add_run(path, two)
+    again = copy.deepcopy(one)
+    again["splits"]["val"]["mIoU"] = 0.75
+    add_run(path, again)
+    rows = read_rows(path)
+    assert len(rows) == 6
+    assert {(row["seed"], row["mIoU"]) for row in rows if row["split"] == "val"} == {("1", "0.7500"), ("2", "0.5000")}
+
+
+def test_a_run_that_lost_a_split_counts_as_not_run_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, run = tmp_path / "runs.csv", results()
+    add_run(path, run)
+    write_rows(path, read_rows(path)[:2])
+    with caplog.at_level(logging.WARNING):
+        assert find_run(path, run["config"]) == []
+    assert "holds only val, testA" in caplog.text
+    add_run(path, run)
+    assert len(find_run(path, run["config"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("mIoU", "nan"), ("mIoU", "1.5"), ("mIoU", ""), ("samples", "0"), ("samples", "x"), ("Pr@90", "-1"), ("split", "other")],
+)
+def test_a_broken_row_counts_as_not_run_and_is_named(
+    column: str, value: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, run = tmp_path / "runs.csv", results()
+    add_run(path, run)
+    rows = read_rows(path)
+    rows[1][column] = value
+    assert not is_sound(rows[1])
+    write_rows(path, rows)
+    with caplog.at_level(logging.WARNING):
+        assert find_run(path, run["config"]) == []
+    assert "broken rows are left out" in caplog.text
+    assert experiment(run["config"]) in caplog.text
+
+
+def test_a_file_cut_off_in_the_middle_of_a_line_keeps_its_whole_runs(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results("seed=1"))
+    whole = path.stat().st_size
+    add_run(path, results("seed=2"))
+    path.write_bytes(path.read_bytes()[: whole + 40])
+    assert {row["seed"] for row in read_rows(path)} == {"1"}
+    assert find_run(path, load_settings(["seed=1"]))
+    assert not find_run(path, load_settings(["seed=2"]))
+
+
+def test_a_file_of_other_columns_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"runs\.csv is no record of runs"):
+        read_rows(tmp_path / "runs.csv")
+
+
+def test_no_file_is_no_run(tmp_path: Path) -> None:
+    assert find_run(tmp_path / "none.csv", load_settings()) == []
+
+
+def record_seed(path: Path, seed: int) -> None:
+    add_run(path, results(f"seed={seed}"))
+
+
+def test_processes_that_record_at_once_lose_nothing(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(record_seed, [tmp_path / "runs.csv"] * 12, range(12)))
+    rows = read_rows(tmp_path / "runs.csv")
+    assert sorted(int(row["seed"]) for row in rows if row["split"] == "val") == list(range(12))
+    assert len(rows) == 36

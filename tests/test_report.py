@@ -1,0 +1,215 @@
+"""The report: hand-computed means and differences, the paper's own numbers, what was not run."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crislit import report
+from crislit.errors import InputError
+from crislit.paper import TABLE1, TABLE1_METRICS, TABLE1_RESULTS, TABLE2_COLUMNS, TABLE2_CRIS, TABLE2_OTHERS
+from crislit.record import add_run, rows_of
+from tests.conftest import shared
+from tests.test_record import results
+
+OPENAI = {"initial_weights": "openai (sha256 0)"}
+
+
+def run(*overrides: str, **metrics: float) -> dict[str, Any]:
+    made = results(*overrides, **OPENAI)
+    for values in made["splits"].values():
+        values |= metrics
+    return made
+
+
+def everything(*runs: dict[str, Any]) -> dict[report.Setting, Any]:
+    return dict(report.by_setting([row for made in runs for row in rows_of(made)]))
+
+
+def line_of(lines: list[list[str]], *beginning: str) -> dict[str, str]:
+    found = [line for line in lines if tuple(line[: len(beginning)]) == beginning]
+    assert len(found) == 1, beginning
+    return dict(zip(lines[0], found[0], strict=True))
+
+
+# -- The paper's numbers ------------------------------------------------------------------------------------------------------
+
+
+def paper_lines(beginning: str) -> list[list[str]]:
+    text = (shared("paper") / "cris.txt").read_text()
+    return [re.sub(r"</?b>", "", line).split("\t") for line in text.splitlines() if re.match(beginning, line)]
+
+
+def test_table_1_is_the_papers() -> None:
+    lines = [cells for cells in paper_lines(r"(RefCOCO|RefCOCO\+|G-Ref)?\t[-✓]\t[-✓]") if len(cells) == 12]
+    assert len(lines) == 19
+    dataset, found = "", []
+    names = {"RefCOCO": "refcoco", "RefCOCO+": "refcoco+", "G-Ref": "grefcoco"}
+    for cells in lines:
+        dataset = names.get(cells[0], dataset)
+        key = (cells[1] == "✓", 0 if cells[3] == "-" else int(cells[3]))
+        row = next(name for name, ablation in TABLE1.items() if (ablation.contrastive, ablation.layers) == key)
+        numbers = [float(cell) for cell in cells[4:]]
+        assert (*numbers[:6], numbers[7]) == TABLE1_RESULTS[dataset][row]
+        assert numbers[6] == TABLE1[row].parameters
+        found.append((dataset, row))
+    assert sorted(found) == sorted((dataset, row) for dataset, rows in TABLE1_RESULTS.items() for row in rows)
+
+
+def test_table_2_is_the_papers() -> None:
+    lines = [cells for cells in paper_lines(r"[A-Za-z0-9* ()]+(\[\d+\])?\t(ResNet|DarkNet)") if len(cells) == 10]
+    assert len(lines) == 17
+    for cells in lines:
+        numbers = tuple(None if cell == "-" else float(cell) for cell in cells[2:])
+        method = re.sub(r" \[\d+\]| \(Ours\)", "", cells[0])
+        if method == "CRIS":
+            assert numbers == TABLE2_CRIS[cells[1].replace("ResNet-", "rn")]
+        else:
+            assert numbers == TABLE2_OTHERS[method, cells[1]]
+    assert len(TABLE2_OTHERS) == 15
+    assert len(TABLE2_COLUMNS) == 8
+
+
+# -- Table 1 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_measured_number_stands_beside_the_papers_with_the_difference() -> None:
+    tables = everything(run("model=rn50", "dataset=refcoco", "ablation=con_dec3", **{"mIoU": 0.7002, "Pr@50": 0.8}))
+    (setting,) = tables
+    lines = report.table1(tables[setting], published=True)
+    line = line_of(lines, "RefCOCO", "yes", "3")
+    assert line["mIoU"] == "70.02 (69.52, +0.50)"
+    assert line["Pr@50"] == "80.00 (81.35, -1.35)"
+    assert line["oIoU"] == "50.00"  # not in the paper's table 1
+    assert line["seeds"] == "1"
+    assert line["FPS"] == "2.50 (19.22, -16.72)"
+    assert line["ceiling"] == "70.00"
+    assert line_of(lines, "RefCOCO", "-", "-")["mIoU"] == "not run (62.66)"
+    assert line_of(lines, "G-Ref", "yes", "4")["mIoU"] == "not run (58.79)"
+    assert line_of(lines, "RefCOCO+", "yes", "4")["mIoU"] == "not run, not in the paper"
+    assert len(lines) == 1 + 21
+
+
+def test_several_seeds_become_mean_and_spread() -> None:
+    seeds = [run("ablation=con", f"seed={seed}", mIoU=value) for seed, value in enumerate((0.40, 0.44, 0.45))]
+    tables = everything(*seeds)
+    (setting,) = tables
+    line = line_of(report.table1(tables[setting], published=False), "shapes", "yes", "-")
+    # mean 43.00; deviations -3, 1, 2: sample variance (9 + 1 + 4) / 2 = 7
+    assert line["mIoU"] == "43.00 ± 2.65"
+    assert line["seeds"] == "3"
+    assert line["Params"] == "0.00 ± 0.00"
+
+
+def test_other_settings_are_other_tables_and_never_averaged() -> None:
+    tables = everything(
+        run("ablation=con"), run("ablation=con", "image_size=96"), run("ablation=con", "threshold=0.5") | {"threshold": 0.5}
+    )
+    assert len(tables) == 3
+    assert all(len(rows) == 1 for runs in tables.values() for rows in runs.values())
+
+
+def test_runs_of_other_lengths_are_not_averaged() -> None:
+    short = run("ablation=con", "recipe.epochs=1", "seed=1") | {"steps": 3}
+    with pytest.raises(InputError, match=r"differ in their steps \(3, 9\)"):
+        everything(run("ablation=con"), short)
+
+
+def test_what_is_no_row_of_table_1_is_left_out() -> None:
+    assert everything(run("decoder.layers=5")) == {}
+    assert everything(run("decoder.layers=2", "loss.contrastive=false")) == {}
+
+
+# -- Table 2 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_table_2_puts_ours_under_the_papers_with_the_other_methods_above() -> None:
+    tables = everything(run("model=rn101", "dataset=grefcoco", mIoU=0.6, oIoU=0.55))
+    lines = report.table2(tables)
+    assert [line[0] for line in lines[1:16]] == [method for method, _ in TABLE2_OTHERS]
+    ours = [line for line in lines if line[0] == "CRIS, here"]
+    assert [line[1] for line in ours] == ["ResNet-50", "ResNet-101"]
+    assert set(ours[0][2:]) == {"not run"}
+    assert ours[1][2:] == ["not run"] * 6 + ["60.00 (59.87, +0.13)", "60.00 (60.36, -0.36)"]
+    totals = [line for line in lines if line[0] == "CRIS, here, oIoU"]
+    assert totals[1][2:] == ["not run"] * 6 + ["55.00", "55.00"]
+    assert all(len(line) == 10 for line in lines)
+
+
+# -- The program --------------------------------------------------------------------------------------------------------------
+
+
+def test_folders_files_and_records_are_read_and_a_run_counts_once(tmp_path: Path) -> None:
+    made = run("ablation=con")
+    for name in ("a/0", "a/1"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/0/results.json").write_text(json.dumps(made))
+    (tmp_path / "a/1/results.json").write_text(json.dumps(run("ablation=dec1")))
+    add_run(tmp_path / "runs.csv", made)
+    rows = report.collect([tmp_path / "a", tmp_path / "a/0/results.json", tmp_path / "runs.csv"])
+    assert len(rows) == 6
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"config": {}, "splits": {"val": {}}}'])
+def test_what_is_no_result_is_one_error_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"error: .*results\.json is no result|error: no results"):
+        report.main([str(tmp_path / "results.json"), "--output", str(tmp_path / "report")])
+    with pytest.raises(SystemExit, match="error: no results at"):
+        report.main([str(tmp_path / "nowhere")])
+
+
+def test_the_report_is_written_and_names_what_was_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, made in enumerate([run("ablation=con", mIoU=0.4), run("ablation=con_dec1", mIoU=0.5), run("dataset=gshapes")]):
+        (tmp_path / f"runs/{number}").mkdir(parents=True)
+        (tmp_path / f"runs/{number}/results.json").write_text(json.dumps(made))
+    report.main([str(tmp_path / "runs"), "--output", str(tmp_path / "report")])
+    text = (tmp_path / "report/report.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "not run (69.52)" in text  # the paper's own table, whatever ran
+    for picture in re.findall(r"\]\(([^)]+\.png)\)", text):
+        assert (tmp_path / "report" / picture).stat().st_size > 5000
+    with (tmp_path / "report/table1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    measured = [row for row in rows if row["data"] == "shapes" and row["mIoU"] != "not run"]
+    assert [(row["Con."], row["n"], row["mIoU"]) for row in measured] == [("yes", "-", "40.00"), ("yes", "1", "50.00")]
+    with (tmp_path / "report/table2.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + 15 + 6
+    assert "| gshapes | test |" in text
+
+
+def test_blocks_of_a_readme_are_filled_and_filling_again_changes_nothing(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- report table1-tiny -->\n\nold\n\n<!-- end -->\nafter\n")
+    add_run(tmp_path / "runs.csv", run("ablation=con", mIoU=0.4321))
+    command = [str(tmp_path / "runs.csv"), "--output", str(tmp_path / "report"), "--fill", str(readme)]
+    report.main(command)
+    once = readme.read_text()
+    assert "43.21" in once
+    assert "old" not in once
+    assert once.startswith("before\n")
+    assert once.endswith("after\n")
+    report.main(command)
+    assert readme.read_text() == once
+
+
+def test_an_unknown_block_is_an_error_and_the_file_stays(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- report table9 -->\n\nold\n\n<!-- end -->\n")
+    add_run(tmp_path / "runs.csv", run("ablation=con"))
+    with pytest.raises(SystemExit, match="no table 'table9'"):
+        report.main([str(tmp_path / "runs.csv"), "--output", str(tmp_path / "report"), "--fill", str(readme)])
+    assert "old" in readme.read_text()
+
+
+def test_the_papers_metrics_are_the_columns() -> None:
+    assert all(len(values) == len(TABLE1_METRICS) for rows in TABLE1_RESULTS.values() for values in rows.values())
+
+
+def test_kernel_size_and_weights_are_part_of_a_tables_title() -> None:
+    tables = everything(run("ablation=con", "projector.kernel_size=1"))
+    (setting,) = tables
+    assert str(setting) == "tiny at 128 pixels, from openai (sha256 0), threshold 0.35, k = 1"
