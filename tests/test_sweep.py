@@ -2,13 +2,15 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from crislit.config import config_dir, load_settings
+from crislit.train import build_data
 from tests.runs import environment
 
 SMALL = (
@@ -99,10 +101,11 @@ def test_other_launchers_run_the_same_jobs(launcher: str, small_shapes: Path, tm
 
 def test_the_slurm_example_asks_for_two_nodes_of_eight() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    command = [sys.executable, "-m", "crislit.train", "-m", "hydra/launcher=slurm", "trainer=ddp", "trainer.devices=8"]
-    command += ["trainer.num_nodes=2", "--cfg", "hydra", "--package", "hydra.launcher"]
-    done = subprocess.run(command, env=os.environ | environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "nodes: 2" in done.stdout
-    assert "tasks_per_node: 8" in done.stdout
-    assert "gpus_per_node: 8" in done.stdout
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "trainer=ddp", "trainer.devices=8", "trainer.num_nodes=2", "experiment=table2"]
+        config = compose("train", overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
+    assert (config.trainer.num_nodes, config.trainer.devices) == (2, launcher.tasks_per_node)
+    assert build_data(load_settings(overrides[1:])).accumulation(16) == 1  # four samples on each of 16 devices

@@ -77,6 +77,7 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
             wish = os.environ.get("HYDRA_FULL_ERROR")
             verbose = wish == "1" and "LOCAL_RANK" not in os.environ  # the first process's children inherit its own setting
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here
+            os.environ["CRISLIT_FULL_ERROR"] = "1" if verbose else "0"  # what a sweep's jobs shall do
 
             @functools.wraps(function)
             def job(config: "DictConfig") -> Any:

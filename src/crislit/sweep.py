@@ -54,6 +54,7 @@ def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path,
         raise InputError(f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is written over")
     command = [sys.executable, "-m", "crislit.train", *arguments, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
     environment = os.environ | {FOLDER: str(folder), "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group)}
+    environment["HYDRA_FULL_ERROR"] = os.environ.get("CRISLIT_FULL_ERROR", "0")
     with subprocess.Popen(command, env=environment) as child, ends_with_us(child):
         code = child.wait()
     if code:
