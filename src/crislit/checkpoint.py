@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -45,6 +47,22 @@ class Checkpoint:
     initial_weights: str
     steps: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    source: str = "this checkpoint"
+
+    def check(self) -> None:
+        """Raise an :class:`InputError` that names the file unless the weights are the network's; takes no memory."""
+        with torch.device("meta"):
+            self._empty()
+
+    def _empty(self) -> CRIS:
+        try:
+            model = build_cris(**self.settings)
+        except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.source} does not describe a network of crislit: {error}") from error
+        expected = model.state_dict()
+        weights = {name: v if isinstance(v, Tensor) else torch.zeros(0, device="meta") for name, v in self.weights.items()}
+        check_names(weights, expected, f"the weights in {self.source} are not the network's that the checkpoint describes")
+        return model
 
     def build(self) -> CRIS:
         """Build the network and load its weights, in evaluation mode.
@@ -52,8 +70,7 @@ class Checkpoint:
         Raises:
             InputError: If the weights are not the network's.
         """
-        model = build_cris(**self.settings)
-        check_names(self.weights, model.state_dict(), "these weights are not the network's that the checkpoint describes")
+        model = self._empty()
         model.load_state_dict(self.weights)
         return model.eval()
 
@@ -93,8 +110,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             initial_weights=str(kept["initial_weights"]),
             steps=int(content["global_step"]),
             config=kept["config"],
+            source=str(path),
         )
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error
 
 
@@ -119,8 +137,9 @@ def _read_folder(path: Path) -> Checkpoint:
             initial_weights=str(about["initial_weights"]),
             steps=int(about["steps"]),
             config=about["training"],
+            source=str(path),
         )
-    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{config} does not describe a network of crislit: {error!r}") from error
@@ -149,12 +168,16 @@ def write_folder(checkpoint: Checkpoint, target: Path) -> None:
     }
     refuse_existing(weights, config)
     write_whole(weights, lambda part: save_tensors(checkpoint.weights, part))
-    write_whole(config, lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
+    try:
+        write_whole(config, lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
+    except BaseException:
+        weights.unlink(missing_ok=True)
+        raise
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, which knows no strides."""
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    save_file({name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}, path)
 
 
 def refuse_existing(*paths: Path) -> None:
@@ -176,5 +199,5 @@ def write_whole(path: Path, write: Any) -> None:
             part = Path(folder) / path.name
             write(part)
             part.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {error}") from error

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from crislit.checkpoint import Checkpoint, read_checkpoint, refuse_existing, save_tensors, write_folder, write_whole
-from crislit.errors import InputError, one_line_errors
+from crislit.errors import InputError, check_whole, one_line_errors
 from crislit.models.released import read_released, read_torch, to_released
 
 EPILOG = """
@@ -63,9 +64,13 @@ def read_any(
         given = [name for name, value in told.items() if value is not None]
         if given:
             raise InputError(f"{path} says itself what {', '.join(given)} would; leave it out")
-        return read_checkpoint(path)
-    settings, weights = read_released(path, max_words, decoder_heads or 8)
-    return Checkpoint(settings, weights, image_size or 416, 0.35, initial_weights=f"released checkpoint {path.name}")
+        checkpoint = read_checkpoint(path)
+        checkpoint.check()
+        return checkpoint
+    size = 416 if image_size is None else image_size
+    check_whole("--image-size", size, 32, multiple_of=32)
+    settings, weights = read_released(path, max_words, 8 if decoder_heads is None else decoder_heads)
+    return Checkpoint(settings, weights, size, 0.35, initial_weights=f"released checkpoint {path.name}")
 
 
 def is_ours(path: Path) -> bool:
@@ -73,7 +78,13 @@ def is_ours(path: Path) -> bool:
     if path.is_dir():
         return True
     if path.suffix == ".safetensors":
-        return path.with_name("config.json").is_file()
+        if not path.with_name("config.json").is_file() or not path.is_file():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                return not any(name.removeprefix("module.").startswith("backbone.") for name in file.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return True  # whose reader says what is wrong
     content = read_torch(path) if path.is_file() else None
     return isinstance(content, dict) and "crislit" in content
 

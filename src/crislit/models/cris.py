@@ -149,7 +149,7 @@ def build_cris(
             head=TextProjector(embed, width // 2, kernel_size) if contrastive else PixelClassifier(width // 2, kernel_size),
             settings=settings,
         )
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # attention asserts that its heads divide its width
         raise InputError(f"cannot build this network: {error}") from error
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,6 +163,8 @@ def released_settings(
     layers = count_blocks(state, "decoder.layers.")
     if layers:
         needed["ffn"] = "decoder.layers.0.ffn.0.weight"
+    if any(key not in state for key in (*needed.values(), *clip_needed("backbone.").values())):
+        check_parts(state, source)  # names everything that is missing, not only what tells a size
     clip = clip_sizes(state, source, "backbone.")
     size = {name: shape[0] for name, shape in _shapes(state, needed, source).items()}
     kernel_size = round((max(size["z_t"] - 1, 0) / max(size["z_v"], 1)) ** 0.5)
@@ -174,12 +178,59 @@ def released_settings(
     }
     if layers:
         settings["decoder_ffn"] = size["ffn"]
-    with torch.device("meta"):  # shapes alone
-        expected = to_released(build_cris(**settings).state_dict())
+    try:
+        with torch.device("meta"):  # shapes alone
+            model = build_cris(**settings)
+            expected = to_released(model.state_dict())
+    except InputError as error:
+        told = ", ".join(f"{key} ({_shape(state[key])})" for key in (*needed.values(), *clip_needed("backbone.").values()))
+        raise InputError(f"{source} is not the released CRIS network: {error}; its sizes are read off {told}") from error
     if LOGIT_SCALE not in state:
         del expected[LOGIT_SCALE]
     check_names(state, expected, f"{source} is not the released CRIS network")
-    return settings
+    return model.settings
+
+
+def check_parts(state: Mapping[str, Tensor], source: str) -> None:
+    """Compare the names alone of a released state dict with those of a network of as many blocks, whatever their sizes.
+
+    Raises:
+        InputError: Naming what is missing or unexpected.
+    """
+    if "backbone.visual.class_embedding" in state:
+        raise InputError(f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50")
+    stages = [count_blocks(state, f"backbone.visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+    texts = max(count_blocks(state, "backbone.transformer.resblocks."), 1)
+    with torch.device("meta"):
+        smallest = build_cris(
+            clip={
+                "embed_dim": 1,
+                "vision_cfg": {"layers": stages, "width": 2, "image_size": 32},
+                "text_cfg": {"context_length": 3, "vocab_size": 1, "width": 4, "heads": 1, "layers": texts},
+            },
+            neck=(1, 4, 1),
+            decoder_layers=count_blocks(state, "decoder.layers."),
+            decoder_heads=1,
+            decoder_ffn=1,
+            max_words=3,
+        )
+        names = to_released(smallest.state_dict())
+    if LOGIT_SCALE not in state:
+        del names[LOGIT_SCALE]
+    expected = {name: state.get(name, value) for name, value in names.items()}  # of whatever shapes
+    check_names(state, expected, f"{source} is not the released CRIS network")
+
+
+def clip_needed(prefix: str) -> dict[str, str]:
+    """Return which of CLIP's weights tell its sizes."""
+    needed = {
+        "stem": "visual.layer1.0.conv1.weight",
+        "joint": "visual.attnpool.c_proj.weight",
+        "grid": "visual.attnpool.positional_embedding",
+        "context": "positional_embedding",
+        "words": "token_embedding.weight",
+    }
+    return {name: prefix + key for name, key in needed.items()}
 
 
 def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> dict[str, Any]:
@@ -190,14 +241,7 @@ def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> di
     """
     if f"{prefix}visual.class_embedding" in state:
         raise InputError(f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50")
-    needed = {
-        "stem": "visual.layer1.0.conv1.weight",
-        "joint": "visual.attnpool.c_proj.weight",
-        "grid": "visual.attnpool.positional_embedding",
-        "context": "positional_embedding",
-        "words": "token_embedding.weight",
-    }
-    shapes = _shapes(state, {name: prefix + key for name, key in needed.items()}, source)
+    shapes = _shapes(state, clip_needed(prefix), source)
     if any(len(shapes[name]) < 2 for name in ("context", "words")):
         raise InputError(f"{source} is damaged: its embeddings have no width")
     width = shapes["words"][1]
@@ -213,7 +257,7 @@ def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> di
             "vocab_size": shapes["words"][0],
             "width": width,
             "heads": max(width // 64, 1),  # CLIP's rule
-            "layers": count_blocks(state, f"{prefix}transformer.resblocks."),
+            "layers": max(count_blocks(state, f"{prefix}transformer.resblocks."), 1),  # CLIP has no fewer
         },
     }
 
@@ -280,6 +324,10 @@ def read_torch(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:  # PyTorch's text advises to run its code
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds {code[1]}, and only tensors and plain containers are read" if code else "no such pickle"
+        raise InputError(f"cannot read {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error
     except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error
@@ -289,9 +337,9 @@ def _shapes(state: Mapping[str, Tensor], needed: Mapping[str, str], source: str)
     missing = [key for key in needed.values() if key not in state]
     if missing:
         raise InputError(f"{source} does not hold the expected network: missing {_list(missing)}")
-    flat = [key for key in needed.values() if not state[key].ndim]
+    flat = [key for key in needed.values() if not state[key].ndim or not state[key].numel()]
     if flat:
-        raise InputError(f"{source} is damaged: {_list(flat)} should have dimensions")
+        raise InputError(f"{source} is damaged: {_list(flat)} should have dimensions, and none of them zero")
     return {name: tuple(state[key].shape) for name, key in needed.items()}
 
 
