@@ -47,7 +47,7 @@ SAME_ROW = {
 }
 PLANNED = {"segmenter", "predict", "export", "check_data", "demo"}  # may be missing yet
 MAY_IMPORT_THE_PACKAGE = {"callbacks", "checkpoint"}  # for its version
-MAY_KNOW_HYDRA = {"config", "train", "evaluate"}
+MAY_KNOW_HYDRA = {"config", "train", "evaluate", "sweep"}  # sweep by the command lines that it writes
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}
 
 ROWS = {name: row for row, names in enumerate(ORDER) for name in names}

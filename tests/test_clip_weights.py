@@ -79,14 +79,25 @@ def as_torchscript(clip: CLIP, path: Path) -> None:
         torch.jit.save(torch.jit.trace(Archive(clip), torch.zeros(1)), path)  # type: ignore[no-untyped-call]
 
 
+def as_traced(clip: CLIP, path: Path) -> None:
+    example = (torch.zeros(1, 3, 96, 96), torch.zeros(1, 77, dtype=torch.long))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(clip, example, strict=False, check_trace=False), path)  # type: ignore[no-untyped-call]
+
+
 FORMS: dict[str, Callable[[CLIP, Path], None]] = {
     "RN50.pt": as_torchscript,
+    "traced.pt": as_traced,
     "plain.pt": lambda clip, path: torch.save(clip.state_dict(), path),
     "parallel.pth": lambda clip, path: torch.save(
         {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in clip.state_dict().items()}}, path
     ),
     "open_clip_model.safetensors": lambda clip, path: save_file(
         {name: value.half() if value.is_floating_point() else value for name, value in clip.state_dict().items()}, path
+    ),
+    "without_logit_scale.pt": lambda clip, path: torch.save(
+        {name: value for name, value in clip.state_dict().items() if name != "logit_scale"}, path
     ),
     "without_counters.pt": lambda clip, path: torch.save(
         {name: value for name, value in clip.state_dict().items() if "num_batches_tracked" not in name}, path
@@ -116,7 +127,8 @@ def test_every_form_of_clips_weights_gives_clips_features(form: str, towers: CLI
     assert_close(c4, theirs[1])
     assert_close(sentence, expected)
     assert all(value.dtype != torch.float16 for value in model.state_dict().values())
-    assert model.text_encoder.logit_scale.item() == pytest.approx(4.6055, abs=2e-3)
+    scale = 2.6593 if form == "without_logit_scale.pt" else 4.6055
+    assert model.text_encoder.logit_scale.item() == pytest.approx(scale, abs=2e-3)
     for name, value in model.state_dict().items():
         new = ("neck.", "decoder.", "head.", "image_projector.", "image_encoder.pool.shortcut.")
         if name.startswith(new):  # what CLIP has not is as it was
@@ -199,6 +211,18 @@ def test_a_truncated_archive_is_an_input_error(towers: CLIP, tmp_path: Path) -> 
     (tmp_path / "RN50.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cannot read .*RN50\.pt"):
         load_clip_weights(cris(), str(tmp_path / "RN50.pt"))
+
+
+def test_a_shipped_name_is_never_a_path(towers: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_weights, "SHIPPED", tmp_path / "assets")
+    (tmp_path / "assets").mkdir()
+    for name in ("assets/shipped.safetensors", "d.pt", "d.pt.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert clip_weights.find_file("shipped") == tmp_path / "assets/shipped.safetensors"
+    assert clip_weights.find_file(str(tmp_path / "d.pt")) == tmp_path / "d.pt"
+    assert clip_weights.find_file("./shipped") == Path("shipped")
+    with pytest.raises(InputError, match=r"no weights at other: .*one of the shipped shipped"):
+        clip_weights.find_weights("RN50-quickgelu", "other")
 
 
 # -- OpenAI's, by name --------------------------------------------------------------------------------------------------------

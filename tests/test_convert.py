@@ -294,6 +294,8 @@ def test_a_runs_checkpoint_becomes_a_released_one(ckpt: Path, network: CRIS, tmp
     for name in ("released.pth", "released.safetensors"):
         run(ckpt, tmp_path / name, "--to", "released")
         assert_same_network(load_released(tmp_path / name, WORDS, HEADS), network)
+    content = torch.load(tmp_path / "released.pth", weights_only=True)
+    assert all(value.is_contiguous() for value in content["state_dict"].values())
 
 
 def test_a_folder_becomes_another_folder(folder: Path, tmp_path: Path) -> None:
@@ -548,6 +550,8 @@ UNFIT: dict[str, Any] = {
     "a damaged encoder": SIZES | {"clip": CLIP | {"vision_cfg": 3}},
     "an encoder's width in words": SIZES | {"clip": CLIP | {"embed_dim": "wide"}},
     "heads that do not divide": SIZES | {"clip": CLIP | {"text_cfg": CLIP["text_cfg"] | {"heads": 3}}},
+    "two stages": SIZES | {"clip": CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"layers": [1, 2]}}},
+    "no text layers": SIZES | {"clip": CLIP | {"text_cfg": CLIP["text_cfg"] | {"layers": 0}}},
 }
 
 
@@ -745,3 +749,29 @@ def test_a_converted_checkpoint_of_the_authors_code_evaluates_on_the_data_that_o
     assert results["config"]["decoder"] == {"layers": 3, "heads": 4, "ffn": 40, "dropout": 0.1}
     assert results["config"]["image_size"] == 96
     assert "the figure that the released code selects checkpoints by" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["ours.pth", "ours.pt", "ours.ckpt"])
+def test_whoever_forgets_to_say_released_is_told(name: str, plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"expected a folder or a \.safetensors file, found .*--to released"):
+        run(plain, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_what_the_released_format_does_not_tell_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, tmp_path / "back.pth", "--to", "released")
+    assert f"does not tell: decoder heads {HEADS}, at most {WORDS} words, 64 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [("text_cfg", "heads", 2), ("vision_cfg", "head_width", 32)])
+def test_heads_off_clips_rule_cannot_be_written_in_the_released_format(
+    part: str, name: str, value: int, tmp_path: Path
+) -> None:
+    clip = SIZES["clip"] | {part: SIZES["clip"][part] | {name: value}}
+    network = build_cris(**SIZES | {"clip": clip})
+    checkpoint = Checkpoint(network.settings, network.state_dict(), 64, 0.35, "random")
+    with pytest.raises(InputError, match="the released format cannot hold"):
+        convert.write_released(checkpoint, tmp_path / "x.pth")
+    assert not list(tmp_path.iterdir())

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import crislit
 from crislit.losses import text_to_pixel_contrastive_loss
-from crislit.models.cris import CRIS, build_cris
-from crislit.models.released import from_released, rename_released
+from crislit.models.cris import CRIS
+from crislit.models.released import rename_released
 from crislit.models.text_encoder import padding_mask
 
 
@@ -27,27 +28,8 @@ def activations(golden: Path) -> dict[str, Tensor]:
 
 
 def released_network(golden: Path, facts: dict[str, Any], dropout: float = 0.1) -> CRIS:
-    sizes = facts["config"]
-    model = build_cris(
-        clip={
-            "embed_dim": sizes["embed"],
-            "vision_cfg": {"layers": sizes["layers"], "width": sizes["width"], "image_size": sizes["res"]},
-            "text_cfg": {
-                "context_length": sizes["ctx"],
-                "vocab_size": sizes["vocab"],
-                "width": sizes["tw"],
-                "heads": sizes["tw"] // 64,
-                "layers": sizes["tl"],
-            },
-        },
-        neck=sizes["fpn_out"],
-        decoder_layers=sizes["n"],
-        decoder_heads=sizes["nhead"],
-        decoder_ffn=sizes["ffn"],
-        decoder_dropout=dropout,
-    )
-    model.load_state_dict(from_released(load_file(golden / "tiny_a.checkpoint.safetensors")), strict=True)
-    return model
+    words, heads = facts["config"]["word_len"], facts["config"]["nhead"]
+    return crislit.load_released(golden / "tiny_a.checkpoint.safetensors", words, heads, dropout)
 
 
 def assert_agree(ours: Tensor, theirs: Tensor) -> None:

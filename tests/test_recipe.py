@@ -125,6 +125,7 @@ def test_the_papers_command_composes_to_table_2_but_for_clips_weights() -> None:
     }
     assert different == {
         "model.clip_weights": (None, "openai"),  # nobody downloads without having asked
+        "record": (None, "results/table1.csv"),
         "trainer.precision": ("auto", "16-mixed"),  # what auto becomes on CUDA
         "trainer.sync_batchnorm": ("auto", True),
     }
@@ -156,6 +157,17 @@ def test_every_row_of_table_2_is_two_words_away(model: str, dataset: str) -> Non
     assert settings["recipe"]["optimizer"]["encoder_factor"] == 0.1
     paper = load_settings(["experiment=table2", f"model={model}", f"dataset={dataset}", "recipe=paper"])
     assert paper["recipe"]["optimizer"]["encoder_factor"] == 1.0
+
+
+@pytest.mark.parametrize(("row", "layers", "contrastive"), [("baseline", 0, False), ("con", 0, True), ("dec1", 1, False)])
+def test_the_papers_settings_leave_table_1_its_rows(row: str, layers: int, contrastive: bool) -> None:
+    settings = load_settings(["experiment=table2", f"ablation={row}", "model=rn50", "dataset=refcoco"])
+    assert (settings["decoder"]["layers"], settings["loss"]["contrastive"]) == (layers, contrastive)
+
+
+def test_fewer_devices_accumulate_to_the_same_batch() -> None:
+    settings = load_settings(["experiment=table2", "trainer.devices=2", "batch_size_per_device=8"])
+    assert build_data(settings).accumulation(2) == 4
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -872,3 +873,21 @@ def test_reading_changes_names_and_nothing_else(network: CRIS, weights: State, t
     assert set(state) == set(network.state_dict())
     assert found == SIZES
     json.dumps(found)  # config.json keeps it
+
+
+def test_numpy_numbers_beside_the_weights_do_not_hinder_reading(network: CRIS, weights: State, tmp_path: Path) -> None:
+    content = {"best_iou": np.float64(0.7), "epoch": np.int64(3), "rate": np.float32(0.1), "state_dict": weights}
+    torch.save(content, tmp_path / "best.pth")
+    assert_same_network(load_released(tmp_path / "best.pth", WORDS, HEADS), network)
+
+
+def test_our_own_weights_are_told_apart_from_the_authors(network: CRIS, tmp_path: Path) -> None:
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors is crislit's own, not of the authors' code"):
+        load_released(tmp_path / "model.safetensors", WORDS)
+
+
+def test_a_home_folder_is_found(weights: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(weights, tmp_path / "cris.pth")
+    assert not load_released("~/cris.pth", WORDS, HEADS).training

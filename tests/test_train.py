@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from crislit.checkpoint import read_checkpoint
 from crislit.data import shapes
 from crislit.metrics import METRICS
+from crislit.models.cris import CRIS
 from tests.runs import execute, run
 
 SMALL = (
@@ -293,3 +295,27 @@ def test_an_error_leaves_the_process_with_one_line_and_no_traceback(tmp_path: Pa
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mixed_precision_is_for_training_only(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code validates and tests in float32."""
+    seen: list[tuple[bool, bool, torch.dtype]] = []
+
+    def forward(self: CRIS, images: Tensor, tokens: Tensor) -> Tensor:
+        logits: Tensor = original(self, images, tokens)
+        seen.append((self.training, torch.is_autocast_enabled("cpu"), logits.dtype))
+        return logits
+
+    original = CRIS.forward
+    monkeypatch.setattr(CRIS, "forward", forward)
+    run(
+        monkeypatch,
+        tmp_path / "run",
+        *SMALL,
+        f"data_root={small_shapes}",
+        "trainer.max_steps=1",
+        "trainer.precision=bf16-mixed",
+        "+trainer.enable_model_summary=false",
+    )
+    assert {(autocast, dtype) for training, autocast, dtype in seen if training} == {(True, torch.bfloat16)}
+    assert {(autocast, dtype) for training, autocast, dtype in seen if not training} == {(False, torch.float32)}

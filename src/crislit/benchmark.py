@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parameters", action="store_true", required=True, help="count them, beside the paper's")
     parser.parse_args(arguments)
     with one_line_errors():
-        console = Console()
+        console = Console(width=max(Console().width, 80))
         console.print(parameter_table(count_all()))
 
 

@@ -52,9 +52,9 @@ class Checkpoint:
     def check(self) -> None:
         """Raise an :class:`InputError` that names the file unless the weights are the network's; takes no memory."""
         with torch.device("meta"):
-            self._empty()
+            self._network()
 
-    def _empty(self) -> CRIS:
+    def _network(self) -> CRIS:
         try:
             model = build_cris(**self.settings)
         except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
@@ -70,7 +70,7 @@ class Checkpoint:
         Raises:
             InputError: If the weights are not the network's.
         """
-        model = self._empty()
+        model = self._network()
         model.load_state_dict(self.weights)
         return model.eval()
 
@@ -155,6 +155,8 @@ def write_folder(checkpoint: Checkpoint, target: Path) -> None:
     Raises:
         InputError: If one of the files exists, or cannot be written.
     """
+    if target.suffix in (".pth", ".pt", ".ckpt", ".bin"):
+        raise InputError(f"expected a folder or a .safetensors file, found {target}; --to released writes the authors' format")
     weights = target if target.suffix == ".safetensors" else target / WEIGHTS
     config = weights.with_name(CONFIG)
     about = {

@@ -1,14 +1,23 @@
 """``python -m crislit.convert SRC DST``: a checkpoint of the authors' code, or of a run, to safetensors, and back."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from crislit.checkpoint import Checkpoint, read_checkpoint, refuse_existing, save_tensors, write_folder, write_whole
+from crislit.checkpoint import (
+    CONFIG,
+    KEY,
+    Checkpoint,
+    read_checkpoint,
+    refuse_existing,
+    save_tensors,
+    write_folder,
+    write_whole,
+)
 from crislit.errors import InputError, check_whole, one_line_errors
 from crislit.models.released import read_released, read_torch, to_released
 
@@ -36,13 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     released.add_argument("--image-size", type=int, help="side of the square input (default 416)")
     options = parser.parse_args(arguments)
     with one_line_errors():
-        checkpoint = read_any(options.source, options.max_words, options.decoder_heads, options.image_size)
+        source, target = options.source.expanduser(), options.target.expanduser()
+        checkpoint = read_any(source, options.max_words, options.decoder_heads, options.image_size)
         if options.to == "released":
-            write_released(checkpoint.weights, options.target)
+            write_released(checkpoint, target)
         else:
-            write_folder(checkpoint, options.target)
+            write_folder(checkpoint, target)
         numbers = sum(value.numel() for value in checkpoint.weights.values())
         print(f"{options.target}: {numbers:,} numbers in {len(checkpoint.weights)} tensors")
+        if options.to == "released":
+            heads, words = checkpoint.settings["decoder_heads"], checkpoint.settings["max_words"]
+            print(f"this format does not tell: decoder heads {heads}, at most {words} words, {checkpoint.image_size} pixels")
 
 
 def read_any(
@@ -78,7 +91,7 @@ def is_ours(path: Path) -> bool:
     if path.is_dir():
         return True
     if path.suffix == ".safetensors":
-        if not path.with_name("config.json").is_file() or not path.is_file():
+        if not path.with_name(CONFIG).is_file() or not path.is_file():
             return False
         try:
             with safe_open(path, "pt") as file:
@@ -86,24 +99,38 @@ def is_ours(path: Path) -> bool:
         except (SafetensorError, OSError):
             return True  # whose reader says what is wrong
     content = read_torch(path) if path.is_file() else None
-    return isinstance(content, dict) and "crislit" in content
+    return isinstance(content, dict) and KEY in content
 
 
-def write_released(weights: dict[str, Tensor], target: Path) -> None:
+def write_released(checkpoint: Checkpoint, target: Path) -> None:
     """Write weights as the authors' programs read them.
 
     Raises:
-        InputError: If the released network has no such part, or the file cannot be written.
+        InputError: If the released network has no such part or other attention heads, or the file cannot be written.
     """
     if target.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"the released format is a .pth, .pt or .safetensors file, and {target} is none")
-    state = to_released(weights)
+    state = to_released(checkpoint.weights)
+    check_heads(checkpoint.settings["clip"])
     refuse_existing(target)
     if target.suffix == ".safetensors":
         write_whole(target, lambda part: save_tensors(state, part))
     else:
         content = {"state_dict": {f"module.{name}": value.contiguous() for name, value in state.items()}}
         write_whole(target, lambda part: torch.save(content, part))
+
+
+def check_heads(clip: str | Mapping[str, Any]) -> None:
+    """Raise an :class:`InputError` unless the encoders have 64 channels a head, as the authors' code takes for granted."""
+    if isinstance(clip, str):
+        return
+    text, rule = clip["text_cfg"], max(clip["text_cfg"]["width"] // 64, 1)
+    if text["heads"] != rule:
+        raise InputError(
+            f"the released format cannot hold {text['heads']} heads in the text encoder, only {rule}, 64 channels each"
+        )
+    if clip["vision_cfg"].get("head_width", 64) != 64:
+        raise InputError("the released format cannot hold a pooling whose heads have not 64 channels each")
 
 
 if __name__ == "__main__":

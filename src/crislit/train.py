@@ -35,7 +35,7 @@ from crislit.data.dataset import ReferEvaluationSet
 from crislit.errors import InputError, check_whole
 from crislit.loggers import choose_wandb_mode, close_loggers, log_checkpoint, log_configuration
 from crislit.metrics import reachable_iou
-from crislit.models.clip_weights import load_clip_weights
+from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
 from crislit.sweep import run_job
 from crislit.task import CRISTask
@@ -107,7 +107,8 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
     try:
         return L.Trainer(**options, callbacks=callbacks, logger=logger, default_root_dir=folder, use_distributed_sampler=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise InputError(f"this machine cannot run trainer={options}: {error}") from error
+        asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision"))
+        raise InputError(f"this machine cannot run {asked}: {error}. It has {torch.cuda.device_count()} GPUs") from error
 
 
 def fitting_devices(available: int, data: ReferDataModule) -> int:
@@ -155,6 +156,8 @@ def run(settings: Settings, folder: Path) -> float:
     """Train and evaluate a configuration in this process, and leave everything in a folder."""
     start = time.perf_counter()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
+    if settings["model"]["clip_weights"] is not None and settings["resume"] is None:
+        find_weights(settings["model"]["clip"], str(settings["model"]["clip_weights"]))  # before long work, not after
     data = prepare(settings)
     model = build_model(settings)
     resume = check_resume(settings["resume"], model)

@@ -23,8 +23,8 @@ from crislit.models.released import check_names, clip_sizes, from_released, read
 OPENAI = "openai"
 SHIPPED = Path(__file__).parents[1] / "assets"
 """Weights that come with the package, ``<name>.safetensors``."""
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives keep beside the weights."""
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""What archives keep beside the weights: OpenAI's numbers, and the mask of a traced text encoder."""
 
 
 def load_clip_weights(model: CRIS, source: str) -> str:
@@ -45,24 +45,41 @@ def load_clip_weights(model: CRIS, source: str) -> str:
     Raises:
         InputError: If there are no such weights, or they are another architecture's.
     """
-    path = find_openai(model.settings["clip"]) if source == OPENAI else find_file(source)
+    path = find_weights(model.settings["clip"], source)
     state = read_clip(path)
     ours = to_released({k: v for k, v in model.state_dict().items() if k.startswith(("image_encoder.", "text_encoder."))})
     wanted = {name.removeprefix("backbone."): value for name, value in ours.items() if ".connect." not in name}
     found, built = clip_sizes(state, str(path)), clip_sizes(wanted, "the network")
     if found != built:
         raise InputError(f"{path} holds the weights of {describe(found)}, and the network is built on {describe(built)}")
-    counters = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
-    state = counters | state  # of no use here, and left out by some
+    # What nothing uses may be missing.
+    unused = {name: value for name, value in wanted.items() if name.endswith(("num_batches_tracked", "logit_scale"))}
+    state = unused | state
     check_names(state, wanted, f"{path} is not all of CLIP")
     model.load_state_dict(from_released({f"backbone.{name}": value for name, value in state.items()}), strict=False)
     return f"{source} (sha256 {sha256(path)[:16]})"
 
 
+def find_weights(clip: str | Mapping[str, Any], source: str) -> Path:
+    """Return the file of the weights that ``model.clip_weights`` names, for a model.
+
+    Raises:
+        InputError: If it is neither here nor within reach.
+    """
+    path = find_openai(clip) if source == OPENAI else find_file(source)
+    if not path.is_file():
+        raise InputError(
+            f"no weights at {path}: model.clip_weights is openai, the path of a .pt, .pth or .safetensors file, or one of the "
+            f"shipped {', '.join(sorted(file.stem for file in SHIPPED.glob('*.safetensors'))) or '(none)'}"
+        )
+    return path
+
+
 def find_file(source: str) -> Path:
-    """Return the file of shipped weights, or of a path."""
+    """Return the file of shipped weights, which are called by a bare name, or of a path."""
+    bare = Path(source).name == source and not Path(source).suffix
     shipped = SHIPPED / f"{source}.safetensors"
-    return shipped if shipped.is_file() else Path(source).expanduser()
+    return shipped if bare and shipped.is_file() else Path(source).expanduser()
 
 
 def fingerprint_source(source: str | None) -> str | None:
@@ -90,7 +107,8 @@ def read_clip(path: Path) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 state = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            raise InputError(f"cannot read {path}: it is a damaged TorchScript archive ({error})") from error
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"cannot read {path}: it is a damaged TorchScript archive ({reason})") from error
     return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
 
 
@@ -131,7 +149,8 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
             reason = str(error)
     raise InputError(
         f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine and cannot be fetched ({reason}). "
-        f"Fetch {known['url']} where there is a network, and put it at {place}, or anywhere with model.clip_weights=PATH"
+        f"Fetch {known['url']} (or {HF_SAFE_WEIGHTS_NAME} of {constants.ENDPOINT}/{repository}) where there is a network, and "
+        f"put it at {place}, or anywhere with model.clip_weights=PATH"
     )
 
 

@@ -168,6 +168,11 @@ def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
         raise ValueError(f"the two encoders need {', '.join(missing)} too, in open_clip's format")
     if not isinstance(config["vision_cfg"].get("layers"), list):
         raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
+    stages, blocks = config["vision_cfg"]["layers"], config["text_cfg"].get("layers")
+    if len(stages) != 4 or not all(isinstance(stage, int) and stage >= 1 for stage in stages):
+        raise ValueError(f"CLIP's ResNet has four stages of at least one block, got {stages}")
+    if not isinstance(blocks, int) or blocks < 1:
+        raise ValueError(f"the text encoder has at least one layer, got {blocks}")
     towers = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
     for name, parameter in towers.visual.named_parameters():
         if name.startswith("layer") and name.endswith("bn3.weight"):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -50,6 +51,10 @@ INNER = (  # within a decoder layer
     (".multihead_attn.", ".cross_attention."),
     (".cross_attn_norm.", ".cross_norm_out."),
 )
+NUMPY_SCALARS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?"))]
+NUMPY_SCALARS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+"""What a checkpoint may hold beside tensors, such as the best IoU so far: building them runs no code."""
+
 LOGIT_SCALE = "backbone.logit_scale"
 """CLIP's temperature: in every released checkpoint, and used by nothing."""
 
@@ -131,7 +136,9 @@ def load_released(path: str | Path, max_words: int, decoder_heads: int = 8, deco
 
 def read_released(path: Path, max_words: int | None, decoder_heads: int = 8) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what :func:`load_released` loads: arguments of :func:`crislit.models.cris.build_cris`, and weights by our names."""
-    state = read_weights(path)
+    state = read_weights(path.expanduser())
+    if any(name.removeprefix("model.").startswith("image_encoder.") for name in state):
+        raise InputError(f"{path} is crislit's own, not of the authors' code: `python -m crislit.convert` and evaluate read it")
     settings = released_settings(state, str(path), max_words, decoder_heads)
     if LOGIT_SCALE not in state:
         log.warning("%s lacks %s; nothing uses it, and CLIP's initial value stands in", path, LOGIT_SCALE)
@@ -184,7 +191,7 @@ def released_settings(
             expected = to_released(model.state_dict())
     except InputError as error:
         told = ", ".join(f"{key} ({_shape(state[key])})" for key in (*needed.values(), *clip_needed("backbone.").values()))
-        raise InputError(f"{source} is not the released CRIS network: {error}; its sizes are read off {told}") from error
+        raise InputError(f"{source} is not the released CRIS network: {error}; such sizes are read off {told}") from error
     if LOGIT_SCALE not in state:
         del expected[LOGIT_SCALE]
     check_names(state, expected, f"{source} is not the released CRIS network")
@@ -323,10 +330,11 @@ def read_torch(path: Path) -> Any:
         InputError: If it is damaged, or would run code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:  # PyTorch's text advises to run its code
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds {code[1]}, and only tensors and plain containers are read" if code else "no such pickle"
+        reason = f"it holds {code[1]}, and only tensors and plain containers are read" if code else "its bytes make no sense"
         raise InputError(f"cannot read {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error
     except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
