@@ -206,7 +206,7 @@ def check_parts(state: Mapping[str, Tensor], source: str) -> None:
     """
     if "backbone.visual.class_embedding" in state:
         raise InputError(f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50")
-    stages = [count_blocks(state, f"backbone.visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+    stages = [max(count_blocks(state, f"backbone.visual.layer{stage}."), 1) for stage in (1, 2, 3, 4)]
     texts = max(count_blocks(state, "backbone.transformer.resblocks."), 1)
     with torch.device("meta"):
         smallest = build_cris(
@@ -255,7 +255,7 @@ def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> di
     return {
         "embed_dim": shapes["joint"][0],
         "vision_cfg": {
-            "layers": [count_blocks(state, f"{prefix}visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+            "layers": [max(count_blocks(state, f"{prefix}visual.layer{stage}."), 1) for stage in (1, 2, 3, 4)],
             "width": shapes["stem"][0],
             "image_size": 32 * round((shapes["grid"][0] - 1) ** 0.5),
         },
