@@ -23,7 +23,18 @@ from crislit.models.cris import CRIS, build_cris
 from crislit.models.released import LOGIT_SCALE, from_released, load_released, to_released
 from tests.runs import command, environment
 from tests.runs import run as run_program
-from tests.test_released import HEADS, SIZES, WORDS, Evil, State, assert_same_network, filled, training_checkpoint, with_module
+from tests.test_released import (
+    HEADS,
+    SIZES,
+    WORDS,
+    Evil,
+    State,
+    assert_same_network,
+    filled,
+    logits,
+    training_checkpoint,
+    with_module,
+)
 
 FLAGS = ("--max-words", str(WORDS), "--decoder-heads", str(HEADS))
 """What the tiny network's weights do not tell."""
@@ -775,3 +786,18 @@ def test_heads_off_clips_rule_cannot_be_written_in_the_released_format(
     with pytest.raises(InputError, match="the released format cannot hold"):
         convert.write_released(checkpoint, tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("absent", "width"), [("heads", 32), ("width", 512)])
+def test_heads_and_width_that_a_run_leaves_to_open_clip_are_what_open_clip_takes(
+    absent: str, width: int, tmp_path: Path
+) -> None:
+    text = {name: value for name, value in (CLIP["text_cfg"] | {"heads": 8}).items() if name != absent}
+    model = filled(build_cris(**SIZES | {"clip": CLIP | {"text_cfg": text}, "neck": [12, width, 24]}))
+    torch.save(lightning(model), tmp_path / "best.ckpt")
+    if width // 64 == 8:
+        run(tmp_path / "best.ckpt", tmp_path / "out.pth", "--to", "released")
+        assert torch.equal(logits(load_released(tmp_path / "out.pth", WORDS, HEADS)), logits(model))
+    else:
+        assert "8 heads" in refused(tmp_path / "best.ckpt", tmp_path / "out.pth", "--to", "released")
+        assert not (tmp_path / "out.pth").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.model import CLIPTextCfg
 from safetensors import SafetensorError, safe_open
 
 from crislit.checkpoint import (
@@ -124,11 +125,10 @@ def check_heads(clip: str | Mapping[str, Any]) -> None:
     """Raise an :class:`InputError` unless the encoders have 64 channels a head, as the authors' code takes for granted."""
     if isinstance(clip, str):
         return
-    text, rule = clip["text_cfg"], max(clip["text_cfg"]["width"] // 64, 1)
-    if text["heads"] != rule:
-        raise InputError(
-            f"the released format cannot hold {text['heads']} heads in the text encoder, only {rule}, 64 channels each"
-        )
+    text = clip["text_cfg"]
+    heads, rule = text.get("heads", CLIPTextCfg.heads), max(text.get("width", CLIPTextCfg.width) // 64, 1)
+    if heads != rule:
+        raise InputError(f"the released format cannot hold {heads} heads in the text encoder, only {rule}, 64 channels each")
     if clip["vision_cfg"].get("head_width", 64) != 64:
         raise InputError("the released format cannot hold a pooling whose heads have not 64 channels each")
 

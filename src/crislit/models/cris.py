@@ -10,7 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CLIPTextCfg
 from torch import Tensor, nn
 
 from crislit.errors import InputError, check_whole
@@ -168,7 +168,7 @@ def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
         raise ValueError(f"the two encoders need {', '.join(missing)} too, in open_clip's format")
     if not isinstance(config["vision_cfg"].get("layers"), list):
         raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
-    stages, blocks = config["vision_cfg"]["layers"], config["text_cfg"].get("layers")
+    stages, blocks = config["vision_cfg"]["layers"], config["text_cfg"].get("layers", CLIPTextCfg.layers)
     if len(stages) != 4 or not all(isinstance(stage, int) and stage >= 1 for stage in stages):
         raise ValueError(f"CLIP's ResNet has four stages of at least one block, got {stages}")
     if not isinstance(blocks, int) or blocks < 1:
