@@ -57,12 +57,15 @@ class Archive:
 
 
 def refer_archive(name: str, captured: str, size: int, sha256: str) -> Archive:
-    """Return one of the REFER project's archives; its original host answers no more, the Web Archive keeps what it served."""
+    """Return one of the REFER project's archives; its original host answers no more, the Web Archive keeps what it served.
+
+    We know of no other host with these very files: others serve conversions. A lab's own copy goes to DATA/downloads.
+    """
     original = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip"
     urls = (
         f"https://web.archive.org/web/{captured}id_/{original}",
+        f"https://web.archive.org/web/2id_/{original}",  # its newest capture, should that one be gone
         original,
-        f"https://huggingface.co/datasets/jxu124/refcoco/resolve/main/{name}.zip",
     )
     return Archive(f"{name}.zip", name, name, size, f"sha256:{sha256}", urls)
 
@@ -136,7 +139,9 @@ def fetch(archive: Archive, folder: Path, tries: int = 3, pause: float = 2.0) ->
         InputError: If no mirror gives it, or the disk is too full.
     """
     target = folder / archive.name
-    if target.is_file():  # under its own name it is whole, and its checksum was right
+    if target.is_file():  # of an interrupted unpacking, or somebody's own copy
+        if digest(target, archive.checksum.split(":")[0]) != archive.checksum:
+            raise InputError(f"{target} is not the published archive ({archive.checksum}): take it away, and start again")
         return target
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{archive.name}.part"
