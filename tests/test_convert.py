@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -126,19 +127,25 @@ def plain(network: CRIS, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def originals(plain: Path, network: CRIS, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of our own and a run's checkpoint."""
+    place = tmp_path_factory.mktemp("originals")
+    run(plain, place / "ours", *FLAGS, "--image-size", "64")
+    torch.save(lightning(network), place / "best.ckpt")
+    return place
+
+
 @pytest.fixture
-def folder(plain: Path, tmp_path: Path) -> Path:
+def folder(originals: Path, tmp_path: Path) -> Path:
     """A folder of our own, which a test may damage."""
-    run(plain, tmp_path / "ours", *FLAGS, "--image-size", "64")
-    return tmp_path / "ours"
+    return shutil.copytree(originals / "ours", tmp_path / "ours")
 
 
 @pytest.fixture
-def ckpt(tmp_path: Path) -> Path:
+def ckpt(originals: Path, tmp_path: Path) -> Path:
     """A run's checkpoint."""
-    path = tmp_path / "best.ckpt"
-    torch.save(lightning(filled(build_cris(**SIZES))), path)
-    return path
+    return shutil.copyfile(originals / "best.ckpt", tmp_path / "best.ckpt")
 
 
 # -- There and back

@@ -302,7 +302,7 @@ def sizes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(sizes=sizes())
-@settings(relaxed, max_examples=25)
+@settings(relaxed, max_examples=20)
 def test_all_sizes_are_read_off_the_weights(sizes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     expected = filled(build_cris(**sizes))
     path = tmp_path_factory.mktemp("sizes") / "weights.safetensors"
