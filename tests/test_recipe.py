@@ -88,6 +88,19 @@ def test_the_optimizer_is_adam_without_decay_or_clipping() -> None:
     assert "gradient_clip_val" not in load_settings(["dataset=refcoco"])["trainer"]
 
 
+def test_the_fused_optimizer_takes_the_steps_of_the_plain_one() -> None:
+    fused, plain = small_task("released"), small_task("released")
+    optimizers = (fused.configure_optimizers()["optimizer"], torch.optim.Adam(plain.model.parameters(), lr=1e-4))
+    for _ in range(3):
+        for one, other in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_the_groups_hold_every_parameter_once_and_position_embeddings_learn_with_the_rest() -> None:
     task = small_task("released")
     groups = task.parameter_groups()
