@@ -34,6 +34,9 @@ from crislit.models.cris import build_clip
 CAPTIONS = (1, 2, 3, 4)
 """Described objects of a caption, one kind of caption a round. A single sentence is true of many scenes; several say which."""
 
+EVERY = 100
+"""Steps between two reports, each with a file to go on from."""
+
 Scene = tuple[np.ndarray, list[list[str]]]
 """A picture, and for each described object its sentences."""
 
@@ -129,8 +132,8 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
         adam.step()
         rates.step()
         losses.append(loss.item())
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1} of {steps}: loss {np.mean(losses[-100:]):.3f}", flush=True)
+        if (step + 1) % EVERY == 0:
+            print(f"step {step + 1} of {steps}: loss {np.mean(losses[-EVERY:]):.3f}", flush=True)
             kept = {"towers": towers.state_dict(), "adam": adam.state_dict(), "rates": rates.state_dict(), "step": step + 1}
             torch.save(kept, work.with_suffix(".part"))
             work.with_suffix(".part").replace(work)

@@ -1,0 +1,104 @@
+"""The pretraining of the tiny CLIP: its loss by hand, its scenes, and going on after an interruption."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from crislit.config import load_settings
+from crislit.data.shapes import SETS, make_scene
+from crislit.models.cris import build_clip
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts/pretrain_tiny_clip.py"
+    spec = importlib.util.spec_from_file_location("pretrain_tiny_clip", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_loss_is_clips_symmetric_cross_entropy(script: ModuleType) -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    sentences = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    # Similarities [[0.6, 0], [0.8, 1]] times 2: rows give log(1 + e^-1.2) and log(1 + e^-0.4), columns log(1 + e^0.4) and
+    # log(1 + e^-2).
+    by_hand = (np.log1p(np.exp(-1.2)) + np.log1p(np.exp(-0.4)) + np.log1p(np.exp(0.4)) + np.log1p(np.exp(-2.0))) / 4
+    assert script.contrastive_loss(images, sentences, torch.tensor(2.0)).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_caption_describes_so_many_different_objects(script: ModuleType) -> None:
+    said = [["a", "b"], ["c"], ["d", "e", "f"]]
+    rng = np.random.default_rng(0)
+    for objects in (1, 2, 3, 4):
+        for _ in range(20):
+            parts = script.caption(rng, said, objects).split(", ")
+            owners = [next(i for i, sentences in enumerate(said) if part in sentences) for part in parts]
+            assert len(set(owners)) == len(owners) == min(objects, 3)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_training_scenes_are_never_those_of_an_evaluation_split(name: str, script: ModuleType) -> None:
+    drawn = [script.draw(number, name, "train", 64) for number in (0, 1, 3000, 7999)]
+    evaluated = [make_scene(0, name, split, number) for split in SETS[name].splits if split != "train" for number in (0, 1)]
+    assert script.draw(0, name, "train", 64)[1] == drawn[0][1]
+    for _, sentences in drawn:
+        assert all(sentences != [said for _, said in described] for _, _, described in evaluated)
+
+
+def test_retrieval_of_towers_that_know_is_perfect_and_of_others_is_chance(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = [(np.full((32, 32, 3), 10 * i, dtype=np.uint8), [[f"sentence {i}"]]) for i in range(20)]
+
+    class Knowing(torch.nn.Module):
+        def visual(self, pictures: torch.Tensor) -> torch.Tensor:
+            order = pictures.mean(dim=(1, 2, 3)).argsort().argsort()
+            return torch.eye(20)[order]
+
+    monkeypatch.setattr(script, "encode", lambda towers, sentences: torch.eye(20)[[int(s.split()[1]) for s in sentences]])
+    found = script.retrieval(Knowing(), scenes, 1)
+    assert found["image_to_text_R@1"] == found["text_to_image_R@1"] == 1.0
+    assert found["chance_R@5"] == 0.25
+    monkeypatch.setattr(script, "encode", lambda towers, sentences: torch.eye(20).roll(1, dims=0))
+    assert script.retrieval(Knowing(), scenes, 1)["image_to_text_R@1"] == 0.0
+
+
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "EVERY", 2)
+    scenes = [script.draw(number, "shapes", "train", 128) for number in range(6)]
+
+    def towers() -> CLIP:
+        torch.manual_seed(0)
+        return build_clip(load_settings()["model"]["clip"])
+
+    whole, halves = towers(), towers()
+    script.train(whole, scenes, 4, 4, 0, tmp_path / "whole")
+
+    def interrupt(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    calls: list[int] = []
+    original = script.batch_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "batch_loss", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            script.train(halves, scenes, 4, 4, 0, tmp_path / "halves")
+    again = towers()
+    script.train(again, scenes, 4, 4, 0, tmp_path / "halves")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
