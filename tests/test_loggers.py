@@ -4,12 +4,14 @@ import csv
 import json
 import logging
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from crislit import loggers
 from crislit.config import load_settings
@@ -53,6 +55,20 @@ def wandb_records(path: Path) -> Iterator[Any]:
             yield record
 
 
+def finished_records(path: Path, seconds: float = 60) -> list[Any]:
+    """Read a run's file when its writer, a process of its own, has written the last record."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            records = list(wandb_records(path))
+        except (DecodeError, struct.error):  # the last one is still being written
+            records = []
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, f"{path} never ended"
+        time.sleep(0.2)
+
+
 def test_an_offline_run_of_weights_and_biases_holds_everything(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +79,7 @@ def test_an_offline_run_of_weights_and_biases_holds_everything(
     history: dict[str, list[Any]] = {}
     config: dict[str, Any] = {}
     groups = set()
-    for record in wandb_records(file):
+    for record in finished_records(file):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             for item in record.history.item:
