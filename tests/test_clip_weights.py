@@ -277,6 +277,7 @@ def test_what_open_clip_downloaded_before_is_used_without_a_network(home: Path, 
 
 
 def test_with_a_network_open_clip_downloads(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(clip_weights, "unreachable", lambda _: "")
     wanted = []
 

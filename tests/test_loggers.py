@@ -168,7 +168,6 @@ def test_with_a_key_and_no_network_it_logs_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with caplog.at_level(logging.WARNING):
         assert mode(monkeypatch, Path("run")) == "offline"
     assert "127.0.0.1:9 does not answer" in caplog.text

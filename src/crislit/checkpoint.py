@@ -38,6 +38,7 @@ class Checkpoint:
         initial_weights: What its training started from.
         steps: Optimizer steps taken, 0 if unknown.
         config: The configuration of its run, empty if another program trained it.
+        source: What an error shall call it.
     """
 
     settings: dict[str, Any]

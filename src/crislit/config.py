@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+SWEEP_JOB = "CRISLIT_SWEEP_JOB"
+"""Environment variable: the folder that a sweep made for a job, which the job may use although it is not empty."""
+FULL_ERROR = "CRISLIT_FULL_ERROR"
+"""Environment variable: the user's own ``HYDRA_FULL_ERROR``, for a sweep's jobs."""
+
+
 def config_dir() -> str:
     """Return the absolute path of ``conf/``: inside the wheel, or beside ``src/`` in a checkout or an editable install."""
     here = Path(__file__).resolve().parent
@@ -53,7 +59,7 @@ class RefuseEarlierRun(Callback):
     def on_run_start(self, config: "DictConfig", **kwargs: Any) -> None:
         """Look into the run's folder; the other processes of a run find the first one's there."""
         folder = Path(config.hydra.run.dir)
-        if os.environ.get("CRISLIT_SWEEP_JOB") == str(folder):  # which the sweep looked into, and Hydra has begun to fill
+        if os.environ.get(SWEEP_JOB) == str(folder):  # which the sweep looked into, and Hydra has begun to fill
             return
         if os.environ.get("LOCAL_RANK", "0") == "0" and any((folder / name).exists() for name in (".hydra", "results.json")):
             _fail(InputError(f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is written over"))
@@ -77,7 +83,7 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
             wish = os.environ.get("HYDRA_FULL_ERROR")
             verbose = wish == "1" and "LOCAL_RANK" not in os.environ  # the first process's children inherit its own setting
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here
-            os.environ["CRISLIT_FULL_ERROR"] = "1" if verbose else "0"  # what a sweep's jobs shall do
+            os.environ[FULL_ERROR] = "1" if verbose else "0"  # what a sweep's jobs shall do
 
             @functools.wraps(function)
             def job(config: "DictConfig") -> Any:

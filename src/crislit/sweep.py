@@ -19,13 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from crislit.config import FULL_ERROR, SWEEP_JOB
 from crislit.errors import InputError
 from crislit.record import add_run, find_run
 
 log = logging.getLogger(__name__)
-
-FOLDER = "CRISLIT_SWEEP_JOB"
-"""Environment variable: the folder that a sweep made for the job, which the job may use although it is not empty."""
 
 
 def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path, group: str) -> float:
@@ -53,8 +51,8 @@ def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path,
     if results.is_file():
         raise InputError(f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is written over")
     command = [sys.executable, "-m", "crislit.train", *arguments, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
-    environment = os.environ | {FOLDER: str(folder), "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group)}
-    environment["HYDRA_FULL_ERROR"] = os.environ.get("CRISLIT_FULL_ERROR", "0")
+    environment = os.environ | {SWEEP_JOB: str(folder), "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group)}
+    environment["HYDRA_FULL_ERROR"] = os.environ.get(FULL_ERROR, "0")
     with subprocess.Popen(command, env=environment) as child, ends_with_us(child):
         code = child.wait()
     if code:

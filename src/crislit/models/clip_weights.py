@@ -35,8 +35,8 @@ def load_clip_weights(model: CRIS, source: str) -> str:
 
     Args:
         model: The network.
-        source: ``openai`` for open_clip's download of the model that the network was built from; ``tiny-clip``, which comes
-            with the package; or a path to OpenAI's TorchScript archive (``RN50.pt``), a state dict that PyTorch saved, or
+        source: ``openai`` for open_clip's download of the model that the network was built from; the bare name of weights in
+            :data:`SHIPPED`; or a path to OpenAI's TorchScript archive (``RN50.pt``), a state dict that PyTorch saved, or
             safetensors.
 
     Returns:
@@ -141,7 +141,7 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
         cached = huggingface_hub.try_to_load_from_cache(repository, file)
         if isinstance(cached, str):
             return Path(str(cached))
-    reason = unreachable(constants.ENDPOINT)
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
     if not reason:
         try:
             return Path(open_clip.download_pretrained(known))
@@ -156,8 +156,6 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
 
 def unreachable(address: str, seconds: float = 5) -> str:
     """Return why a server does not answer, or nothing if it does: open_clip's own download takes a minute to find out."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError:
