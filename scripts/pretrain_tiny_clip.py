@@ -1,7 +1,8 @@
 """Trains the towers of ``model=tiny`` as CLIP was: pictures and sentences that belong together are made alike.
 
-Scenes are the training scenes of the three embedded data sets and more of the same kind, drawn by numbers that no split uses;
-none is of an evaluation split. Retrieval on val scenes, which the training never saw, is measured at the end.
+The pictures are the training scenes of the three embedded data sets, and simpler ones drawn for this alone: most pictures on
+the web show little else than what their captions name, and so do these, with one to three objects. None is of an evaluation
+split. Retrieval on val scenes, which the training never saw, is measured at the end.
 
 python scripts/pretrain_tiny_clip.py src/crislit/assets/tiny-clip.safetensors
 """
@@ -26,13 +27,17 @@ from tqdm import tqdm
 
 from crislit.callbacks import commit, hardware
 from crislit.config import load_settings
+from crislit.data.expressions import describe
 from crislit.data.letterbox import letterbox_image, normalise
-from crislit.data.shapes import SETS, make_scene
+from crislit.data.shapes import SETS, draw_scene, make_scene
 from crislit.data.tokenizer import tokenize
 from crislit.models.cris import build_clip
 
-CAPTIONS = (1, 2, 3, 4)
-"""Described objects of a caption, one kind of caption a round. A single sentence is true of many scenes; several say which."""
+FEW = (1, 1, 2, 3)
+"""Objects of the simple scenes, in turn."""
+
+SIMPLE = 1_000_003
+"""Seeds the simple scenes, apart from all data sets' scenes."""
 
 EVERY = 100
 """Steps between two reports, each with a file to go on from."""
@@ -42,18 +47,34 @@ Scene = tuple[np.ndarray, list[list[str]]]
 
 
 def draw(number: int, name: str, split: str, size: int) -> Scene:
-    """Return one scene as the network sees it, (size, size, 3) uint8, and its sentences."""
+    """Return one scene of a data set as the network sees it, (size, size, 3) uint8, and its sentences."""
     image, _, described = make_scene(0, name, split, number)
     return letterbox_image(image, size), [sentences for _, sentences in described]
 
 
-def draw_all(split: str, count: int, size: int) -> list[Scene]:
-    """Draw so many scenes of each data set, in two processes."""
+def draw_simple(number: int, name: str, size: int) -> Scene:
+    """Return a scene of few objects, described in the language of a data set; relations need two."""
+    spec = SETS[name]
+    rng = np.random.default_rng([SIMPLE, list(SETS).index(name), number])
+    objects = max(FEW[number % len(FEW)], 2 if spec.style == "relations" else 1)
+    while True:
+        image, drawn = draw_scene(rng, objects=objects)
+        things = [d.seen() for d in drawn]
+        said = [describe(rng, things, thing, spec.style, spec.sentences) for thing in things]
+        if any(said):
+            return letterbox_image(image, size), [sentences for sentences in said if sentences]
+
+
+def draw_all(simple: int, size: int) -> list[Scene]:
+    """Draw every training scene of the three data sets, and so many simple ones in the language of each."""
     scenes: list[Scene] = []
     with ProcessPoolExecutor(2) as pool:
-        for name in SETS:
-            work = pool.map(partial(draw, name=name, split=split, size=size), range(count), chunksize=50)
-            scenes += tqdm(work, f"drawing {split} scenes of {name}", total=count, disable=None)
+        for name, spec in SETS.items():
+            numbers = range(spec.splits["train"])
+            work = pool.map(partial(draw, name=name, split="train", size=size), numbers, chunksize=50)
+            scenes += tqdm(work, f"drawing training scenes of {name}", total=len(numbers), disable=None)
+            work = pool.map(partial(draw_simple, name=name, size=size), range(simple), chunksize=50)
+            scenes += tqdm(work, f"drawing simple scenes like {name}'s", total=simple, disable=None)
     return scenes
 
 
@@ -64,22 +85,18 @@ def contrastive_loss(images: Tensor, sentences: Tensor, scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
-def caption(rng: np.random.Generator, said: list[list[str]], objects: int) -> str:
-    """Describe so many objects of a scene (all, if it has fewer), in any order."""
-    chosen = rng.permutation(len(said))[:objects]
+def caption(rng: np.random.Generator, said: list[list[str]]) -> str:
+    """Describe one object of a scene or several, in any order."""
+    chosen = rng.permutation(len(said))[: int(rng.integers(1, len(said) + 1))]
     return ", ".join(str(rng.choice(said[i])) for i in chosen)
 
 
 def batch_loss(towers: CLIP, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-    """Return the mean contrastive loss over the kinds of captions; the scenes are encoded once."""
+    """Return the contrastive loss of some scenes, each with a caption."""
     pictures = torch.stack([normalise(image) for image, _ in scenes]).contiguous(memory_format=torch.channels_last)
     images = F.normalize(towers.visual(pictures), dim=-1)
-    scale = towers.logit_scale.exp().clamp(max=100)
-    losses = []
-    for objects in CAPTIONS:
-        sentences = encode(towers, [caption(rng, said, objects) for _, said in scenes])
-        losses.append(contrastive_loss(images, sentences, scale))
-    return torch.stack(losses).mean()
+    sentences = encode(towers, [caption(rng, said) for _, said in scenes])
+    return contrastive_loss(images, sentences, towers.logit_scale.exp().clamp(max=100))
 
 
 def encode(towers: CLIP, sentences: list[str]) -> Tensor:
@@ -110,7 +127,9 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
     """Train with AdamW and a cosine schedule, and go on from ``work`` where an earlier try was interrupted."""
     decayed = [p for p in towers.parameters() if p.ndim >= 2]
     others = [p for p in towers.parameters() if p.ndim < 2]
-    adam = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=1e-3)
+    adam = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=1e-3, fused=True
+    )
     rates = torch.optim.lr_scheduler.LambdaLR(
         adam, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
     )
@@ -143,9 +162,9 @@ def main() -> None:
     """Draw, train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="the weights' file")
-    parser.add_argument("--scenes", type=int, default=8000, help="training scenes of each of the three sets")
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--batch", type=int, default=256, help="scenes of a step")
+    parser.add_argument("--simple", type=int, default=7000, help="simple scenes in the language of each of the three sets")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=128, help="scenes of a step")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start = time.perf_counter()
@@ -154,7 +173,7 @@ def main() -> None:
     size = settings["image_size"]
     towers = build_clip(settings["model"]["clip"])
     towers = towers.to(memory_format=torch.channels_last)
-    scenes = draw_all("train", options.scenes, size)
+    scenes = draw_all(options.simple, size)
     held_out = {name: [draw(number, name, "val", size) for number in range(SETS[name].splits["val"])] for name in SETS}
     work = options.target.with_suffix(".resume")
     train(towers, scenes, options.steps, options.batch, options.seed, work)

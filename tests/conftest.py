@@ -9,6 +9,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import pytest
 
+from tests.runs import run
+
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
@@ -40,3 +42,16 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = shapes.write(root, "shapes", scenes={"train": 12, "val": 6, "testA": 6, "testB": 6})
     small.rename(root / f"shapes-v{shapes.VERSION}")
     return root
+
+
+@pytest.fixture(scope="session")
+def four_networks(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Checkpoints of baseline, without decoder, without contrastive, full: each after one step."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for row in ("baseline", "con", "dec1", "con_dec3"):
+            folder = tmp_path_factory.mktemp("runs") / row
+            short = [f"ablation={row}", f"data_root={small_shapes}", "batch_size=8", "image_size=64", "trainer.max_steps=1"]
+            run(patch, folder, *short, "callbacks.pictures=0", "model.clip_weights=null")
+            found.append(folder / "checkpoints/last.ckpt")
+    return found

@@ -37,6 +37,7 @@ ORDER = [
     ["record"],
     ["sweep"],
     ["segmenter"],
+    ["overlay"],
     ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],
 ]
 SAME_ROW = {
@@ -45,7 +46,7 @@ SAME_ROW = {
     ("benchmark", "train"),
     ("figures", "train"),
 }
-PLANNED = {"segmenter", "predict", "export", "check_data", "demo"}  # may be missing yet
+PLANNED = {"export", "check_data", "demo"}  # may be missing yet
 MAY_IMPORT_THE_PACKAGE = {"callbacks", "checkpoint"}  # for its version
 MAY_KNOW_HYDRA = {"config", "train", "evaluate", "sweep"}  # sweep by the command lines that it writes
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}

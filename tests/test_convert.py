@@ -385,7 +385,8 @@ def test_what_a_checkpoint_says_itself_cannot_be_given(
     before = files(tmp_path)
     for target in (("out",), ("out.pth", "--to", "released")):
         message = refused(source, tmp_path / target[0], *target[1:], *flags)
-        assert f"{source} says itself what {', '.join(flags[::2])} would" in message
+        names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
+        assert f"{source} says itself what {', '.join(names)} would" in message
     assert files(tmp_path) == before
 
 
@@ -426,7 +427,7 @@ def test_flags_that_can_serve_nobody_are_refused(flags: tuple[str, str], plain: 
 
 def test_a_source_that_does_not_exist_is_an_error_that_names_it(tmp_path: Path) -> None:
     for name in ("absent.pth", "absent.safetensors", "absent"):
-        assert f"no weights at {tmp_path / name}" in refused(tmp_path / name, tmp_path / "out", *FLAGS)
+        assert f"no checkpoint at {tmp_path / name}" in refused(tmp_path / name, tmp_path / "out", *FLAGS)
     (tmp_path / "empty").mkdir()
     assert f"there is no {tmp_path / 'empty' / 'model.safetensors'}" in refused(tmp_path / "empty", tmp_path / "out")
     assert not files(tmp_path)

@@ -1,5 +1,6 @@
 """Splits, samplers and loaders: nothing counted twice, nothing lost, the same order again."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from crislit.data import shapes
 from crislit.data.datamodule import EvaluationSampler, ReferDataModule, TrainSampler
 from crislit.data.dataset import ReferEvaluationSet, ReferTrainSet, TrainKey
+from crislit.data.letterbox import letterbox_image, normalise
 from crislit.errors import InputError
 from crislit.train import fitting_devices
 
@@ -115,6 +117,21 @@ def test_loaders_give_the_documented_batches(minirefer: Path) -> None:
         for truth, number in zip(batch.truths, batch.samples, strict=True):
             assert truth.shape == samples.picture(number).shape[:2]
             assert np.array_equal(truth, samples.truth(number))
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_sentences_of_a_picture_follow_each_other_and_share_it_in_a_batch(blind: bool, minirefer: Path) -> None:
+    data = module(minirefer, eval_batch_size=7)
+    samples = data.evaluation_set("val", blind)
+    pictures = [data.index.image_id(int(ref)) for ref, _ in samples.samples]
+    assert 1 + sum(a != b for a, b in itertools.pairwise(pictures)) == len(set(pictures)) < len(pictures)
+    shared = 0
+    for batch in data.evaluation_loader("val", blind):
+        assert len(batch.images) == len({pictures[number] for number in batch.samples})
+        shared += len(batch.tokens) - len(batch.images)
+        for owner, number in zip(batch.owners, batch.samples, strict=True):
+            assert torch.equal(batch.images[owner], normalise(letterbox_image(samples.picture(number), 64)))
+    assert shared > len(samples) / 4
 
 
 def test_workers_give_what_the_main_process_gives(minirefer: Path) -> None:

@@ -13,23 +13,6 @@ from crislit.data.tokenizer import tokenize
 from crislit.errors import InputError
 from crislit.figures import Subject, other_objects, sort_failure, spread, threshold_curve, word_attention
 from crislit.metrics import intersection_and_union, iou
-from tests.runs import run
-
-ROWS = ("baseline", "con", "dec1", "con_dec3")
-"""The four networks of figure 4."""
-
-
-@pytest.fixture(scope="module")
-def checkpoints(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One short run for each of the four."""
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        for row in ROWS:
-            folder = tmp_path_factory.mktemp("runs") / row
-            short = [f"ablation={row}", f"data_root={small_shapes}", "batch_size=8", "image_size=64", "trainer.max_steps=1"]
-            run(patch, folder, *short, "callbacks.pictures=0", "model.clip_weights=null")
-            found.append(folder / "checkpoints/last.ckpt")
-    return found
 
 
 def squares(*places: tuple[int, int]) -> list[np.ndarray]:
@@ -55,8 +38,8 @@ def test_failures_are_sorted_by_what_the_prediction_covers() -> None:
     assert sort_failure(truth, truth, []) == "poor boundary"
 
 
-def test_attention_over_words_is_a_distribution_and_padding_gets_none(checkpoints: list[Path], small_shapes: Path) -> None:
-    subject = Subject(checkpoints[3], str(small_shapes), "val")
+def test_attention_over_words_is_a_distribution_and_padding_gets_none(four_networks: list[Path], small_shapes: Path) -> None:
+    subject = Subject(four_networks[3], str(small_shapes), "val")
     tokens = tokenize(["red star", "the big blue circle on the left"], 12)
     images = torch.randn(2, 3, 64, 96)
     maps = word_attention(subject.model, images, tokens)
@@ -71,19 +54,19 @@ def test_attention_over_words_is_a_distribution_and_padding_gets_none(checkpoint
     torch.testing.assert_close(subject.model(images, tokens), before)
 
 
-def test_a_network_without_decoder_has_no_attention_to_show(checkpoints: list[Path], small_shapes: Path) -> None:
-    subject = Subject(checkpoints[1], str(small_shapes), "val")
+def test_a_network_without_decoder_has_no_attention_to_show(four_networks: list[Path], small_shapes: Path) -> None:
+    subject = Subject(four_networks[1], str(small_shapes), "val")
     with pytest.raises(InputError, match="no decoder"):
         word_attention(subject.model, torch.zeros(1, 3, 64, 64), tokenize(["star"], 12))
 
 
-def test_networks_are_called_as_in_figure_4(checkpoints: list[Path], small_shapes: Path) -> None:
-    titles = [Subject(path, str(small_shapes), "val").title for path in checkpoints]
+def test_networks_are_called_as_in_figure_4(four_networks: list[Path], small_shapes: Path) -> None:
+    titles = [Subject(path, str(small_shapes), "val").title for path in four_networks]
     assert titles == ["baseline", "without decoder", "without contrastive, n = 1", "full, n = 3"]
 
 
-def test_every_annotated_object_may_be_taken_for_the_target(checkpoints: list[Path], small_shapes: Path) -> None:
-    subject = Subject(checkpoints[0], str(small_shapes), "val")
+def test_every_annotated_object_may_be_taken_for_the_target(four_networks: list[Path], small_shapes: Path) -> None:
+    subject = Subject(four_networks[0], str(small_shapes), "val")
     annotations = other_objects(subject)
     for number in range(0, len(subject.data), 5):
         truth = subject.data.truth(number).astype(bool)
@@ -93,8 +76,8 @@ def test_every_annotated_object_may_be_taken_for_the_target(checkpoints: list[Pa
         assert sum(np.array_equal(mask, truth) for mask in masks) == 1
 
 
-def test_the_threshold_curve_agrees_with_masks_cut_by_hand(checkpoints: list[Path], small_shapes: Path) -> None:
-    subject = Subject(checkpoints[3], str(small_shapes), "val")
+def test_the_threshold_curve_agrees_with_masks_cut_by_hand(four_networks: list[Path], small_shapes: Path) -> None:
+    subject = Subject(four_networks[3], str(small_shapes), "val")
     numbers = [0, 7, 11]
     curve = dict(threshold_curve(subject, numbers))
     assert list(curve) == [round(0.05 * step, 2) for step in range(1, 20)]
@@ -112,8 +95,8 @@ def test_samples_are_spread_over_the_split() -> None:
 
 
 @pytest.mark.parametrize("kind", ["compare", "failures", "attention", "threshold"])
-def test_each_figure_is_one_command(kind: str, checkpoints: list[Path], small_shapes: Path, tmp_path: Path) -> None:
-    chosen = checkpoints if kind in ("compare", "threshold") else checkpoints[-1:]
+def test_each_figure_is_one_command(kind: str, four_networks: list[Path], small_shapes: Path, tmp_path: Path) -> None:
+    chosen = four_networks if kind in ("compare", "threshold") else four_networks[-1:]
     output = tmp_path / f"deep/{kind}.png"
     figures.main([kind, *map(str, chosen), "--data-root", str(small_shapes), "--samples", "4", "--output", str(output)])
     picture = matplotlib.image.imread(output)
@@ -138,7 +121,9 @@ def test_each_figure_is_one_command(kind: str, checkpoints: list[Path], small_sh
         (["compare", "CHECKPOINT", "--split", "testC"], "no split 'testC'"),
     ],
 )
-def test_bad_input_is_one_error_line(arguments: list[str], expected: str, checkpoints: list[Path], small_shapes: Path) -> None:
-    filled = [str(checkpoints[0]) if argument == "CHECKPOINT" else argument for argument in arguments]
+def test_bad_input_is_one_error_line(
+    arguments: list[str], expected: str, four_networks: list[Path], small_shapes: Path
+) -> None:
+    filled = [str(four_networks[0]) if argument == "CHECKPOINT" else argument for argument in arguments]
     with pytest.raises(SystemExit, match=f"error: .*{expected}"):
         figures.main([*filled, "--data-root", str(small_shapes)])

@@ -135,7 +135,11 @@ def test_sentences_that_share_a_picture_get_what_each_would_get_alone(model: CRI
     with torch.no_grad():
         shared = model(images, tokens)
         alone = torch.cat([model(images[i // 3, None], tokens[i, None]) for i in range(6)])
+        owners = torch.tensor([1, 0, 1, 1, 1, 0])
+        owned = model(images, tokens, owners)
+        owned_alone = torch.cat([model(images[owner, None], tokens[i, None]) for i, owner in enumerate(owners)])
     assert_close(shared, alone)
+    assert_close(owned, owned_alone)
 
 
 def test_sentences_that_do_not_divide_over_the_pictures_are_a_value_error(model: CRIS) -> None:

@@ -22,21 +22,21 @@ OTHERS = [(program, rest) for program, rest in COMMANDS if program not in ("trai
 
 def test_the_readme_shows_the_two_commands_and_programs_to_run() -> None:
     assert "make train" in README
-    assert {program for program, _ in COMMANDS} == {"train", "evaluate", "benchmark", "convert"}
+    assert {program for program, _ in COMMANDS} == {"train", "evaluate", "benchmark", "convert", "report", "figures"}
     assert len(HYDRA) >= 8
 
 
 @pytest.mark.parametrize(("program", "rest"), HYDRA)
 def test_every_command_of_the_readme_composes(program: str, rest: str, tmp_path: Path) -> None:
     overrides = [part for part in shlex.split(rest) if part != "-m"]
-    overrides = [re.sub(r"=([\w+]+),.*", r"=\1", part) for part in overrides]  # a sweep's first job
+    overrides = [re.sub(r"=([\w+]+),.*", r"=\1", part.replace("glob(*)", "baseline")) for part in overrides]  # a first job
     command = [sys.executable, "-m", f"crislit.{program}", *overrides, "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_other_commands_run_in_their_order(tmp_path: Path) -> None:
+def test_the_other_commands_run_in_their_order(four_networks: list[Path], small_shapes: Path, tmp_path: Path) -> None:
     from crislit.checkpoint import record
     from crislit.models.released import to_released
 
@@ -51,11 +51,17 @@ def test_the_other_commands_run_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "RUN/checkpoints").mkdir(parents=True)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": weights, "crislit": kept, "global_step": 1}, tmp_path / "RUN/checkpoints/best.ckpt")
+    for name, network in zip(("BASELINE", "CON", "DEC1", "FULL"), four_networks, strict=True):
+        (tmp_path / f"{name}.ckpt").symlink_to(network)
+    (tmp_path / "data").symlink_to(small_shapes)
+    (tmp_path / "results").symlink_to(ROOT / "results")
     for program, rest in OTHERS:
         command = [sys.executable, "-m", f"crislit.{program}", *shlex.split(rest)]
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "cris_r50/model.safetensors").is_file()
+    assert all((tmp_path / f"{kind}.png").is_file() for kind in ("compare", "failures", "attention", "threshold"))
+    assert (tmp_path / "report/report.md").is_file()
     assert all(name.startswith("module.") for name in torch.load(tmp_path / "ours.pth", weights_only=True)["state_dict"])
 
 

@@ -9,17 +9,20 @@ if TYPE_CHECKING:
     from crislit.data.tokenizer import tokenize
     from crislit.models.cris import CRIS
     from crislit.models.released import load_released
+    from crislit.segmenter import Segmenter, load
 
 try:
     __version__ = version("crislit")
 except PackageNotFoundError:  # src/ on the path, and nothing installed
     __version__ = "0+unknown"
-__all__ = ["CRIS", "__version__", "load_released", "tokenize"]
+__all__ = ["CRIS", "Segmenter", "__version__", "load", "load_released", "tokenize"]
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
 
 _HOMES = {
     "CRIS": "crislit.models.cris",
+    "Segmenter": "crislit.segmenter",
+    "load": "crislit.segmenter",
     "load_released": "crislit.models.released",
     "tokenize": "crislit.data.tokenizer",
 }

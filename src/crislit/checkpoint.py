@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import crislit
-from crislit.errors import InputError
+from crislit.errors import InputError, check_whole
+from crislit.models.clip_weights import SHIPPED
 from crislit.models.cris import CRIS, build_cris
-from crislit.models.released import check_names, read_safetensors, read_torch
+from crislit.models.released import check_names, read_released, read_safetensors, read_torch
 
 KEY = "crislit"
 """Under this key a Lightning checkpoint keeps what :func:`record` returns, and ``config.json`` the version that wrote it."""
@@ -115,6 +116,71 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error
+
+
+# -- Anybody's ----------------------------------------------------------------------------------------------------------------
+
+
+def read_any(
+    path: Path, max_words: int | None = None, decoder_heads: int | None = None, image_size: int | None = None
+) -> Checkpoint:
+    """Read a network in any of its forms.
+
+    Args:
+        path: A checkpoint of the authors' code, a run's, a folder of :func:`write_folder`, or the bare name of a network that
+            ships with the package.
+        max_words: For a checkpoint of the authors' code, which does not tell; and so the next two.
+        decoder_heads: Attention heads of the decoder.
+        image_size: Side of the square input.
+
+    Raises:
+        InputError: If it cannot be read, or says itself what is given here.
+    """
+    told = {"max_words": max_words, "decoder_heads": decoder_heads, "image_size": image_size}
+    path = find_shipped(path.expanduser())
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}; a run keeps its own under checkpoints/best.ckpt and checkpoints/last.ckpt")
+    if is_ours(path):
+        given = [name for name, value in told.items() if value is not None]
+        if given:
+            raise InputError(f"{path} says itself what {', '.join(given)} would; leave it out")
+        checkpoint = read_checkpoint(path)
+        checkpoint.check()
+        return checkpoint
+    size = 416 if image_size is None else image_size
+    check_whole("image_size", size, 32, multiple_of=32)
+    settings, weights = read_released(path, max_words, 8 if decoder_heads is None else decoder_heads)
+    return Checkpoint(settings, weights, size, 0.35, initial_weights=f"released checkpoint {path.name}")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether crislit wrote a checkpoint, not the authors' code."""
+    if path.is_dir():
+        return True
+    if path.suffix == ".safetensors":
+        if not path.with_name(CONFIG).is_file() or not path.is_file():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                return not any(name.removeprefix("module.").startswith("backbone.") for name in file.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return True  # whose reader says what is wrong
+    content = read_torch(path) if path.is_file() else None
+    return isinstance(content, dict) and KEY in content
+
+
+def find_shipped(path: Path) -> Path:
+    """Return the folder of a network that ships with the package, where that is what a bare name means.
+
+    Raises:
+        InputError: If a bare name is neither a file here nor such a network.
+    """
+    if path.name != str(path) or path.suffix or path.exists():
+        return path
+    names = sorted(folder.parent.name for folder in SHIPPED.glob(f"*/{CONFIG}"))
+    if path.name not in names:
+        raise InputError(f"no network {path.name!r}: neither a file here nor one of the shipped {', '.join(names) or '(none)'}")
+    return SHIPPED / path.name
 
 
 # -- For everybody else -------------------------------------------------------------------------------------------------------

@@ -7,20 +7,17 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIPTextCfg
-from safetensors import SafetensorError, safe_open
 
 from crislit.checkpoint import (
-    CONFIG,
-    KEY,
     Checkpoint,
-    read_checkpoint,
+    read_any,
     refuse_existing,
     save_tensors,
     write_folder,
     write_whole,
 )
-from crislit.errors import InputError, check_whole, one_line_errors
-from crislit.models.released import read_released, read_torch, to_released
+from crislit.errors import InputError, one_line_errors
+from crislit.models.released import to_released
 
 EPILOG = """
 SRC is one of: a checkpoint of the authors' code (.pth, .pt, .safetensors; sizes are read off its weights), a run's
@@ -57,50 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.to == "released":
             heads, words = checkpoint.settings["decoder_heads"], checkpoint.settings["max_words"]
             print(f"this format does not tell: decoder heads {heads}, at most {words} words, {checkpoint.image_size} pixels")
-
-
-def read_any(
-    path: Path, max_words: int | None = None, decoder_heads: int | None = None, image_size: int | None = None
-) -> Checkpoint:
-    """Read a network in any of its forms.
-
-    Args:
-        path: A checkpoint of the authors' code, a run's, or a folder of :func:`crislit.checkpoint.write_folder`.
-        max_words: For a checkpoint of the authors' code, which does not tell; and so the next two.
-        decoder_heads: Attention heads of the decoder.
-        image_size: Side of the square input.
-
-    Raises:
-        InputError: If it cannot be read, or says itself what is given here.
-    """
-    told = {"--max-words": max_words, "--decoder-heads": decoder_heads, "--image-size": image_size}
-    if is_ours(path):
-        given = [name for name, value in told.items() if value is not None]
-        if given:
-            raise InputError(f"{path} says itself what {', '.join(given)} would; leave it out")
-        checkpoint = read_checkpoint(path)
-        checkpoint.check()
-        return checkpoint
-    size = 416 if image_size is None else image_size
-    check_whole("--image-size", size, 32, multiple_of=32)
-    settings, weights = read_released(path, max_words, 8 if decoder_heads is None else decoder_heads)
-    return Checkpoint(settings, weights, size, 0.35, initial_weights=f"released checkpoint {path.name}")
-
-
-def is_ours(path: Path) -> bool:
-    """Whether crislit wrote a checkpoint, not the authors' code."""
-    if path.is_dir():
-        return True
-    if path.suffix == ".safetensors":
-        if not path.with_name(CONFIG).is_file() or not path.is_file():
-            return False
-        try:
-            with safe_open(path, "pt") as file:
-                return not any(name.removeprefix("module.").startswith("backbone.") for name in file.keys())  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return True  # whose reader says what is wrong
-    content = read_torch(path) if path.is_file() else None
-    return isinstance(content, dict) and KEY in content
 
 
 def write_released(checkpoint: Checkpoint, target: Path) -> None:

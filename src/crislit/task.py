@@ -122,7 +122,7 @@ class CRISTask(L.LightningModule):
     def predict_probabilities(self, batch: EvaluationBatch) -> list[npt.NDArray[np.float32]]:
         """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little."""
         with torch.autocast(batch.images.device.type, enabled=False):  # mixed precision is for training only, as released
-            logits = self.model(batch.images, batch.tokens)
+            logits = self.model(batch.images, batch.tokens, batch.owners)
         squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
         return [restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True)]
 

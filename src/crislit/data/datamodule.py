@@ -274,10 +274,10 @@ class TrainSampler(Sampler[TrainKey]):
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every process's own samples, none twice and none left out: shares may differ by one."""
+    """Every process's own run of samples, none twice and none left out: shares may differ by one."""
 
     def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
-        self.share = range(rank, size, processes)
+        self.share = range(rank * size // processes, (rank + 1) * size // processes)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)

@@ -42,14 +42,16 @@ class EvaluationBatch:
     """What an evaluation step sees.
 
     Attributes:
-        images: (B, 3, S, S), normalised with CLIP's mean and standard deviation.
+        images: (P, 3, S, S), normalised with CLIP's mean and standard deviation; sentences that follow each other share theirs.
         tokens: (B, L) long.
+        owners: (B,) long, the number of each sentence's image.
         truths: B masks at their pictures' own sizes, (h, w) uint8, 0 or 1.
         samples: Numbers of the samples in their data set.
     """
 
     images: Tensor
     tokens: Tensor
+    owners: Tensor
     truths: list[Mask]
     samples: list[int]
 
@@ -138,8 +140,12 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return TrainBatch(torch.stack(images), torch.cat(tokens), torch.cat(masks))
 
 
-class ReferEvaluationSet(Dataset[tuple[Tensor, Tensor, Mask, int]]):
-    """Sentences of one split, each with the truth at its picture's own size.
+EvaluationSample = tuple[Tensor, Tensor, Mask, int]
+"""Image (3, S, S), tokens (L,), truth (h, w) and the sample's number."""
+
+
+class ReferEvaluationSet(Dataset[EvaluationSample]):
+    """Sentences of one split, each with the truth at its picture's own size; those of a picture follow each other.
 
     Args:
         index: The data set.
@@ -164,20 +170,25 @@ class ReferEvaluationSet(Dataset[tuple[Tensor, Tensor, Mask, int]]):
         self.index = index
         self.image_size = image_size
         self.max_words = max_words
-        truths = neighbours(index, refs) if blind else {int(ref): int(ref) for ref in refs}
+        pictures = by_picture(index, refs)
+        truths = neighbours(pictures) if blind else {ref: ref for group in pictures for ref in group}
         rows = slice(1) if protocol == "first_sentence" else slice(None)
         # One (ref of the truth, row of the sentence) a sample.
         self.samples = np.array(
             [(truth, row) for ref, truth in truths.items() for row in index.sentence_rows(ref)[rows]]
         ).reshape(-1, 2)
+        self.last: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Mask, int]:
-        """Return image (3, S, S), tokens (L,), truth (h, w) and the sample's number."""
+    def __getitem__(self, number: int) -> EvaluationSample:
+        """Return a sample; its image is the very tensor of the sample before, where both are of one picture."""
+        picture = self.index.image_id(int(self.samples[number, 0]))
+        if self.last is None or self.last[0] != picture:
+            self.last = (picture, normalise(letterbox_image(self.picture(number), self.image_size)))
         tokens = tokenize([self.sentence(number)], self.max_words)[0]
-        return normalise(letterbox_image(self.picture(number), self.image_size)), tokens, self.truth(number), number
+        return self.last[1], tokens, self.truth(number), number
 
     def picture(self, number: int) -> Image:
         """Return a sample's picture as it is on disk, (h, w, 3) uint8 RGB."""
@@ -197,18 +208,25 @@ class ReferEvaluationSet(Dataset[tuple[Tensor, Tensor, Mask, int]]):
         return f"sentence {self.index.sentence_id(row)} of ref {self.index.ref_id(ref)}"
 
     @staticmethod
-    def collate(samples: Sequence[tuple[Tensor, Tensor, Mask, int]]) -> EvaluationBatch:
-        """Stack what can be stacked."""
+    def collate(samples: Sequence[EvaluationSample]) -> EvaluationBatch:
+        """Stack what can be stacked, a picture that several sentences share once."""
         images, tokens, truths, numbers = zip(*samples, strict=True)
-        return EvaluationBatch(torch.stack(images), torch.stack(tokens), list(truths), list(numbers))
+        starts = torch.tensor([i == 0 or image is not images[i - 1] for i, image in enumerate(images)])
+        pictures = torch.stack([image for image, start in zip(images, starts, strict=True) if start])
+        return EvaluationBatch(pictures, torch.stack(tokens), starts.cumsum(0) - 1, list(truths), list(numbers))
 
 
-def neighbours(index: ReferIndex, refs: Sequence[int]) -> dict[int, int]:
-    """Map each ref to the next one of its picture, the last to the first; refs alone in theirs are left out."""
+def by_picture(index: ReferIndex, refs: Sequence[int]) -> list[list[int]]:
+    """Return the refs of each picture, pictures in the order of their first refs."""
     pictures: dict[int, list[int]] = {}
     for ref in refs:
         pictures.setdefault(index.image_id(int(ref)), []).append(int(ref))
-    return {ref: group[(i + 1) % len(group)] for group in pictures.values() if len(group) > 1 for i, ref in enumerate(group)}
+    return list(pictures.values())
+
+
+def neighbours(pictures: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Map each ref to the next one of its picture, the last to the first; refs alone in theirs are left out."""
+    return {ref: group[(i + 1) % len(group)] for group in pictures if len(group) > 1 for i, ref in enumerate(group)}
 
 
 def read_image(index: ReferIndex, ref: int) -> Image:

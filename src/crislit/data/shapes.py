@@ -163,18 +163,23 @@ def paint(rng: np.random.Generator, colour: str, pattern: str, across: Coordinat
     return rgb * np.where(dark, 0.5, 1.0)[:, None]
 
 
-def draw_scene(rng: np.random.Generator, unlike: bool) -> tuple[Image, list[Drawn]]:
-    """Draw 4 to 7 objects of few shapes and colours, so that most share one with another (unlike: of many shapes).
+def draw_scene(rng: np.random.Generator, unlike: bool = False, objects: int | None = None) -> tuple[Image, list[Drawn]]:
+    """Draw 4 to 7 objects, or so many, of few shapes and colours, so that most share one with another.
 
     An object that would hide too much of another is drawn anew; a scene too full for its last object goes without it.
+
+    Args:
+        rng: Decides everything.
+        unlike: Of many shapes instead.
+        objects: How many, instead of 4 to 7.
     """
-    count = int(rng.integers(4, 8))
+    count = int(rng.integers(4, 8)) if objects is None else objects
     shapes = rng.choice(SHAPES, size=int(rng.integers(4, 7)) if unlike else int(rng.integers(2, 5)), replace=False)
     colours = rng.choice(COLOURS, size=int(rng.integers(2, 5)), replace=False)
     canvas = draw_ground(rng)
     drawn: list[Drawn] = []
     tries = 0
-    while len(drawn) < 4 or (len(drawn) < count and tries < 100):
+    while len(drawn) < min(count, 4) or (len(drawn) < count and tries < 100):
         tries += 1
         shape, colour = str(rng.choice(shapes)), str(rng.choice(colours))
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"

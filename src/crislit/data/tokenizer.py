@@ -27,10 +27,20 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
         raise ValueError(f"max_words must be at least 3 ([SOS], a word, [EOS]), got {max_words}")
     if isinstance(sentences, str):
         raise TypeError(f"expected a list of sentences, got one string; write [{sentences!r}]")
+    if not sentences:
+        return torch.zeros(0, max_words, dtype=torch.long)
+    tokens: Tensor = _clip_tokenizer()(list(sentences), context_length=max_words)
+    return tokens
+
+
+def cut_words(sentence: str, max_words: int) -> str:
+    """Return what :func:`tokenize` leaves out of a sentence that is too long, else the empty string."""
+    tokenizer = _clip_tokenizer()
+    return str(tokenizer.decode(tokenizer.encode(sentence)[max_words - 2 :])).strip()
+
+
+def _clip_tokenizer() -> SimpleTokenizer:
     global _tokenizer
     if _tokenizer is None:
         _tokenizer = SimpleTokenizer()
-    if not sentences:
-        return torch.zeros(0, max_words, dtype=torch.long)
-    tokens: Tensor = _tokenizer(list(sentences), context_length=max_words)
-    return tokens
+    return _tokenizer

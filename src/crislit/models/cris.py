@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crislit.errors import InputError, check_whole
 from crislit.models.decoder import Decoder
 from crislit.models.image_encoder import ImageEncoder
-from crislit.models.neck import Neck
+from crislit.models.neck import Maps, Neck
 from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
 from crislit.models.text_encoder import TextEncoder, padding_mask
 
@@ -58,13 +58,15 @@ class CRIS(nn.Module):
         """L, tokens of the longest sentence that the network is made for."""
         return int(self.settings["max_words"])
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, images: Tensor, tokens: Tensor, owners: Tensor | None = None) -> Tensor:
         """Predict where each sentence's referent is.
 
         Args:
-            images: (B, 3, H, W), normalised with CLIP's mean and standard deviation; H and W multiples of 32. Several
-                sentences an image share its encoding: with (B/m, 3, H, W) the first m sentences are the first image's.
+            images: (P, 3, H, W), normalised with CLIP's mean and standard deviation; H and W multiples of 32. Sentences
+                about the same image share its encoding.
             tokens: (B, L) ids as :func:`crislit.tokenize` gives them.
+            owners: (B,) long, the number of each sentence's image. None: each image has B/P sentences, the first image the
+                first ones.
 
         Returns:
             Logits, (B, 1, H/4, W/4), in training and in evaluation alike.
@@ -73,13 +75,28 @@ class CRIS(nn.Module):
             ValueError: If a side is not a multiple of 32, the sentences do not divide over the images, or they are longer
                 than the context.
         """
+        return self.ground(self.encode_images(images), tokens, owners)
+
+    def encode_images(self, images: Tensor) -> Maps:
+        """Compute everything about images that no sentence changes, (P, 3, H, W) -> the maps of :meth:`Neck.project_maps`.
+
+        Raises:
+            ValueError: If a side is not a multiple of 32.
+        """
         if images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"image sides must be multiples of 32, got {tuple(images.shape[-2:])}")
-        if len(tokens) % len(images):
-            raise ValueError(f"{len(tokens)} sentences do not divide over {len(images)} images")
-        c3, c4, c5 = self.image_encoder(images)
+        return self.neck.project_maps(*self.image_encoder(images))
+
+    def ground(self, maps: Maps, tokens: Tensor, owners: Tensor | None = None) -> Tensor:
+        """Predict from what :meth:`encode_images` computed, see :meth:`forward`.
+
+        Raises:
+            ValueError: If sentences do not divide over the images, or are longer than the context.
+        """
+        if owners is None and len(tokens) % len(maps[0]):
+            raise ValueError(f"{len(tokens)} sentences do not divide over {len(maps[0])} images")
         words, sentence = self.text_encoder(tokens)  # (B, L, D), (B, E)
-        fused = self.neck(c3, c4, c5, sentence)  # (B, D, h, w')
+        fused = self.neck.fuse(maps, sentence, owners)  # (B, D, h, w')
         if self.decoder is not None:
             fused = self.decoder(fused, words, padding_mask(tokens))
         pixels = self.image_projector(fused)  # (B, D/2, H/4, W/4)

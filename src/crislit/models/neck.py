@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Maps = tuple[Tensor, Tensor, Tensor]
+"""Three maps of a picture, the finest first."""
+
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     """Return a convolution that keeps the map's size, without bias, then BatchNorm and ReLU."""
@@ -44,35 +47,43 @@ class Neck(nn.Module):
         self.locate = conv_bn_relu(b + 2, b, 3)
         self.refine = conv_bn_relu(b, b, 3)
 
-    def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, sentence: Tensor) -> Tensor:
+    def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, sentence: Tensor, owners: Tensor | None = None) -> Tensor:
         """Fuse the maps with the sentence.
 
         Args:
-            c3: (B, 8w, H/8, W/8); or (B/m, ...) like the other two, where m sentences share a picture.
+            c3: (B, 8w, H/8, W/8); or fewer, like the other two, where sentences share a picture.
             c4: (B, 16w, H/16, W/16).
             c5: (B, E, H/32, W/32).
             sentence: (B, E).
+            owners: (B,) the number of each sentence's picture; None: each picture has equally many, in order.
 
         Returns:
             (B, D, H/16, W/16).
         """
+        return self.fuse(self.project_maps(c3, c4, c5), sentence, owners)
+
+    def project_maps(self, c3: Tensor, c4: Tensor, c5: Tensor) -> Maps:
+        """Compute what no sentence changes, once a picture: v3 (P, a, h, w'), v4 (P, b, h, w'), v5 (P, c, H/32, W/32)."""
+        return F.avg_pool2d(self.project_c3(c3), 2), self.project_c4(c4), self.project_c5(c5)
+
+    def fuse(self, maps: Maps, sentence: Tensor, owners: Tensor | None = None) -> Tensor:
+        """Fuse projected maps with the sentences, (B, E) -> (B, D, h, w')."""
         t = self.project_sentence(sentence)[:, :, None, None]  # (B, c, 1, 1)
-        # What no sentence changes is computed once a picture.
-        v5, v4 = self.project_c5(c5), self.project_c4(c4)
-        v3 = F.avg_pool2d(self.project_c3(c3), 2)
-        v5, v4, f3 = (for_each_sentence(v, len(sentence)) for v in (v5, v4, v3))
+        v3, v4, v5 = (for_each_sentence(v, len(sentence), owners) for v in maps)
         f5 = self.normalise_product(v5 * t)  # (B, c, H/32, W/32), eq. 1
         f4 = self.fuse_f4(torch.cat([v4, upsample2(f5)], dim=1))  # (B, b, H/16, W/16), eq. 2
-        f3 = self.fuse_f3(torch.cat([f3, f4], dim=1))  # (B, b, H/16, W/16), eq. 2
-        maps = [self.smooth_f3(f3), self.smooth_f4(f4), upsample2(self.smooth_f5(f5))]
-        fused = self.aggregate(torch.cat(maps, dim=1))  # eq. 3
+        f3 = self.fuse_f3(torch.cat([v3, f4], dim=1))  # (B, b, H/16, W/16), eq. 2
+        smooth = [self.smooth_f3(f3), self.smooth_f4(f4), upsample2(self.smooth_f5(f5))]
+        fused = self.aggregate(torch.cat(smooth, dim=1))  # eq. 3
         located = self.locate(torch.cat([fused, coordinates(fused)], dim=1))  # eq. 4
         refined: Tensor = self.refine(located)
         return refined
 
 
-def for_each_sentence(x: Tensor, sentences: int) -> Tensor:
-    """Repeat pictures' maps for the sentences that share them: (B/m, C, h, w) -> (B, C, h, w)."""
+def for_each_sentence(x: Tensor, sentences: int, owners: Tensor | None) -> Tensor:
+    """Repeat pictures' maps for the sentences that share them: (P, C, h, w) -> (B, C, h, w)."""
+    if owners is not None:
+        return x[owners]
     return x if len(x) == sentences else x.repeat_interleave(sentences // len(x), dim=0)
 
 

@@ -1,0 +1,297 @@
+"""Masks from sentences, for those who know neither Lightning nor Hydra."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from crislit.checkpoint import read_any
+from crislit.data.letterbox import Image, letterbox_image, normalise, restore, upsample_probabilities
+from crislit.data.tokenizer import cut_words, tokenize
+from crislit.errors import InputError
+from crislit.models.cris import CRIS
+
+Picture = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
+"""A file (path or open), a PIL image, or an array: (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, uint8; grey may be uint16."""
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
+SMALLEST = 8
+"""Pixels that a picture's sides must have at least."""
+AT_ONCE = 32
+"""Sentences in one pass through the network, so that any number of them fits in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a sentence means in a picture.
+
+    Attributes:
+        sentence: The sentence.
+        mask: (h, w) bool at the picture's own size, upright as EXIF says.
+        probability: (h, w) float32 in [0, 1].
+        score: Mean probability inside the mask, 0 where it is empty.
+    """
+
+    sentence: str
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
+    score: float
+
+
+class Segmenter:
+    """Marks what sentences mean in pictures. Several threads may use one.
+
+    Args:
+        model: The network; it is put into evaluation mode.
+        image_size: S, side of its square input in pixels.
+        threshold: Where a probability becomes a mask, in [0, 1).
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None: a GPU if there is one.
+        precision: ``auto`` is float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        InputError: If the machine has no such device, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: CRIS,
+        *,
+        image_size: int,
+        threshold: float = 0.35,
+        device: str | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+            raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
+        if image_size < 32 or image_size % 32:
+            raise InputError(f"image_size must be a multiple of 32, got {image_size!r}")
+        if precision not in ("auto", "float32", "float16", "bfloat16"):
+            raise InputError(f"precision must be auto, float32, float16 or bfloat16, got {precision!r}")
+        self.device = choose_device(device)
+        if precision == "auto":
+            precision = "float16" if self.device.type == "cuda" else "float32"
+        self.precision = precision
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.image_size, self.threshold = image_size, threshold
+
+    def __call__(self, image: Picture, sentences: str | Sequence[str]) -> list[Segmentation]:
+        """Mark what each sentence means in one picture, which is encoded once.
+
+        Args:
+            image: A picture of any kind; transparency is laid over white.
+            sentences: One or several.
+
+        Returns:
+            One result a sentence, in their order.
+
+        Raises:
+            InputError: If the picture cannot be read or is smaller than 8 pixels, or a sentence is empty.
+        """
+        return self.batch([image], [[sentences] if isinstance(sentences, str) else sentences])[0]
+
+    def batch(self, images: Sequence[Picture], sentences: Sequence[Sequence[str]]) -> list[list[Segmentation]]:
+        """Do the same for several pictures, each with its own sentences.
+
+        Raises:
+            InputError: See :meth:`__call__`; or if there are not as many lists of sentences as pictures.
+        """
+        if len(images) != len(sentences):
+            raise InputError(f"expected a list of sentences for each of {len(images)} pictures, got {len(sentences)} lists")
+        for said in sentences:
+            self._check(said)
+        found: list[list[Segmentation]] = []
+        for numbers in portions([len(said) for said in sentences], AT_ONCE):
+            pictures = [open_picture(images[i]) for i in numbers]
+            asked = [list(sentences[i]) for i in numbers]
+            found += self._segment(pictures, asked)
+        return found
+
+    @torch.inference_mode()
+    def _segment(self, pictures: list[Image], sentences: list[list[str]]) -> list[list[Segmentation]]:
+        found: list[list[Segmentation]] = [[] for _ in pictures]
+        said = [(i, sentence) for i, own in enumerate(sentences) for sentence in own]
+        if not said:
+            return found
+        squares = torch.stack([normalise(letterbox_image(picture, self.image_size)) for picture in pictures])
+        with self._autocast():
+            maps = self.model.encode_images(squares.to(self.device, memory_format=torch.channels_last))
+        for start in range(0, len(said), AT_ONCE):
+            part = said[start : start + AT_ONCE]
+            owners = torch.tensor([i for i, _ in part], device=self.device)
+            tokens = tokenize([sentence for _, sentence in part], self.model.max_words).to(self.device)
+            with self._autocast():
+                logits = self.model.ground(maps, tokens, owners)
+            for (i, sentence), square in zip(part, self._probabilities(logits), strict=True):
+                found[i].append(self._cut(sentence, restore(square, *pictures[i].shape[:2])))
+        return found
+
+    def _probabilities(self, logits: Tensor) -> npt.NDArray[np.float32]:
+        squares: npt.NDArray[np.float32] = upsample_probabilities(logits, self.image_size).cpu().numpy()
+        return squares
+
+    def _cut(self, sentence: str, probability: npt.NDArray[np.float32]) -> Segmentation:
+        mask = probability > self.threshold
+        probability = probability.clip(0, 1)  # bicubic steps overshoot
+        score = float(probability[mask].mean()) if mask.any() else 0.0
+        return Segmentation(sentence, mask, probability, score)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
+
+    def _check(self, sentences: Sequence[str]) -> None:
+        if isinstance(sentences, str):
+            raise InputError(f"expected a list of sentences for each picture, got one string: write [{sentences!r}]")
+        for sentence in sentences:
+            if not isinstance(sentence, str):
+                raise InputError(f"a sentence must be a string, got {sentence!r}")
+            if not sentence.strip():
+                raise InputError("a sentence is empty: say what is to be marked, for example 'the man in red'")
+            if cut := cut_words(sentence, self.model.max_words):
+                warnings.warn(
+                    f"the network reads {self.model.max_words - 2} tokens of a sentence, and {sentence!r} has more: "
+                    f"not read is {cut!r}",
+                    stacklevel=4,
+                )
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    precision: Precision = "auto",
+    threshold: float | None = None,
+    max_words: int | None = None,
+) -> Segmenter:
+    """Load a network to use.
+
+    Args:
+        source: A run's checkpoint, a folder or safetensors file that ``crislit.convert`` wrote, a ``.pth`` of the authors'
+            code, or the name of a network that ships with the package.
+        device: See :class:`Segmenter`.
+        precision: See :class:`Segmenter`.
+        threshold: Where a probability becomes a mask; None: what the network's own training used.
+        max_words: Tokens of a sentence, for a ``.pth`` of the authors' code, which does not tell: 17, or 22 for G-Ref.
+
+    Raises:
+        InputError: If there is no such network, or the file is damaged or another program's.
+    """
+    checkpoint = read_any(Path(source), max_words)
+    return Segmenter(
+        checkpoint.build(),
+        image_size=checkpoint.image_size,
+        threshold=checkpoint.threshold if threshold is None else threshold,
+        device=device,
+        precision=precision,
+    )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of this name, or the best there is.
+
+    Raises:
+        InputError: If the machine has none of this name.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise InputError(f"this machine cannot compute on device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def portions(counts: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Divide pictures, in order, into groups with so many sentences at most, or of a single picture with more."""
+    group: list[int] = []
+    total = 0
+    for number, count in enumerate(max(count, 1) for count in counts):
+        if group and total + count > most:
+            yield group
+            group, total = [], 0
+        group.append(number)
+        total += count
+    if group:
+        yield group
+
+
+# -- Pictures of every kind ---------------------------------------------------------------------------------------------------
+
+
+def open_picture(source: Picture) -> Image:
+    """Read a picture as (h, w, 3) uint8 RGB, upright as EXIF says, transparency laid over white.
+
+    Raises:
+        InputError: If it is no picture, damaged, too small, or of more pixels than PIL admits.
+    """
+    name = "the picture"
+    try:
+        if isinstance(source, np.ndarray):
+            name = "the array"
+            rgb = to_rgb(from_array(source))
+        elif isinstance(source, PIL.Image.Image):
+            rgb = to_rgb(source)
+        else:
+            name = str(source) if isinstance(source, (str, os.PathLike)) else name
+            with PIL.Image.open(source) as picture:
+                rgb = to_rgb(picture)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"no picture at {name}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f"{name} is no picture that can be read") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large: {error}") from error
+    except (OSError, ValueError, SyntaxError, IndexError, TypeError) as error:  # what PIL's readers raise on damaged files
+        raise InputError(f"{name} is damaged, or of a kind that cannot be read: {error}") from error
+    height, width = rgb.shape[:2]
+    if min(height, width) < SMALLEST:
+        raise InputError(f"{name} has {width} x {height} pixels; both sides need at least {SMALLEST}")
+    return rgb
+
+
+def from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
+    """Take an array for a picture.
+
+    Raises:
+        InputError: If its shape or type is none of a picture's.
+    """
+    colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
+    grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
+    if not (colour or grey) or 0 in array.shape:
+        raise InputError(
+            f"expected a picture as uint8 array (h, w, 3) in RGB, got {array.dtype} of shape {array.shape}; values in [0, 1] "
+            "become one by (255 * array).round().astype('uint8')"
+        )
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
+def to_rgb(picture: PIL.Image.Image) -> Image:
+    """Turn a picture of any mode into (h, w, 3) uint8 RGB, upright."""
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # grey of 16 bits, which PIL keeps in modes of 16 or 32
+        deep = np.asarray(picture, dtype=np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"grey values from {deep.min()} to {deep.max()}, expected 16 bits")
+        return np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError("floating point pixels have no agreed range")
+    if picture.has_transparency_data:
+        layered = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", layered.size, "white")
+        picture = PIL.Image.alpha_composite(white, layered)
+    return np.array(picture.convert("RGB"))
