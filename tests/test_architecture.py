@@ -36,6 +36,7 @@ ORDER = [
     ["callbacks"],
     ["record"],
     ["sweep"],
+    ["card"],
     ["segmenter"],
     ["overlay"],
     ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],

@@ -25,6 +25,8 @@ KEY = "crislit"
 """Under this key a Lightning checkpoint keeps what :func:`record` returns, and ``config.json`` the version that wrote it."""
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+RESULTS = ("splits", "blind", "ceiling", "threshold", "protocol", "steps", "seed", "commit", "hardware")
+"""What a network takes along of its run's ``results.json``."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Checkpoint:
         initial_weights: What its training started from.
         steps: Optimizer steps taken, 0 if unknown.
         config: The configuration of its run, empty if another program trained it.
+        results: What its run measured (of ``results.json``: splits, blind, ceiling, ...), empty if unknown.
         source: What an error shall call it.
     """
 
@@ -49,6 +52,7 @@ class Checkpoint:
     initial_weights: str
     steps: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
     source: str = "this checkpoint"
 
     def check(self) -> None:
@@ -112,10 +116,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
             initial_weights=str(kept["initial_weights"]),
             steps=int(content["global_step"]),
             config=kept["config"],
+            results=results_beside(path),
             source=str(path),
         )
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error
+
+
+def results_beside(path: Path) -> dict[str, Any]:
+    """Return what a run measured with one of its checkpoints, without configuration; empty if that is not known."""
+    try:
+        results = json.loads((path.parents[1] / "results.json").read_bytes())
+        measured = Path(results["checkpoint"]).name == path.name
+        return {name: results[name] for name in RESULTS} if measured else {}
+    except (OSError, IndexError, ValueError, KeyError, TypeError):
+        return {}
 
 
 # -- Anybody's ----------------------------------------------------------------------------------------------------------------
@@ -204,6 +219,7 @@ def _read_folder(path: Path) -> Checkpoint:
             initial_weights=str(about["initial_weights"]),
             steps=int(about["steps"]),
             config=about["training"],
+            results=about.get("results", {}),  # files of version 0.1 have none
             source=str(path),
         )
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
@@ -234,6 +250,7 @@ def write_folder(checkpoint: Checkpoint, target: Path) -> None:
         "initial_weights": checkpoint.initial_weights,
         "steps": checkpoint.steps,
         "training": checkpoint.config,
+        "results": checkpoint.results,
     }
     refuse_existing(weights, config)
     write_whole(weights, lambda part: save_tensors(checkpoint.weights, part))

@@ -1,10 +1,12 @@
 """Masks from sentences, for those who know neither Lightning nor Hydra."""
 
 import os
+import re
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -13,9 +15,12 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from crislit.checkpoint import read_any
+from crislit.card import model_card
+from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, refuse_existing, write_folder, write_whole
 from crislit.data.letterbox import Image, letterbox_image, normalise, restore, upsample_probabilities
 from crislit.data.tokenizer import cut_words, tokenize
 from crislit.errors import InputError
@@ -58,6 +63,7 @@ class Segmenter:
         threshold: Where a probability becomes a mask, in [0, 1).
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None: a GPU if there is one.
         precision: ``auto`` is float16 on CUDA and float32 elsewhere.
+        about: What is known of the network's training, which goes with it when it is shared.
 
     Raises:
         InputError: If the machine has no such device, or a value is out of its range.
@@ -71,6 +77,7 @@ class Segmenter:
         threshold: float = 0.35,
         device: str | None = None,
         precision: Precision = "auto",
+        about: Checkpoint | None = None,
     ) -> None:
         if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
             raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
@@ -84,6 +91,7 @@ class Segmenter:
         self.precision = precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.image_size, self.threshold = image_size, threshold
+        self.about = about or Checkpoint(model.settings, {}, image_size, threshold, "unknown")
 
     def __call__(self, image: Picture, sentences: str | Sequence[str]) -> list[Segmentation]:
         """Mark what each sentence means in one picture, which is encoded once.
@@ -146,6 +154,71 @@ class Segmenter:
         score = float(probability[mask].mean()) if mask.any() else 0.0
         return Segmentation(sentence, mask, probability, score)
 
+    # -- Sharing
+
+    def save_pretrained(self, folder: str | os.PathLike[str], name: str | None = None) -> None:
+        """Write the network for others: ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
+
+        Args:
+            folder: Where to; paths of this machine are left out of what is written.
+            name: How the card calls the network; None: as the folder.
+
+        Raises:
+            InputError: If one of the files exists, or cannot be written.
+        """
+        target = Path(folder)
+        weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
+        checkpoint = replace(self.about, weights=weights, threshold=self.threshold, config=without_paths(self.about.config))
+        card = target / "README.md"
+        refuse_existing(card)
+        write_folder(checkpoint, target)
+        write_whole(card, lambda part: part.write_text(model_card(checkpoint, name or target.resolve().name)))
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> "Segmenter":
+        """Load a shared network.
+
+        Args:
+            source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub (``user/name``).
+            revision: Branch, tag or commit of the repository.
+            options: ``device``, ``precision``, ``threshold`` as in :func:`load`.
+
+        Raises:
+            InputError: If there is none, or it is out of reach.
+        """
+        if Path(source).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            return load(source, **options)
+        try:
+            files = [hf_hub_download(str(source), name, revision=revision) for name in (WEIGHTS, CONFIG)]
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"no network at {source}: neither a folder here nor within reach on the Hub ({reason})") from error
+        return load(files[0], **options)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Publish the network on the Hugging Face Hub, in a repository that is made if there is none; return its address.
+
+        Args:
+            repository: ``user/name``.
+            private: Whether a new repository is visible to its owner alone.
+            token: Write access; None: what ``hf auth login`` left.
+
+        Raises:
+            InputError: If the Hub is out of reach or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "network", name=repository)
+            try:
+                api = HfApi(token=token)
+                address = api.create_repo(repository, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repository, folder_path=Path(folder) / "network", commit_message="Upload by crislit")
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"cannot publish {repository}: {reason}. `hf auth login` gives write access") from error
+        return str(address)
+
+    # -- Inside
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return nullcontext()
@@ -195,7 +268,15 @@ def load(
         threshold=checkpoint.threshold if threshold is None else threshold,
         device=device,
         precision=precision,
+        about=replace(checkpoint, weights={}),
     )
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration without what names places on the machine it ran on."""
+    kept = {key: value for key, value in config.items() if key not in ("data_root", "resume", "record")}
+    weights = kept.get("model", {}).get("clip_weights")
+    return kept | {"model": kept["model"] | {"clip_weights": Path(weights).name}} if weights else kept
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -1,0 +1,115 @@
+"""The model card that goes with a shared network: what it is, what it was measured to do, and what it cannot."""
+
+import json
+
+from crislit.checkpoint import Checkpoint
+from crislit.metrics import METRICS
+
+HEADER = """---
+license: mit
+library_name: crislit
+pipeline_tag: image-segmentation
+tags: [referring-image-segmentation, cris, clip]
+---
+"""
+
+TEMPLATE = """{header}
+# {name}
+
+Referring image segmentation: given a picture and a sentence, the pixels that the sentence means. The network is CRIS
+([CLIP-Driven Referring Image Segmentation](https://arxiv.org/abs/2111.15174), CVPR 2022) as implemented by crislit.
+
+## Use
+
+    pip install crislit
+
+    import crislit
+
+    segmenter = crislit.Segmenter.from_pretrained("{name}")
+    result = segmenter("photo.jpg", ["the man in red"])[0]
+    result.mask         # (h, w) bool at the photo's own size
+
+The files are `model.safetensors` and `config.json`: loading them runs no code.
+
+## Measured
+
+{results}
+
+## How it was trained
+
+{recipe}
+
+## Limits
+
+- It reads English sentences of at most {words} tokens of CLIP's vocabulary, [SOS] and [EOS] included; what is longer is cut,
+  with a warning.
+- It was trained on sentences that mean exactly one object of the picture, and does not say when a sentence means none.
+- Masks are computed at a quarter of {size} pixels: thin and small things are lost.
+{data_limits}
+"""
+
+EMBEDDED = """\
+- It was trained on drawn scenes of coloured shapes, and knows nothing of photographs: it is for trying the software, for
+  examples and for tests."""
+PHOTOGRAPHS = """\
+- It inherits the biases of its data, photographs with sentences that crowd workers wrote about them, and of CLIP's. It is not
+  for decisions about people."""
+
+
+def model_card(checkpoint: Checkpoint, name: str) -> str:
+    """Write the card of a network.
+
+    Args:
+        checkpoint: The network, with its run's configuration and results where they are known.
+        name: How it is called, for example its repository on the Hub.
+    """
+    config = checkpoint.config
+    embedded = bool(config.get("dataset", {}).get("embedded"))
+    return TEMPLATE.format(
+        header=HEADER.strip(),
+        name=name,
+        results=results_table(checkpoint),
+        recipe=recipe(checkpoint),
+        words=checkpoint.settings.get("max_words", "?"),
+        size=checkpoint.image_size,
+        data_limits=EMBEDDED if embedded else PHOTOGRAPHS,
+    )
+
+
+def results_table(checkpoint: Checkpoint) -> str:
+    """Lay a run's results out as Markdown, in percent."""
+    results = checkpoint.results
+    if not results:
+        return "Nothing is recorded with this network: evaluate it (`python -m crislit.evaluate`) before you rely on it."
+    blind, ceiling = results.get("blind", {}), results.get("ceiling", {})
+    header = ["split", "samples", *METRICS, "blind mIoU", "ceiling mIoU"]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for split, values in results["splits"].items():
+        known = [f"{100 * table[split]['mIoU']:.2f}" if split in table else "-" for table in (blind, ceiling)]
+        lines.append([split, str(values["samples"]), *(f"{100 * values[metric]:.2f}" for metric in METRICS), *known])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    told = f"Data set `{checkpoint.config['dataset']['name']}`, threshold {results['threshold']}, {results['protocol']}."
+    explained = (
+        "mIoU is the mean over sentences (the paper's IoU), oIoU total intersection over total union. *Blind* is the same\n"
+        "network when sentences change places among a picture's objects, *ceiling* a perfect prediction at its resolution."
+    )
+    return f"{told}\n\n{table}\n\n{explained}"
+
+
+def recipe(checkpoint: Checkpoint) -> str:
+    """Say how a network was trained, as far as it is known."""
+    lines = [f"- encoders from: {checkpoint.initial_weights}"]
+    config, results = checkpoint.config, checkpoint.results
+    if checkpoint.steps:
+        lines.append(f"- {checkpoint.steps} optimizer steps")
+    if config:
+        lines += [
+            f"- data: `{config['dataset']['name']}`",
+            f"- pictures of {config['image_size']} pixels, {config['batch_size']} sentences a step, seed {config['seed']}",
+            f"- optimizer: Adam, {json.dumps(config['recipe']['optimizer'])}",
+        ]
+    if results:
+        lines += [f"- code: commit {results['commit']}", f"- hardware: {results['hardware']}"]
+    network = {key: value for key, value in checkpoint.settings.items() if key != "clip"}
+    lines.append(f"- network: {json.dumps(network)}")
+    return "\n".join(lines)
