@@ -1,5 +1,6 @@
 """The two projectors (section 3.3, equation 8) and the plain classifier that replaces them in the ablation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,11 +42,13 @@ class TextProjector(nn.Module):
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         """Return the logits, (B, C, H/4, W/4) and (B, E) -> (B, 1, H/4, W/4)."""
         z_t = self.linear(sentence)
-        channels, k = pixels.shape[1], self.kernel_size
-        kernels = z_t[:, :-1].reshape(-1, channels, k, k)  # (B, C, k, k)
-        # One group a sample: every picture meets its own sentence's kernel only.
-        stacked = pixels.flatten(0, 1)[None]  # (1, B C, H/4, W/4)
-        return F.conv2d(stacked, kernels, z_t[:, -1], padding=k // 2, groups=len(kernels)).transpose(0, 1)
+        h, w, k = *pixels.shape[-2:], self.kernel_size
+        taps = z_t[:, :-1].reshape(len(z_t), -1, k * k).transpose(1, 2)  # (B, k k, C)
+        # A convolution whose kernel is every sample's own: first the dot products of all taps with all pixels, (B, k k, h w),
+        # then each tap's map shifted to where the tap is.
+        products = F.pad((taps @ pixels.flatten(2)).unflatten(2, (h, w)), [k // 2] * 4)
+        shifted = [products[:, i * k + j, i : i + h, j : j + w] for i in range(k) for j in range(k)]
+        return (torch.stack(shifted).sum(dim=0) + z_t[:, -1, None, None])[:, None]
 
 
 class PixelClassifier(nn.Module):
