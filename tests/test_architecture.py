@@ -22,6 +22,7 @@ ORDER = [
     ["data/expressions"],
     ["data/shapes"],
     ["data/transform"],
+    ["data/custom"],
     ["data/dataset"],
     ["data/datamodule"],
     ["models/image_encoder", "models/text_encoder", "models/neck", "models/decoder", "models/projector"],  # figure 3
@@ -37,6 +38,7 @@ ORDER = [
     ["record"],
     ["sweep"],
     ["card"],
+    ["onnx_network"],
     ["segmenter"],
     ["overlay"],
     ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],
@@ -47,7 +49,7 @@ SAME_ROW = {
     ("benchmark", "train"),
     ("figures", "train"),
 }
-PLANNED = {"export", "check_data", "demo"}  # may be missing yet
+PLANNED = {"demo"}  # may be missing yet
 MAY_IMPORT_THE_PACKAGE = {"callbacks", "checkpoint"}  # for its version
 MAY_KNOW_HYDRA = {"config", "train", "evaluate", "sweep"}  # sweep by the command lines that it writes
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}

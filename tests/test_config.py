@@ -40,7 +40,7 @@ def test_the_groups_hold_exactly_what_the_contract_names() -> None:
         return {path.stem for path in Path(config_dir(), group).glob("*.yaml")}
 
     assert options("model") == set(MODELS)
-    assert options("dataset") == {*EMBEDDED, *REAL}
+    assert options("dataset") == {*EMBEDDED, *REAL, "custom"}
     assert options("ablation") == set(ABLATIONS)
     assert options("recipe") == {"released", "paper", "shapes"}
     assert options("trainer") == {"auto", "cpu", "gpu", "ddp", "ddp_cpu"}

@@ -340,6 +340,7 @@ def test_load_takes_a_folder_its_safetensors_and_the_authors_file(model: CRIS, s
     for source in (tmp_path / "net", str(tmp_path / "net/model.safetensors")):
         loaded = crislit.load(source, device="cpu")
         assert isinstance(loaded, crislit.Segmenter)
+        assert isinstance(loaded.model, CRIS)
         assert (loaded.image_size, loaded.threshold, loaded.model.training) == (64, 0.4, False)
         np.testing.assert_allclose(loaded(photo(), "star")[0].probability, expected, atol=1e-6)
     assert crislit.load(tmp_path / "net", device="cpu", threshold=0.5).threshold == 0.5

@@ -39,6 +39,8 @@ def test_a_shared_folder_holds_the_same_network_and_what_is_known_of_it(trained:
     segmenter.save_pretrained(tmp_path / "net")
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     again = Segmenter.from_pretrained(tmp_path / "net", device="cpu")
+    assert isinstance(segmenter.model, crislit.CRIS)
+    assert isinstance(again.model, crislit.CRIS)
     for name, value in segmenter.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert np.array_equal(again(photo(), "star")[0].probability, segmenter(photo(), "star")[0].probability)

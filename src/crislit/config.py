@@ -124,6 +124,8 @@ def _fail(error: Exception) -> None:
             "object_type=",
         )
         message = " ".join(dict.fromkeys(line for line in lines if not line.startswith(noise)))
+        key = getattr(error, "full_key", None)
+        message += f" ({key})" if key and str(key) not in message else ""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from crislit.train import Settings, blind_splits, build_trainer, evaluate_splits
 @program("evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate every split of a data set, or one; by default the data set that the checkpoint was trained on."""
-    settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings: Settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = time.perf_counter()
     if not settings["checkpoint"]:

@@ -128,6 +128,8 @@ def other_objects(subject: Subject) -> dict[int, list[dict[str, Any]]]:
     """Return every annotation of each picture, by image id: described or not, any object may be taken for the target."""
     path = subject.module.index.annotations_path
     found: dict[int, list[dict[str, Any]]] = {}
+    if path is None:
+        raise InputError("failures are sorted by all objects of a picture, and this data set lists none but those described")
     for annotation in load_json(path)["annotations"]:
         found.setdefault(int(annotation["image_id"]), []).append(annotation)
     return found

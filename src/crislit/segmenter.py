@@ -25,6 +25,8 @@ from crislit.data.letterbox import Image, letterbox_image, normalise, restore, u
 from crislit.data.tokenizer import cut_words, tokenize
 from crislit.errors import InputError
 from crislit.models.cris import CRIS
+from crislit.onnx_network import CONFIG as EXPORTED
+from crislit.onnx_network import OnnxNetwork
 
 Picture = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
 """A file (path or open), a PIL image, or an array: (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, uint8; grey may be uint16."""
@@ -58,7 +60,7 @@ class Segmenter:
     """Marks what sentences mean in pictures. Several threads may use one.
 
     Args:
-        model: The network; it is put into evaluation mode.
+        model: The network, which is put into evaluation mode; or an exported one, which computes on the CPU in float32.
         image_size: S, side of its square input in pixels.
         threshold: Where a probability becomes a mask, in [0, 1).
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None: a GPU if there is one.
@@ -71,7 +73,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: CRIS,
+        model: CRIS | OnnxNetwork,
         *,
         image_size: int,
         threshold: float = 0.35,
@@ -85,13 +87,20 @@ class Segmenter:
             raise InputError(f"image_size must be a multiple of 32, got {image_size!r}")
         if precision not in ("auto", "float32", "float16", "bfloat16"):
             raise InputError(f"precision must be auto, float32, float16 or bfloat16, got {precision!r}")
+        if isinstance(model, OnnxNetwork):
+            if device not in (None, "cpu") or precision not in ("auto", "float32"):
+                raise InputError(f"an exported network computes on the CPU in float32, not on {device} in {precision}")
+            device = "cpu"
         self.device = choose_device(device)
         if precision == "auto":
             precision = "float16" if self.device.type == "cuda" else "float32"
         self.precision = precision
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        if isinstance(model, CRIS):
+            model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        settings = model.settings if isinstance(model, CRIS) else {}
+        self.model = model
+        self.about = about or Checkpoint(settings, {}, image_size, threshold, "unknown")
         self.image_size, self.threshold = image_size, threshold
-        self.about = about or Checkpoint(model.settings, {}, image_size, threshold, "unknown")
 
     def __call__(self, image: Picture, sentences: str | Sequence[str]) -> list[Segmentation]:
         """Mark what each sentence means in one picture, which is encoded once.
@@ -166,6 +175,8 @@ class Segmenter:
         Raises:
             InputError: If one of the files exists, or cannot be written.
         """
+        if not isinstance(self.model, CRIS):
+            raise InputError("an exported network cannot be shared so: share the network that it was exported from")
         target = Path(folder)
         weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
         checkpoint = replace(self.about, weights=weights, threshold=self.threshold, config=without_paths(self.about.config))
@@ -247,20 +258,31 @@ def load(
     precision: Precision = "auto",
     threshold: float | None = None,
     max_words: int | None = None,
+    backend: Literal["auto", "torch", "onnx"] = "auto",
 ) -> Segmenter:
     """Load a network to use.
 
     Args:
-        source: A run's checkpoint, a folder or safetensors file that ``crislit.convert`` wrote, a ``.pth`` of the authors'
-            code, or the name of a network that ships with the package.
+        source: A run's checkpoint, a folder or safetensors file that ``crislit.convert`` wrote, a folder that
+            ``crislit.export`` wrote, a ``.pth`` of the authors' code, or the name of a network that ships with the package.
         device: See :class:`Segmenter`.
         precision: See :class:`Segmenter`.
         threshold: Where a probability becomes a mask; None: what the network's own training used.
         max_words: Tokens of a sentence, for a ``.pth`` of the authors' code, which does not tell: 17, or 22 for G-Ref.
+        backend: ``onnx`` for ONNX Runtime, which needs an exported folder; ``auto``: what the source is for.
 
     Raises:
         InputError: If there is no such network, or the file is damaged or another program's.
     """
+    exported = (Path(source) / EXPORTED).is_file()
+    if backend == "onnx" and not exported:
+        raise InputError(f"{source} is no exported network; `python -m crislit.export {source} DIR` makes one")
+    if exported:
+        if backend == "torch":
+            raise InputError(f"{source} is an exported network, which ONNX Runtime computes: backend='onnx', or its origin")
+        network = OnnxNetwork(Path(source))
+        threshold = network.threshold if threshold is None else threshold
+        return Segmenter(network, image_size=network.image_size, threshold=threshold, device=device, precision=precision)
     checkpoint = read_any(Path(source), max_words)
     return Segmenter(
         checkpoint.build(),

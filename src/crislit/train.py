@@ -138,7 +138,7 @@ def build_logger(settings: Settings, folder: Path) -> Logger | bool:
 @program("train")
 def main(config: DictConfig) -> float:
     """Train, evaluate every split with the best checkpoint, and write results; return the selecting split's mIoU."""
-    settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings: Settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if hydra.mode == RunMode.MULTIRUN:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from crislit.data import shapes
+from crislit.data import custom, shapes
 from crislit.data.dataset import Protocol, ReferEvaluationSet, ReferTrainSet, TrainKey
 from crislit.data.refer import Ints, ReferIndex
 from crislit.errors import InputError, check_whole
@@ -22,8 +22,11 @@ class ReferDataModule(L.LightningDataModule):
 
     Args:
         root: The data root; an embedded set is written below it when first used.
-        folder: The set's folder, ``refcoco``, or its name if it is embedded.
+        folder: The set's folder, ``refcoco``, or its name if it is embedded; None for one's own data.
         refs: Its refs file, ``refs(unc).p``.
+        file: One's own data: a JSON-lines file, or a COCO instances file; see :mod:`crislit.data.custom`.
+        sentences: The table of sentences that a COCO instances file needs.
+        images: Where its pictures are, if not beside it.
         embedded: Whether the set is an embedded one.
         max_words: L, tokens of a sentence.
         image_size: S, side of the square input, a multiple of 32.
@@ -46,8 +49,11 @@ class ReferDataModule(L.LightningDataModule):
         self,
         *,
         root: Path,
-        folder: str,
-        refs: str,
+        folder: str | None = None,
+        refs: str | None = None,
+        file: str | None = None,
+        sentences: str | None = None,
+        images: str | None = None,
         embedded: bool = False,
         max_words: int = 17,
         image_size: int = 416,
@@ -79,7 +85,10 @@ class ReferDataModule(L.LightningDataModule):
                 check_whole(name, number, 1)
         if protocol not in ("all_sentences", "first_sentence"):
             raise InputError(f"protocol must be all_sentences or first_sentence, got {protocol!r}")
+        if (file is None) == (folder is None) or (folder is None) != (refs is None):
+            raise InputError("expected either dataset.file (your own data), or dataset.folder and dataset.refs")
         self.root, self.folder, self.refs_file, self.embedded = root, folder, refs, embedded
+        self.file, self.sentences_file, self.images = file, sentences, images
         self.image_size, self.max_words = image_size, max_words
         self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
         self.eval_batch_size = eval_batch_size
@@ -105,9 +114,19 @@ class ReferDataModule(L.LightningDataModule):
     def index(self) -> ReferIndex:
         """The data set."""
         if self._index is None:
+            if self.file is not None:
+                self._index = open_own(self.file, self.sentences_file, self.images)
+                return self._index
+            assert self.folder is not None
+            assert self.refs_file is not None
             root = shapes.write(self.root, self.folder) if self.embedded else self.root
             self._index = ReferIndex.open(root, self.folder, self.refs_file)
         return self._index
+
+    @property
+    def place(self) -> str:
+        """How messages call the data set."""
+        return str(self.folder or self.file)
 
     def setup(self, stage: str) -> None:
         """Check that the splits of a stage exist and their images are there.
@@ -131,7 +150,7 @@ class ReferDataModule(L.LightningDataModule):
         """The splits to evaluate, in the order of the result table."""
         splits = self.evaluation_splits or [split for split in self.index.splits if split != "train"]
         if not splits:
-            raise InputError(f"{self.folder} has no split to evaluate, only {', '.join(self.index.splits)}")
+            raise InputError(f"{self.place} has no split to evaluate, only {', '.join(self.index.splits)}")
         return splits
 
     def refs_of(self, split: str) -> Ints:
@@ -220,7 +239,7 @@ class ReferDataModule(L.LightningDataModule):
             blind=blind,
         )
         if not len(data):
-            raise InputError(f"split {split!r} of {self.folder} has no sample to evaluate")
+            raise InputError(f"split {split!r} of {self.place} has no sample to evaluate")
         return data
 
     def _loader(self, data: Any, sampler: Sampler[Any], batch_size: int, collate: Any) -> DataLoader[Any]:
@@ -238,6 +257,21 @@ class ReferDataModule(L.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+def open_own(file: str, sentences: str | None, images: str | None) -> ReferIndex:
+    """Open somebody's own data.
+
+    Raises:
+        InputError: If a file is missing, or a line cannot be used.
+    """
+    data = custom.read(file, sentences, images)
+    if data.problems:
+        first = "; ".join(f"line {problem.line}: {problem.reason}" for problem in data.problems[:3])
+        raise InputError(
+            f"{len(data.problems)} lines of {sentences or file} cannot serve: {first}. `python -m crislit.check_data` shows all"
+        )
+    return ReferIndex.of(data.refs, data.instances, Path(file), data.folder)
 
 
 class TrainSampler(Sampler[TrainKey]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import albumentations as A
@@ -235,10 +236,14 @@ def read_image(index: ReferIndex, ref: int) -> Image:
     Raises:
         InputError: If it is missing, damaged, or not of the annotated size.
     """
-    path = index.image_path(ref)
+    return decode_image(index.image_path(ref), index.image_size(ref))
+
+
+def decode_image(path: Path, size: tuple[int, int]) -> Image:
+    """Read a photograph of this (height, width), see :func:`read_image`."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if path.is_file() else None
     if image is None:
         raise InputError(f"image {path} is {'damaged' if path.exists() else 'missing'}; fetch it again")
-    if image.shape[:2] != index.image_size(ref):
-        raise InputError(f"image {path} has {image.shape[:2]} pixels (height, width), its annotation {index.image_size(ref)}")
+    if image.shape[:2] != size:
+        raise InputError(f"image {path} has {image.shape[:2]} pixels (height, width), its annotation {size}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]

@@ -120,11 +120,11 @@ class ReferIndex:
 
     Attributes:
         image_folder: Where the photographs are.
-        annotations_path: ``instances.json``, all annotations of the photographs.
+        annotations_path: ``instances.json``, all annotations of the photographs; None if there is none.
         splits: Names of the splits that the set has, in the order train, val, test, testA, testB, others.
     """
 
-    def __init__(self, arrays: _Arrays, image_folder: Path, annotations_path: Path) -> None:
+    def __init__(self, arrays: _Arrays, image_folder: Path, annotations_path: Path | None) -> None:
         self._arrays = arrays
         self.image_folder = image_folder
         self.annotations_path = annotations_path
@@ -161,6 +161,11 @@ class ReferIndex:
         arrays = build_index(load_pickle(refs_path), load_json(instances_path), refs_path)
         _write_cache(arrays, refs_path.with_name(name))
         return cls(arrays, image_folder, instances_path)
+
+    @classmethod
+    def of(cls, refs: Any, instances: Any, source: Path, image_folder: Path) -> "ReferIndex":
+        """Index a set that did not come in REFER's files; its pictures' names may be paths, relative to the folder or not."""
+        return cls(build_index(refs, instances, source, plain_names=False), image_folder, None)
 
     def __len__(self) -> int:
         return len(self._arrays.ref_id)
@@ -234,7 +239,8 @@ class ReferIndex:
         """
         present = {entry.name for entry in os.scandir(self.image_folder)}
         rows = np.unique(self._arrays.ref_image[refs])
-        missing = [name for row in rows if (name := self._text("file_names", int(row))) not in present]
+        names = [self._text("file_names", int(row)) for row in rows]
+        missing = [name for name in names if name not in present and not (self.image_folder / name).is_file()]
         if missing:
             some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise InputError(
@@ -253,13 +259,14 @@ def _span(ends: Ints, row: int) -> tuple[int, int]:
 # -- Building ---------------------------------------------------------------------------------------------------------------
 
 
-def build_index(refs: Any, instances: Any, source: Path) -> _Arrays:
+def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = True) -> _Arrays:
     """Join refs and annotations by ``image_id`` and ``ann_id`` into flat arrays.
 
     Args:
         refs: The unpickled refs file.
         instances: The parsed instances.json.
         source: The refs file's path, for messages.
+        plain_names: Whether a picture's file name may not be a path.
 
     Raises:
         InputError: If something is missing or of the wrong kind; the message names the ref.
@@ -280,12 +287,12 @@ def build_index(refs: Any, instances: Any, source: Path) -> _Arrays:
                     f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not {ref['image_id']}"
                 )
             size = _size(image)
-            polygons, runs = _outlines(annotation["segmentation"], size)
+            polygons, runs = outlines(annotation["segmentation"], size)
             if ref["image_id"] not in image_rows:
                 image_rows[ref["image_id"]] = len(image_rows)
                 numbers["image_id"].append(_number(ref["image_id"]))
                 numbers["image_size"].append(size)
-                texts["file_names"].append(_file_name(image["file_name"]))
+                texts["file_names"].append((_file_name if plain_names else _string)(image["file_name"]))
             split = _string(ref["split"])
             if split not in texts["split_names"]:
                 texts["split_names"].append(split)
@@ -334,7 +341,7 @@ def _by_id(instances: Any, kind: str, source: Path) -> dict[int, Any]:
         raise InputError(f"{path} should hold a list {kind!r} of items with an 'id', as COCO's does") from error
 
 
-def _outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray[np.float64]], list[int]]:
+def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray[np.float64]], list[int]]:
     """Return a segmentation's polygons, degenerate ones dropped, and its run lengths; one of the two is empty."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]

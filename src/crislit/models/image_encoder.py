@@ -59,7 +59,7 @@ class SpatialAttentionPool(nn.Module):
         q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, hw, 64)
         x = self.c_proj(x.transpose(1, 2).flatten(2))  # (B, hw, E)
-        x = x.transpose(1, 2).reshape(len(x), -1, h, w)  # (B, E, h, w)
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, h, w)  # (B, E, h, w)
         return F.relu(x + self.shortcut(stage4))
 
     def positions(self, h: int, w: int) -> Tensor:

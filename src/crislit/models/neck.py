@@ -69,7 +69,7 @@ class Neck(nn.Module):
     def fuse(self, maps: Maps, sentence: Tensor, owners: Tensor | None = None) -> Tensor:
         """Fuse projected maps with the sentences, (B, E) -> (B, D, h, w')."""
         t = self.project_sentence(sentence)[:, :, None, None]  # (B, c, 1, 1)
-        v3, v4, v5 = (for_each_sentence(v, len(sentence), owners) for v in maps)
+        v3, v4, v5 = (for_each_sentence(v, sentence.shape[0], owners) for v in maps)
         f5 = self.normalise_product(v5 * t)  # (B, c, H/32, W/32), eq. 1
         f4 = self.fuse_f4(torch.cat([v4, upsample2(f5)], dim=1))  # (B, b, H/16, W/16), eq. 2
         f3 = self.fuse_f3(torch.cat([v3, f4], dim=1))  # (B, b, H/16, W/16), eq. 2
@@ -84,7 +84,7 @@ def for_each_sentence(x: Tensor, sentences: int, owners: Tensor | None) -> Tenso
     """Repeat pictures' maps for the sentences that share them: (P, C, h, w) -> (B, C, h, w)."""
     if owners is not None:
         return x[owners]
-    return x if len(x) == sentences else x.repeat_interleave(sentences // len(x), dim=0)
+    return x if x.shape[0] == sentences else x.repeat_interleave(sentences // x.shape[0], dim=0)
 
 
 def coordinates(x: Tensor) -> Tensor:
@@ -92,4 +92,4 @@ def coordinates(x: Tensor) -> Tensor:
     h, w = x.shape[-2:]
     across = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype).expand(h, w)
     down = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)[:, None].expand(h, w)
-    return torch.stack([across, down]).expand(len(x), -1, -1, -1)
+    return torch.stack([across, down]).expand(x.shape[0], -1, -1, -1)

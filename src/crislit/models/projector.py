@@ -43,12 +43,13 @@ class TextProjector(nn.Module):
         """Return the logits, (B, C, H/4, W/4) and (B, E) -> (B, 1, H/4, W/4)."""
         z_t = self.linear(sentence)
         h, w, k = *pixels.shape[-2:], self.kernel_size
-        taps = z_t[:, :-1].reshape(len(z_t), -1, k * k).transpose(1, 2)  # (B, k k, C)
+        taps = z_t[:, :-1].reshape(z_t.shape[0], -1, k * k).transpose(1, 2)  # (B, k k, C)
         # A convolution whose kernel is every sample's own: first the dot products of all taps with all pixels, (B, k k, h w),
         # then each tap's map shifted to where the tap is.
         products = F.pad((taps @ pixels.flatten(2)).unflatten(2, (h, w)), [k // 2] * 4)
         shifted = [products[:, i * k + j, i : i + h, j : j + w] for i in range(k) for j in range(k)]
-        return (torch.stack(shifted).sum(dim=0) + z_t[:, -1, None, None])[:, None]
+        logits: Tensor = torch.stack(shifted).sum(dim=0) + z_t[:, -1, None, None]  # (B, h, w)
+        return logits[:, None]
 
 
 class PixelClassifier(nn.Module):

@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"sentences of {length} tokens do not fit the text encoder's context of {context}")
         x = self.token_embedding(tokens) + self.positional_embedding[:length]
         words = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
-        rows = torch.arange(len(tokens), device=tokens.device)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
         sentence = words[rows, end_of_sentence(tokens)] @ self.text_projection
         return words, sentence
 

@@ -1,0 +1,122 @@
+"""``python -m crislit.export CHECKPOINT DIR``: two ONNX graphs, so that many sentences share one picture's encoding."""
+
+import argparse
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from crislit.checkpoint import read_any, refuse_existing, write_whole
+from crislit.errors import InputError, one_line_errors
+from crislit.models.cris import CRIS
+from crislit.onnx_network import CONFIG, GROUNDING, IMAGE_ENCODER
+
+EPILOG = f"""
+DIR gets three files:
+
+  {IMAGE_ENCODER}   images (P, 3, S, S) float32 -> v3, v4, v5: everything about P pictures that no sentence changes
+  {GROUNDING}       v3, v4, v5, tokens (B, L) int64, owners (B,) int64 (the number of each sentence's picture)
+                       -> logits (B, 1, S/4, S/4) float32; P and B are any numbers
+  {CONFIG}        S, L and the threshold; preprocessing and the way back to a picture's own size are crislit's
+
+crislit.load("DIR") runs them by ONNX Runtime (the extra `onnx`: pip install "crislit[onnx]").
+"""
+
+
+class ImageGraph(nn.Module):
+    """What :meth:`CRIS.encode_images` does, as a module of its own."""
+
+    def __init__(self, model: CRIS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(P, 3, S, S) -> three maps."""
+        return self.model.encode_images(images)
+
+
+class GroundingGraph(nn.Module):
+    """What :meth:`CRIS.ground` does, as a module of its own."""
+
+    def __init__(self, model: CRIS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, v3: Tensor, v4: Tensor, v5: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """Three maps, (B, L), (B,) -> (B, 1, S/4, S/4)."""
+        return self.model.ground((v3, v4, v5), tokens, owners)
+
+
+def graphs(model: CRIS, image_size: int) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram]:
+    """Trace both graphs with ``torch.export``; the numbers of pictures and of sentences stay free, sizes do not."""
+    model = model.eval()
+    pictures, sentences = torch.export.Dim("pictures", min=1), torch.export.Dim("sentences", min=1)
+    images = torch.zeros(2, 3, image_size, image_size)
+    tokens = torch.zeros(3, model.max_words, dtype=torch.long)
+    tokens[:, 2] = 1  # [EOS] is the largest
+    with torch.no_grad():
+        maps = model.encode_images(images)
+        image_graph = torch.export.export(ImageGraph(model), (images,), dynamic_shapes=({0: pictures},), strict=False)
+        given = (*maps, tokens, torch.tensor([0, 1, 1]))
+        free = ({0: pictures}, {0: pictures}, {0: pictures}, {0: sentences}, {0: sentences})
+        grounding = torch.export.export(GroundingGraph(model), given, dynamic_shapes=free, strict=False)
+    return image_graph, grounding
+
+
+def export(source: Path, target: Path, max_words: int | None = None) -> None:
+    """Write a network's two graphs and what it takes to use them.
+
+    Raises:
+        InputError: If the network cannot be read, a file exists, or ONNX is not installed.
+    """
+    checkpoint = read_any(source, max_words)
+    files = [target / name for name in (IMAGE_ENCODER, GROUNDING, CONFIG)]
+    refuse_existing(*files)
+    model = checkpoint.build()
+    image_graph, grounding = graphs(model, checkpoint.image_size)
+    outputs = (["v3", "v4", "v5"], ["logits"])
+    for path, program, names in zip(files, (image_graph, grounding), outputs, strict=False):
+        write_whole(path, lambda part, program=program, names=names: save_onnx(program, part, names))
+    about = {
+        "image_size": checkpoint.image_size,
+        "threshold": checkpoint.threshold,
+        "max_words": model.max_words,
+        "initial_weights": checkpoint.initial_weights,
+    }
+    write_whole(files[2], lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
+
+
+def save_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
+    """Write a traced graph as one ONNX file, weights and all."""
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError('ONNX is not installed: pip install "crislit[onnx]"') from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        found = torch.onnx.export(program, dynamo=True, output_names=list(outputs), verbose=False)
+    assert found is not None
+    found.save(str(path), external_data=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export what the command line says."""
+    parser = argparse.ArgumentParser(
+        "python -m crislit.export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="CHECKPOINT", type=Path, help="as crislit.load takes it")
+    parser.add_argument("target", metavar="DIR", type=Path)
+    parser.add_argument("--max-words", type=int, help="tokens of a sentence, for a .pth of the authors' code: 17, 22 for G-Ref")
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        export(options.source.expanduser(), options.target.expanduser(), options.max_words)
+    print(f"written to {options.target}: {IMAGE_ENCODER}, {GROUNDING}, {CONFIG}")
+
+
+if __name__ == "__main__":
+    main()

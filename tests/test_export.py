@@ -1,0 +1,133 @@
+"""Export to ONNX in two graphs: the same numbers for any number of pictures and sentences, by both runtimes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import crislit
+from crislit import export
+from crislit.checkpoint import Checkpoint, write_folder
+from crislit.errors import InputError
+from crislit.models.cris import CRIS, build_cris
+from crislit.onnx_network import CONFIG, GROUNDING, IMAGE_ENCODER, OnnxNetwork
+from tests.test_segmenter import CLIP, SENTENCES, photo
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def model() -> CRIS:
+    torch.manual_seed(0)
+    model = build_cris(clip=CLIP, neck=(16, 64, 32), decoder_layers=2, decoder_heads=4, decoder_ffn=64)
+    for module in model.modules():  # statistics as if trained
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model: CRIS, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    write_folder(Checkpoint(model.settings, model.state_dict(), 64, 0.4, "random"), root / "net")
+    export.main([str(root / "net"), str(root / "onnx")])
+    return root
+
+
+CASES = [[0], [0, 0, 0, 0], [2, 0, 1, 1, 1], [3, 1, 0, 2]]
+"""Owners: one and one, many sentences of one picture, uneven and out of order, several pictures."""
+
+
+def given(owners: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(len(owners))
+    tokens = crislit.tokenize(["big red star " * (1 + i) for i in range(len(owners))], 17)
+    return torch.randn(max(owners) + 1, 3, 64, 64), tokens, torch.tensor(owners)
+
+
+@pytest.mark.parametrize("owners", CASES)
+def test_onnx_runtime_agrees(owners: list[int], model: CRIS, folder: Path) -> None:
+    images, tokens, numbers = given(owners)
+    network = OnnxNetwork(folder / "onnx")
+    with torch.no_grad():
+        expected = model(images, tokens, numbers)
+    found = network.ground(network.encode_images(images), tokens, numbers)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert expected.std() > 1e-3
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_every_kind_of_network_can_be_traced(contrastive: bool, layers: int) -> None:
+    model = build_cris(
+        clip=CLIP, neck=(16, 64, 32), decoder_layers=layers, decoder_heads=4, decoder_ffn=64, contrastive=contrastive
+    ).eval()
+    image_graph, grounding = export.graphs(model, 64)
+    for owners in CASES:
+        images, tokens, numbers = given(owners)
+        with torch.no_grad():
+            found = grounding.module()(*image_graph.module()(images), tokens, numbers)
+            torch.testing.assert_close(found, model(images, tokens, numbers), atol=1e-5, rtol=1e-4)
+
+
+def test_an_exported_network_segments_like_its_origin(folder: Path) -> None:
+    torch_one = crislit.load(folder / "net", device="cpu")
+    for segmenter in (crislit.load(folder / "onnx"), crislit.load(folder / "onnx", backend="onnx", device="cpu")):
+        assert (segmenter.image_size, segmenter.threshold, segmenter.model.max_words) == (64, 0.4, 17)
+        for one, other in zip(segmenter(photo(), SENTENCES), torch_one(photo(), SENTENCES), strict=True):
+            np.testing.assert_allclose(one.probability, other.probability, atol=1e-5)
+    assert crislit.load(folder / "onnx", threshold=0.6).threshold == 0.6
+
+
+def test_the_files_are_whole_and_self_contained(folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == sorted([IMAGE_ENCODER, GROUNDING, CONFIG])
+    about = json.loads((folder / "onnx" / CONFIG).read_text())
+    assert about == {"image_size": 64, "threshold": 0.4, "max_words": 17, "initial_weights": "random"}
+
+
+def test_what_cannot_be_done_is_one_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no exported network; `python -m crislit\.export"):
+        crislit.load(folder / "net", backend="onnx")
+    with pytest.raises(InputError, match="is an exported network, which ONNX Runtime computes"):
+        crislit.load(folder / "onnx", backend="torch")
+    with pytest.raises(InputError, match="computes on the CPU in float32, not on cuda"):
+        crislit.load(folder / "onnx", device="cuda")
+    with pytest.raises(InputError, match="cannot be shared so"):
+        crislit.load(folder / "onnx").save_pretrained(tmp_path / "net")
+    with pytest.raises(SystemExit, match=r"error: .*exists, and nothing is written over"):
+        export.main([str(folder / "net"), str(folder / "onnx")])
+    with pytest.raises(SystemExit, match="error: no checkpoint at"):
+        export.main([str(folder / "nowhere/x.ckpt"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_exports_are_one_error_that_names_the_file(folder: Path, tmp_path: Path) -> None:
+    for name in (IMAGE_ENCODER, GROUNDING, CONFIG):
+        broken = tmp_path / name
+        broken.mkdir()
+        for path in (folder / "onnx").iterdir():
+            content = path.read_bytes()
+            (broken / path.name).write_bytes(content[: len(content) // 2] if path.name == name else content)
+        with pytest.raises(InputError, match=name):
+            crislit.load(broken)
+        if name != CONFIG:
+            (broken / name).unlink()
+            with pytest.raises(InputError, match=f"there is no .*{name}"):
+                crislit.load(broken)
+
+
+@pytest.mark.slow
+def test_rn50_at_full_size_agrees_by_onnx_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_cris(clip="RN50-quickgelu").eval()
+    write_folder(Checkpoint(model.settings, model.state_dict(), 416, 0.35, "random"), tmp_path / "net")
+    export.main([str(tmp_path / "net"), str(tmp_path / "onnx")])
+    network = OnnxNetwork(tmp_path / "onnx")
+    images, tokens = torch.randn(1, 3, 416, 416), crislit.tokenize(["the man in red", "leftmost dog"], 17)
+    owners = torch.tensor([0, 0])
+    with torch.no_grad():
+        expected = model(images, tokens, owners)
+    found = network.ground(network.encode_images(images), tokens, owners)
+    assert float((found - expected).abs().max()) < 1e-4 * max(float(expected.abs().max()), 1)
