@@ -36,6 +36,13 @@ from crislit.models.cris import build_clip
 FEW = (1, 1, 2, 3)
 """Objects of the simple scenes, in turn."""
 
+EVERYTHING = 30
+"""Sentences for an object of a simple scene: all that can be said, so that places and patterns are named as often as colours."""
+
+SENTENCE_NORM = 0.3
+"""Length that a sentence's feature has on average in the file. CLIP compares angles alone; CRIS makes convolutions of these
+features, and learns sooner where they start small."""
+
 SIMPLE = 1_000_003
 """Seeds the simple scenes, apart from all data sets' scenes."""
 
@@ -60,7 +67,7 @@ def draw_simple(number: int, name: str, size: int) -> Scene:
     while True:
         image, drawn = draw_scene(rng, objects=objects)
         things = [d.seen() for d in drawn]
-        said = [describe(rng, things, thing, spec.style, spec.sentences) for thing in things]
+        said = [describe(rng, things, thing, spec.style, EVERYTHING) for thing in things]
         if any(said):
             return letterbox_image(image, size), [sentences for sentences in said if sentences]
 
@@ -100,13 +107,19 @@ def batch_loss(towers: CLIP, scenes: list[Scene], rng: np.random.Generator) -> T
 
 
 def encode(towers: CLIP, sentences: list[str]) -> Tensor:
-    """Return the sentences' features of unit length, on no more positions than they need."""
+    """Return the sentences' features of unit length."""
+    return F.normalize(project(towers, sentences), dim=-1)
+
+
+def project(towers: CLIP, sentences: list[str]) -> Tensor:
+    """Return the sentences' features, computed on no more positions than they need."""
     tokens = tokenize(sentences, max_words=len(towers.positional_embedding))
     tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
     length = tokens.shape[1]
     x = towers.token_embedding(tokens) + towers.positional_embedding[:length]
     x = towers.ln_final(towers.transformer(x, attn_mask=towers.attn_mask[:length, :length]))
-    return F.normalize(x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ towers.text_projection, dim=-1)
+    features: Tensor = x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ towers.text_projection
+    return features
 
 
 @torch.no_grad()
@@ -121,6 +134,12 @@ def retrieval(towers: CLIP, scenes: list[Scene], objects: int) -> dict[str, floa
         rank = (scores > scores.diagonal()[:, None]).sum(dim=1)
         found |= {f"{way}_R@{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
     return found | {f"chance_R@{k}": k / len(scenes) for k in (1, 5, 10)}
+
+
+@torch.no_grad()
+def scale_sentences(towers: CLIP, sentences: list[str]) -> None:
+    """Give sentences' features the mean length :data:`SENTENCE_NORM`, which changes no similarity."""
+    towers.text_projection.mul_(SENTENCE_NORM / project(towers, sentences).norm(dim=-1).mean())
 
 
 def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, work: Path) -> None:
@@ -163,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="the weights' file")
     parser.add_argument("--simple", type=int, default=7000, help="simple scenes in the language of each of the three sets")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=128, help="scenes of a step")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -187,6 +206,7 @@ def main() -> None:
         "hardware": hardware(),
         "retrieval": found,
     }
+    scale_sentences(towers, [said[0][0] for scenes_of in held_out.values() for _, said in scenes_of])
     weights = {name: value.half() if value.is_floating_point() else value for name, value in towers.state_dict().items()}
     options.target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in weights.items()}, options.target, {"pretraining": json.dumps(facts)})

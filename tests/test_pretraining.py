@@ -118,3 +118,13 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
     script.train(again, scenes, 4, 4, 0, tmp_path / "halves")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_scaling_the_sentences_changes_no_similarity(script: ModuleType) -> None:
+    torch.manual_seed(0)
+    towers = build_clip(load_settings()["model"]["clip"]).eval()
+    sentences = ["red star", "the big blue ring on the left", "heart with dots"]
+    before = script.encode(towers, sentences)
+    script.scale_sentences(towers, sentences)
+    torch.testing.assert_close(script.encode(towers, sentences), before)
+    assert float(script.project(towers, sentences).norm(dim=-1).mean()) == pytest.approx(script.SENTENCE_NORM, rel=1e-4)
