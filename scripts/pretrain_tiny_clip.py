@@ -37,7 +37,7 @@ FEW = (1, 1, 2, 3)
 """Objects of the simple scenes, in turn."""
 
 EVERYTHING = 30
-"""Sentences for an object of a simple scene: all that can be said, so that places and patterns are named as often as colours."""
+"""Sentences for an object of a simple scene: all that can be said, so that places and patterns are named as often as colour."""
 
 SENTENCE_NORM = 0.3
 """Length that a sentence's feature has on average in the file. CLIP compares angles alone; CRIS makes convolutions of these
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="scenes of a step")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    start = time.perf_counter()
+    start, begun_at = time.perf_counter(), commit()
     torch.manual_seed(options.seed)
     settings = load_settings(["model=tiny"])
     size = settings["image_size"]
@@ -202,7 +202,7 @@ def main() -> None:
         "seed": options.seed,
         "seconds": round(time.perf_counter() - start),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": begun_at,
         "hardware": hardware(),
         "retrieval": found,
     }
