@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start, begun_at = time.perf_counter(), commit()
+    options.target.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     settings = load_settings(["model=tiny"])
     size = settings["image_size"]
@@ -208,7 +209,6 @@ def main() -> None:
     }
     scale_sentences(towers, [said[0][0] for scenes_of in held_out.values() for _, said in scenes_of])
     weights = {name: value.half() if value.is_floating_point() else value for name, value in towers.state_dict().items()}
-    options.target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in weights.items()}, options.target, {"pretraining": json.dumps(facts)})
     work.unlink(missing_ok=True)
     print(json.dumps(facts, indent=2))
