@@ -36,9 +36,6 @@ from crislit.models.cris import build_clip
 FEW = (1, 1, 2, 3)
 """Objects of the simple scenes, in turn."""
 
-EVERYTHING = 30
-"""Sentences for an object of a simple scene: all that can be said, so that places and patterns are named as often as colour."""
-
 SENTENCE_NORM = 0.3
 """Length that a sentence's feature has on average in the file. CLIP compares angles alone; CRIS makes convolutions of these
 features, and learns sooner where they start small."""
@@ -67,7 +64,7 @@ def draw_simple(number: int, name: str, size: int) -> Scene:
     while True:
         image, drawn = draw_scene(rng, objects=objects)
         things = [d.seen() for d in drawn]
-        said = [describe(rng, things, thing, spec.style, EVERYTHING) for thing in things]
+        said = [describe(rng, things, thing, spec.style, spec.sentences) for thing in things]
         if any(said):
             return letterbox_image(image, size), [sentences for sentences in said if sentences]
 
@@ -182,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="the weights' file")
     parser.add_argument("--simple", type=int, default=7000, help="simple scenes in the language of each of the three sets")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128, help="scenes of a step")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -15,7 +15,7 @@ from crislit.models.projector import PixelClassifier
 from crislit.task import CRISTask
 from crislit.train import build_data, build_model
 
-MODELS = ("tiny", "rn50", "rn101")
+MODELS = ("tiny", "rn50", "rn101", "rn50x4")
 EMBEDDED = ("shapes", "shapes+", "gshapes")
 REAL = ("refcoco", "refcoco+", "grefcoco", "grefcoco_google")
 ABLATIONS = {  # file: (Con., n), as in table 1

@@ -1,6 +1,7 @@
 """The pretraining of the tiny CLIP: its loss by hand, its scenes, and going on after an interruption."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from crislit.config import load_settings
 from crislit.data.shapes import SETS, make_scene
+from crislit.models.clip_weights import SHIPPED
 from crislit.models.cris import build_clip
+from crislit.train import build_model, initialise
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +134,36 @@ def test_scaling_the_sentences_changes_no_similarity(script: ModuleType) -> None
     script.scale_sentences(towers, sentences)
     torch.testing.assert_close(script.encode(towers, sentences).detach(), before)
     assert script.project(towers, sentences).norm(dim=-1).mean().item() == pytest.approx(script.SENTENCE_NORM, rel=1e-4)
+
+
+# -- What ships ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_weights_are_small_and_record_how_they_were_made() -> None:
+    path = SHIPPED / "tiny-clip.safetensors"
+    assert path.stat().st_size <= 15 * 2**20
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["pretraining"])
+    recorded = json.loads((Path(__file__).parents[1] / "results/tiny_clip.json").read_text())
+    assert facts == recorded
+    assert {"command", "seed", "seconds", "date", "commit", "hardware", "retrieval"} <= set(facts)
+
+
+def test_the_shipped_weights_retrieve_as_recorded(script: ModuleType) -> None:
+    towers = build_clip(load_settings()["model"]["clip"])
+    towers.load_state_dict({name: value.float() for name, value in load_file(SHIPPED / "tiny-clip.safetensors").items()})
+    scenes = [script.draw(number, "shapes", "val", 128) for number in range(SETS["shapes"].splits["val"])]
+    recorded = json.loads((Path(__file__).parents[1] / "results/tiny_clip.json").read_text())["retrieval"]["shapes, 2 objects"]
+    found = script.retrieval(towers, scenes, 2)
+    for name, value in recorded.items():
+        assert found[name] == pytest.approx(value, abs=0.01), name
+    assert found["image_to_text_R@10"] > 10 * found["chance_R@10"]
+
+
+def test_they_are_the_default_of_the_tiny_network() -> None:
+    settings = load_settings()
+    model = build_model(settings)
+    assert initialise(model, settings).startswith("tiny-clip (sha256 ")
+    weights = load_file(SHIPPED / "tiny-clip.safetensors")
+    assert torch.equal(model.text_encoder.text_projection, weights["text_projection"].float())
+    assert torch.equal(model.image_encoder.resnet.conv1.weight, weights["visual.conv1.weight"].float())

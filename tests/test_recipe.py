@@ -71,6 +71,11 @@ def expected(recipe: str, epoch: int) -> dict[str, float]:
     return {"encoders": encoders, "rest": 1e-4 if epoch <= 35 else 1e-5}
 
 
+def test_the_embedded_recipe_trains_the_encoders_at_a_lower_rate_from_the_start() -> None:
+    rates = fit(small_task("shapes"), 3)
+    assert rates == [pytest.approx({"encoders": 0.3 * rate, "rest": rate}) for rate in (1e-3, 1e-3, 1e-4)]
+
+
 @pytest.mark.parametrize("recipe", ["released", "paper"])
 def test_every_group_has_the_recipes_rate_in_each_of_the_50_epochs(recipe: str) -> None:
     epochs = load_settings(["dataset=refcoco", f"recipe={recipe}"])["recipe"]["epochs"]

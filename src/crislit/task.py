@@ -27,8 +27,9 @@ class CRISTask(L.LightningModule):
     Args:
         model: The network.
         learning_rate: Of every parameter in the first epoch.
-        encoder_factor: What the encoders' rate is multiplied by from the second epoch on. The released code means to train
-            them at a tenth, but sets only ``initial_lr``, which takes effect at the first step of the scheduler.
+        encoder_factor: What the encoders' rate is multiplied by.
+        encoder_from: Epoch, counted from 0, from which it is. The released code means to train the encoders at a tenth, but
+            sets only ``initial_lr``, which takes effect at the first step of the scheduler: after an epoch.
         milestones: Epochs after which all rates are multiplied by ``gamma``.
         gamma: See ``milestones``.
         threshold: Where a probability becomes a mask (0.35, section 4.2).
@@ -47,6 +48,7 @@ class CRISTask(L.LightningModule):
         *,
         learning_rate: float = 1e-4,
         encoder_factor: float = 1.0,
+        encoder_from: int = 1,
         milestones: Sequence[int] = (35,),
         gamma: float = 0.1,
         threshold: float = 0.35,
@@ -63,6 +65,8 @@ class CRISTask(L.LightningModule):
                 raise InputError(f"recipe.optimizer.{name} must be a positive number, got {value!r}")
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs alike
         self.learning_rate, self.encoder_factor = learning_rate, encoder_factor
+        check_whole("recipe.optimizer.encoder_from", encoder_from, 0)
+        self.encoder_from = encoder_from
         if isinstance(milestones, str) or not isinstance(milestones, Sequence):
             raise InputError(f"recipe.optimizer.milestones must be a list of epochs, got {milestones!r}")
         for milestone in milestones:
@@ -89,7 +93,7 @@ class CRISTask(L.LightningModule):
             {"params": list(params), "lr": self.learning_rate, "name": name} for name, params in self.parameter_groups().items()
         ]
         optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused=True)  # the same steps, several times faster
-        # The steps of MultiStepLR, and for the encoders one more after the first epoch.
+        # The steps of MultiStepLR, and for the encoders one more.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [self.encoder_rate if name == "encoders" else self.rate for name in self.parameter_groups()]
         )
@@ -114,7 +118,7 @@ class CRISTask(L.LightningModule):
 
     def encoder_rate(self, epoch: int) -> float:
         """Return the factor of the encoders' learning rate in an epoch, counted from 0."""
-        return self.rate(epoch) * (self.encoder_factor if epoch else 1.0)
+        return self.rate(epoch) * (self.encoder_factor if epoch >= self.encoder_from else 1.0)
 
     # -- Evaluation
 

@@ -84,7 +84,9 @@ def for_each_sentence(x: Tensor, sentences: int, owners: Tensor | None) -> Tenso
     """Repeat pictures' maps for the sentences that share them: (P, C, h, w) -> (B, C, h, w)."""
     if owners is not None:
         return x[owners]
-    return x if x.shape[0] == sentences else x.repeat_interleave(sentences // x.shape[0], dim=0)
+    if x.shape[0] == sentences:
+        return x
+    return x.repeat_interleave(sentences // x.shape[0], dim=0).contiguous(memory_format=torch.channels_last)
 
 
 def coordinates(x: Tensor) -> Tensor:

@@ -1,0 +1,221 @@
+"""The page in a real browser: upload, type, click, and the mask is the Segmenter's."""
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import crislit
+from crislit import demo
+from crislit.checkpoint import Checkpoint, write_folder
+from crislit.demo import MOST_SENTENCES, colours, save_masks, segment, show
+from crislit.errors import InputError
+from crislit.models.cris import build_cris
+from crislit.overlay import COLOURS
+from crislit.segmenter import Segmenter
+from tests.runs import command, environment
+from tests.test_segmenter import CLIP, photo
+
+SENTENCES = ["the man in red", "leftmost dog"]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network about half of whose first probabilities are above its threshold."""
+    torch.manual_seed(0)
+    model = build_cris(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
+    with torch.no_grad():
+        model.head.linear.weight.mul_(5)  # type: ignore[union-attr, operator]
+    median = float(np.median(Segmenter(model, image_size=64, device="cpu")(photo(120, 160), SENTENCES)[0].probability))
+    folder = tmp_path_factory.mktemp("networks") / "net"
+    write_folder(Checkpoint(model.settings, model.state_dict(), 64, round(median, 2), "random"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(network: Path) -> Segmenter:
+    return crislit.load(network, device="cpu")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    PIL.Image.fromarray(photo(120, 160)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+# -- What the page computes ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shown_is_the_segmenters(segmenter: Segmenter, picture: Path, tmp_path: Path) -> None:
+    marked = segment(segmenter, str(picture), " the man in red \n\nleftmost dog\nleftmost dog")
+    (image, annotations), maps, file = show(marked, segmenter.threshold, tmp_path)
+    expected = segmenter(picture, [*SENTENCES, SENTENCES[1]])
+    assert np.array_equal(image, photo(120, 160))
+    assert [label for _, label in annotations] == [*SENTENCES, "leftmost dog (3)"]
+    for (mask, _), result in zip(annotations, expected, strict=True):
+        assert np.array_equal(mask, result.mask)
+    assert [caption.split(":")[0] for _, caption in maps] == [*SENTENCES, "leftmost dog (3)"]
+    assert maps[0][1].endswith(f"{100 * expected[0].mask.mean():.1f} % of the picture")
+    with zipfile.ZipFile(file) as archive:
+        assert archive.namelist() == ["mask-the-man-in-red.png", "mask-leftmost-dog.png", "mask-leftmost-dog-2.png"]
+        saved = np.array(PIL.Image.open(io.BytesIO(archive.read("mask-the-man-in-red.png"))))
+    assert np.array_equal(saved, np.where(expected[0].mask, 255, 0))
+    _, maps, file = show(segment(segmenter, str(picture), "star"), 0.999999, tmp_path)
+    assert maps[0][1] == "star: nothing"
+    assert not np.array(PIL.Image.open(file)).any()
+
+
+def test_colours_are_those_of_the_overlays() -> None:
+    assert colours(["a", "b"]) == {"a": "#e69f00", "b": "#56b4e9"}
+    assert colours(["a"] * 8)["a"] == "#{:02x}{:02x}{:02x}".format(*COLOURS[0])
+
+
+def test_masks_of_an_hour_ago_are_deleted(tmp_path: Path) -> None:
+    masks = [np.ones((8, 8), dtype=bool)]
+    old, new = save_masks(["old"], masks, tmp_path), save_masks(["new"], masks, tmp_path)
+    os.utime(old.parent, (0, 0))
+    save_masks(["newest"], masks, tmp_path)
+    assert not old.exists()
+    assert new.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(" \n", "no sentence yet"), ("a\n" * (MOST_SENTENCES + 1), f"at most {MOST_SENTENCES}")],
+)
+def test_bad_requests_are_one_clear_message(
+    text: str, expected: str, segmenter: Segmenter, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        segment(segmenter, str(picture), text)
+    with pytest.raises(InputError, match="no picture yet"):
+        segment(segmenter, None, "star")
+    (tmp_path / "notes.png").write_text("not a picture")
+    with pytest.raises(InputError, match=r"^The file is no picture that can be read$"):  # and not where it lies
+        segment(segmenter, str(tmp_path / "notes.png"), "star")
+    monkeypatch.setattr(demo, "MOST_PIXELS", 10_000)
+    with pytest.raises(InputError, match="send a smaller one"):
+        segment(segmenter, str(picture), "star")
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="error: no network 'nowhere'"):
+        demo.main(["--checkpoint", "nowhere"])
+
+
+# -- In a browser -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(network: Path) -> Iterator[str]:
+    """The page, served by the command."""
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = subprocess.Popen(
+        command("demo", "--checkpoint", str(network), "--port", str(port), "--device", "cpu"), env=environment()
+    )
+    for _ in range(120):
+        time.sleep(0.5)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+    yield f"http://127.0.0.1:{port}"
+    page.terminate()
+    page.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=path, args=options)
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=[1200, 390], ids=["desk", "phone"])
+def visit(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The page, at a desk's and at a phone's width."""
+    visit = browser.new_page(viewport={"width": request.param, "height": 800})
+    visit.set_default_timeout(30_000)
+    visit.goto(address)
+    visit.get_by_role("button", name="Mark", exact=True).wait_for()
+    yield visit
+    visit.close()
+
+
+def ask(visit: Any, picture: Path | None, text: str) -> None:
+    """Upload, type, click."""
+    if picture is not None:
+        visit.set_input_files("input[type=file]", str(picture))
+        visit.get_by_role("button", name="Remove").or_(visit.get_by_label("Clear")).first.wait_for()
+    visit.get_by_label("Sentences, one a line").fill(text)
+    visit.get_by_role("button", name="Mark", exact=True).click()
+
+
+def download(visit: Any, name: str) -> bytes:
+    """Fetch the offered file once it has this name."""
+    link = visit.locator(f"a[download='{name}']").first
+    link.wait_for()
+    with visit.expect_download() as found:
+        link.click()
+    return Path(found.value.path()).read_bytes()
+
+
+@pytest.mark.slow
+def test_upload_type_click_and_the_mask_is_the_segmenters(visit: Any, picture: Path, segmenter: Segmenter) -> None:
+    ask(visit, picture, "the man in red")
+    mask = np.array(PIL.Image.open(io.BytesIO(download(visit, "mask-the-man-in-red.png"))))
+    expected = segmenter(picture, "the man in red")[0]
+    assert 0.1 < expected.mask.mean() < 0.9
+    assert np.array_equal(mask, np.where(expected.mask, 255, 0))
+    # Another threshold cuts the same probabilities anew.
+    box = visit.locator("input[type=number]").first
+    box.fill(str(round(segmenter.threshold + 0.05, 2)))
+    box.press("Enter")
+    visit.get_by_role("slider").first.press("ArrowRight")
+    visit.wait_for_timeout(1500)
+    wide = visit.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+    assert not wide, "nothing has to be scrolled to the side"
+
+
+@pytest.mark.slow
+def test_several_sentences_have_their_own_colours_and_an_archive(visit: Any, picture: Path, segmenter: Segmenter) -> None:
+    ask(visit, picture, "\n".join(SENTENCES))
+    with zipfile.ZipFile(io.BytesIO(download(visit, "masks.zip"))) as archive:
+        for name, result in zip(archive.namelist(), segmenter(picture, SENTENCES), strict=True):
+            assert np.array_equal(np.array(PIL.Image.open(io.BytesIO(archive.read(name)))) > 0, result.mask)
+    for sentence in SENTENCES:
+        assert visit.get_by_text(sentence, exact=True).count() >= 1
+
+
+@pytest.mark.slow
+def test_a_bad_upload_gets_a_message_without_paths_and_the_page_goes_on(visit: Any, picture: Path, tmp_path: Path) -> None:
+    ask(visit, None, "star")
+    visit.get_by_text("There is no picture yet").wait_for()
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:300])
+    visit.set_input_files("input[type=file]", str(tmp_path / "broken.png"))
+    visit.wait_for_timeout(1500)
+    visit.get_by_role("button", name="Mark", exact=True).click()
+    visit.get_by_text("The file is damaged").or_(visit.get_by_text("no picture that can be read")).first.wait_for()
+    content = visit.content()
+    assert "Traceback" not in content
+    assert str(tmp_path) not in content
