@@ -260,6 +260,7 @@ def test_the_configuration_tells_the_network_the_image_size_and_the_threshold(fo
         "initial_weights": f"released checkpoint {plain.name}",
         "steps": 0,
         "training": {},
+        "results": {},
     }
     assert (folder / "config.json").read_text().endswith("}\n")
 

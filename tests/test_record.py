@@ -71,7 +71,7 @@ def test_what_changes_no_number_changes_no_experiment(override: str) -> None:
         "batch_size=64",
         "recipe.epochs=1",
         "trainer.max_steps=2",
-        "recipe.optimizer.learning_rate=1e-3",
+        "recipe.optimizer.learning_rate=2e-3",
         "threshold=0.5",
         "protocol=first_sentence",
         "model.clip_weights=null",

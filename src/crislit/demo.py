@@ -100,7 +100,7 @@ def build_page(segmenter: Segmenter) -> Any:
                 masks = gradio.File(label="Masks, as PNG", interactive=False)
         shown = [overlay, maps, masks]
         gradio.on([button.click, text.submit], mark, [picture, text, threshold], [remembered, *shown], api_name="mark")
-        threshold.release(cut, [remembered, threshold], shown, api_name=False)
+        threshold.release(cut, [remembered, threshold], shown, api_visibility="private")
         examples = [[str(path), path.with_suffix(".txt").read_text()] for path in sorted(EXAMPLES.glob("*.jpg"))]
         if examples:
             gradio.Examples(examples, [picture, text], label="Examples")
