@@ -47,15 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         page = build_page(load(options.checkpoint, device=options.device))
         try:
-            page.launch(
+            _, address, _ = page.launch(
                 server_name=options.host,
                 server_port=options.port,
                 max_file_size=LARGEST_UPLOAD,
                 share=False,
                 footer_links=[],
+                quiet=True,
+                prevent_thread_lock=True,
             )
         except OSError as error:
             raise InputError(f"cannot serve at {options.host}: {error}") from error
+        print(f"the page is at {address} until Ctrl-C", flush=True)
+        page.block_thread()
 
 
 def build_page(segmenter: Segmenter) -> Any:
