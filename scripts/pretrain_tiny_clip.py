@@ -204,7 +204,7 @@ def main() -> None:
         "hardware": hardware(),
         "retrieval": found,
     }
-    scale_sentences(towers, [said[0][0] for scenes_of in held_out.values() for _, said in scenes_of])
+    scale_sentences(towers, [said[0][0] for _, said in scenes[:1000]])
     weights = {name: value.half() if value.is_floating_point() else value for name, value in towers.state_dict().items()}
     save_file({name: value.contiguous() for name, value in weights.items()}, options.target, {"pretraining": json.dumps(facts)})
     work.unlink(missing_ok=True)

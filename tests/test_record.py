@@ -11,7 +11,11 @@ import pytest
 from crislit.config import load_settings
 from crislit.errors import InputError
 from crislit.metrics import METRICS
-from crislit.record import COLUMNS, add_run, experiment, find_run, is_sound, read_rows, rows_of, write_rows
+from crislit.record import COLUMNS, add_run, find_run, identify, is_sound, read_rows, rows_of, write_rows
+
+
+def experiment(settings: dict[str, Any]) -> str:
+    return identify(settings)["experiment"]
 
 
 def results(*overrides: str, **changes: Any) -> dict[str, Any]:
@@ -47,11 +51,14 @@ def results(*overrides: str, **changes: Any) -> dict[str, Any]:
         "workers=0",
         "logger=none",
         "eval_batch_size=3",
-        "trainer=ddp_cpu",
+        "trainer=ddp",
+        "trainer=gpu",
+        "trainer=cpu",
+        "+trainer.enable_progress_bar=false",
+        "dataset.evaluation_splits=[val]",
         "checkpoint_every=7",
         "callbacks.pictures=0",
         "record=null",
-        "batch_size_per_device=8",
     ],
 )
 def test_what_changes_no_number_changes_no_experiment(override: str) -> None:
@@ -74,6 +81,16 @@ def test_what_changes_no_number_changes_no_experiment(override: str) -> None:
         "recipe.optimizer.learning_rate=2e-3",
         "threshold=0.5",
         "protocol=first_sentence",
+        "batch_size_per_device=8",  # BatchNorm sees fewer at once
+        "trainer=ddp_cpu",  # and here, where there is no SyncBN
+        "trainer.precision=16-mixed",
+        "trainer.sync_batchnorm=true",
+        "trainer.check_val_every_n_epoch=3",  # decides which checkpoint is the best
+        "+trainer.gradient_clip_val=0.1",
+        "+trainer.limit_train_batches=0.1",
+        "+trainer.limit_test_batches=1",
+        "+trainer.fast_dev_run=true",
+        "resume=last.ckpt",
         "model.clip_weights=null",
         "model.clip_weights=openai",
     ],
@@ -97,6 +114,26 @@ def test_the_version_of_the_embedded_data_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
     assert experiment(load_settings()) != shapes_before
     assert experiment(load_settings(["dataset=refcoco"])) == real_before
+
+
+def test_real_data_count_by_their_content_not_their_place(tmp_path: Path, minirefer: Path) -> None:
+    there = tmp_path / "moved"
+    (there / "refcoco").mkdir(parents=True)
+    (there / "refcoco/refs(unc).p").write_bytes((minirefer / "refcoco/refs(unc).p").read_bytes())
+    settings = ["dataset=refcoco", f"data_root={minirefer}"]
+    assert experiment(load_settings(settings)) == experiment(load_settings(["dataset=refcoco", f"data_root={there}"]))
+    (there / "refcoco/refs(unc).p").write_bytes(b"the real one")
+    assert experiment(load_settings(settings)) != experiment(load_settings(["dataset=refcoco", f"data_root={there}"]))
+
+
+def test_rows_of_one_table_have_one_setting() -> None:
+    def setting(*overrides: str) -> str:
+        return identify(load_settings(overrides))["setting"]
+
+    for same in (["seed=4"], ["dataset=gshapes"], ["ablation=baseline"], ["ablation=con_dec4", "dataset=shapes+"]):
+        assert setting(*same) == setting(), same
+    for other in ("recipe.optimizer.learning_rate=2e-3", "batch_size=32", "decoder.ffn=64", "dataset.sentences_per_image=1"):
+        assert setting(other) != setting(), other
 
 
 def test_a_run_is_a_row_a_split_with_what_it_takes_to_run_it_again(tmp_path: Path) -> None:

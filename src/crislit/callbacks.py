@@ -1,5 +1,6 @@
 """What a run leaves in its folder: the last checkpoint, pictures, and the results."""
 
+import functools
 import json
 import logging
 import platform
@@ -29,6 +30,9 @@ from crislit.metrics import METRICS, intersection_and_union, iou
 from crislit.models.cris import CRIS, count_parameters
 
 log = logging.getLogger(__name__)
+
+CODE = (":/src", ":/conf", ":/pyproject.toml")
+"""What a run depends on, from the checkout's top."""
 
 PROTOCOLS = {
     "all_sentences": "all sentences",
@@ -205,12 +209,18 @@ def describe_run(model: CRIS) -> dict[str, Any]:
     return {"commit": commit(), "hardware": hardware(), "parameters": count_parameters(model)}
 
 
+@functools.cache
 def commit() -> str:
-    """Return the commit of the checkout that runs, "-dirty" if it was changed, or the version of an installed package."""
+    """Return the commit of the checkout that runs, "-dirty" if its code was changed, or the version of an installed package.
+
+    It is what was there when it was first asked for, which a program does when it begins.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", *CODE], capture_output=True, text=True, check=True
+        ).stdout
         tracked = (
             subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False).returncode == 0
         )

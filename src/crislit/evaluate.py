@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from crislit.callbacks import commit
 from crislit.checkpoint import read_checkpoint
 from crislit.config import program
 from crislit.errors import InputError
@@ -21,6 +22,7 @@ def main(config: DictConfig) -> None:
     settings: Settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = time.perf_counter()
+    commit()
     if not settings["checkpoint"]:
         raise InputError("which checkpoint? evaluate needs checkpoint=PATH, such as checkpoint=RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(Path(settings["checkpoint"]).expanduser())
@@ -50,6 +52,7 @@ def main(config: DictConfig) -> None:
     trainer = build_trainer(settings, folder, callbacks=[], logger=False)
     # What the network is stays known: the training's model, decoder, loss and recipe under the evaluation's own settings.
     known = describe_network(checkpoint.settings) | trained | settings | {"recipe": trained.get("recipe")}
+    known |= {name: trained[name] for name in ("trainer", "resume") if name in trained}
     results = evaluate_splits(trainer, task, data, known, folder, blind)
     results |= {
         "steps": checkpoint.steps,

@@ -14,7 +14,7 @@ from filelock import FileLock
 from crislit.data import shapes
 from crislit.errors import InputError
 from crislit.metrics import METRICS
-from crislit.models.clip_weights import fingerprint_source
+from crislit.models.clip_weights import fingerprint_source, sha256
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ Row = dict[str, str]
 
 COLUMNS = (
     "experiment",
+    "setting",
     "dataset",
     "split",
     "of_splits",
@@ -49,27 +50,67 @@ COLUMNS = (
 )
 
 
-def experiment(settings: Settings) -> str:
-    """Return what identifies a run's experiment: a digest of every setting that its numbers depend on.
+NO_NUMBERS = {"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "num_sanity_val_steps", "profiler"}
+NO_NUMBERS |= {"enable_progress_bar", "enable_model_summary", "enable_checkpointing", "default_root_dir", "benchmark"}
+NO_NUMBERS |= {"deterministic", "detect_anomaly", "logger", "callbacks"}
+"""Settings of the trainer that change no number but by rounding."""
 
-    Where the data are, how many devices and workers share the work, and what is logged changes no number but by rounding.
+
+def identify(settings: Settings) -> dict[str, str]:
+    """Return two digests of the settings that a run's numbers depend on.
+
+    Where the data are, how many workers and GPUs share the work, and what is logged changes no number but by rounding.
+    Processes on CPUs do: there BatchNorm sees each one's own share of a batch.
+
+    Returns:
+        ``experiment``: of all of them. ``setting``: of those that rows of one table have in common, without seed, data set
+        and row of table 1.
     """
-    names = ("model", "dataset", "decoder", "loss", "projector", "recipe", "image_size", "batch_size", "threshold", "protocol")
-    facts = {name: settings[name] for name in names} | {"seed": settings["seed"]}
-    facts["trainer"] = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
-    facts["model"] = facts["model"] | {"clip_weights": fingerprint_source(settings["model"]["clip_weights"])}
-    if settings["dataset"]["embedded"]:
-        facts["version of the embedded data"] = shapes.VERSION
+    names = ("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size", "batch_size_per_device")
+    facts: dict[str, Any] = {name: settings.get(name) for name in (*names, "threshold", "protocol", "resume")}
+    trainer = dict(settings.get("trainer") or {})
+    facts["trainer"] = {name: value for name, value in trainer.items() if name not in NO_NUMBERS}
+    if trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int):
+        facts["processes without SyncBN"] = trainer["devices"] * trainer.get("num_nodes", 1)
+    else:
+        facts["processes without SyncBN"] = 1
+    weights = settings["model"].get("clip_weights")
+    facts["model"] = settings["model"] | {"clip_weights": fingerprint_source(weights)}
+    dataset = settings["dataset"]
+    common = facts | {name: dataset.get(name) for name in ("sentences_per_image", "max_images")}
+    common["decoder"] = {name: value for name, value in settings["decoder"].items() if name != "layers"}
+    common["loss"] = {name: value for name, value in settings["loss"].items() if name != "contrastive"}
+    own = {name: value for name, value in dataset.items() if name not in ("evaluation_splits", "blind_control", "file")}
+    own |= {"seed": settings["seed"], "content": data_content(settings)}
+    return {"experiment": digest(facts | {"dataset": own}), "setting": digest(common)}
+
+
+def data_content(settings: Settings) -> str | None:
+    """Return what identifies the refs that a run sees: the embedded set's version, or the digest of the refs file."""
+    dataset = settings["dataset"]
+    if dataset["embedded"]:
+        return f"version {shapes.VERSION}"
+    if dataset.get("file"):
+        path = Path(dataset["file"]).expanduser()
+    else:
+        path = Path(settings["data_root"]).expanduser() / dataset["folder"] / dataset["refs"]
+    return sha256(path) if path.is_file() else None
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """Return a short digest of settings."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def rows_of(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows of a run's ``results.json``, one a split."""
     config = results["config"]
+    known = results if "experiment" in results else identify(config)
     rows = []
     for split, values in results["splits"].items():
         row = {
-            "experiment": experiment(config),
+            "experiment": known["experiment"],
+            "setting": known["setting"],
             "dataset": config["dataset"]["name"],
             "split": split,
             "of_splits": " ".join(results["splits"]),
@@ -135,7 +176,7 @@ def find_run(path: Path, settings: Settings) -> list[Row]:
     """Return a run's recorded rows, one a split; none if it is not recorded, or not whole."""
     if not path.is_file():
         return []
-    name = experiment(settings)
+    name = identify(settings)["experiment"]
     rows = [row for row in read_rows(path) if row["experiment"] == name]
     splits = [row["split"] for row in rows]
     whole = bool(rows) and all(sorted(row["of_splits"].split()) == sorted(splits) for row in rows)

@@ -22,6 +22,7 @@ from crislit.callbacks import (
     LastCheckpoint,
     Narrator,
     Pictures,
+    commit,
     describe_run,
     measure_fps,
     print_results,
@@ -37,6 +38,7 @@ from crislit.loggers import choose_wandb_mode, close_loggers, log_checkpoint, lo
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
+from crislit.record import identify
 from crislit.sweep import run_job
 from crislit.task import CRISTask
 
@@ -155,6 +157,7 @@ def main(config: DictConfig) -> float:
 def run(settings: Settings, folder: Path) -> float:
     """Train and evaluate a configuration in this process, and leave everything in a folder."""
     start = time.perf_counter()
+    commit()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
     if settings["model"]["clip_weights"] is not None and settings["resume"] is None:
         find_weights(settings["model"]["clip"], str(settings["model"]["clip_weights"]))  # before long work, not after
@@ -271,6 +274,7 @@ def evaluate_splits(
         "config": settings,
         "overrides": list(HydraConfig.get().overrides.task),
         "seed": settings["seed"],
+        **identify(settings),
         **describe_run(task.model),
         "fps": measure_fps(task.model, trainer.strategy.root_device, data.image_size, data.max_words),
         "threshold": task.threshold,
