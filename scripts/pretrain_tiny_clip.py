@@ -152,6 +152,8 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
     done = 0
     if work.is_file():
         kept = torch.load(work, weights_only=True)
+        if kept["of"] != [steps, batch, seed]:
+            raise SystemExit(f"error: {work} is of a training with (steps, batch, seed) {kept['of']}; delete it to begin anew")
         towers.load_state_dict(kept["towers"])
         adam.load_state_dict(kept["adam"])
         rates.load_state_dict(kept["rates"])
@@ -170,6 +172,7 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
         if (step + 1) % EVERY == 0:
             print(f"step {step + 1} of {steps}: loss {np.mean(losses[-EVERY:]):.3f}", flush=True)
             kept = {"towers": towers.state_dict(), "adam": adam.state_dict(), "rates": rates.state_dict(), "step": step + 1}
+            kept["of"] = [steps, batch, seed]
             torch.save(kept, work.with_suffix(".part"))
             work.with_suffix(".part").replace(work)
 

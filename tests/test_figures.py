@@ -36,6 +36,10 @@ def test_failures_are_sorted_by_what_the_prediction_covers() -> None:
     assert sort_failure(nothing, truth, [other]) == "missed"
     assert sort_failure(other, truth, [nothing]) == "missed"  # an object without pixels is never covered
     assert sort_failure(truth, truth, []) == "poor boundary"
+    part = truth.copy()
+    part[:, :4] = False  # a thing within the target, and predicted with it
+    assert sort_failure(truth, truth, [part]) == "poor boundary"
+    assert sort_failure(truth | other, truth, [part | other]) == "ambiguous sentence"
 
 
 def test_attention_over_words_is_a_distribution_and_padding_gets_none(four_networks: list[Path], small_shapes: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from crislit import loggers
 from crislit.config import load_settings
+from crislit.metrics import METRICS
 from tests.runs import run
 
 SHORT = ("batch_size=16", "image_size=64", "recipe.epochs=1", "trainer.log_every_n_steps=1", "callbacks.pictures=2")
@@ -93,9 +95,9 @@ def test_an_offline_run_of_weights_and_biases_holds_everything(
     assert history["val/mIoU"][-1] == pytest.approx(results["splits"]["val"]["mIoU"], abs=1e-6)
     assert len(history["train/loss"]) == results["steps"]
     assert groups == {"a sweep"}
-    flat = json.dumps(config)
     assert config["parameters"] == results["parameters"]
-    assert '"clip"' in flat or "model" in config
+    assert config["model"] == results["config"]["model"]
+    assert config["recipe"] == results["config"]["recipe"]
     assert config["batch_size"] == 16
     # The samples: a table, pictures with two masks each that can be switched, and the drawn figures.
     media = folder.glob("wandb/offline-run-*/files/media/**/*.*")
@@ -140,7 +142,7 @@ def test_csv_gets_the_same_scalars_and_the_configuration(
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home without a key, and an environment without a choice."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -177,6 +179,17 @@ def test_with_a_key_and_a_server_it_stays_online(home: Path, monkeypatch: pytest
     (home / ".netrc").write_text("machine api.wandb.ai login user password x\n")
     monkeypatch.setattr(loggers, "unreachable", lambda _: "")
     assert mode(monkeypatch, Path("run")) is None
+
+
+def test_a_key_counts_for_its_own_server_wherever_it_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "unreachable", lambda _: "")
+    (home / "keys").write_text("machine boards.example.org login user password x\n")
+    monkeypatch.setenv("NETRC", str(home / "keys"))
+    assert mode(monkeypatch, Path("run")) == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://boards.example.org:8443/x")
+    assert mode(monkeypatch, Path("run")) is None
+    (home / "keys").write_text("mach")
+    assert mode(monkeypatch, Path("run")) == "offline"
 
 
 def test_the_users_own_choice_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +233,10 @@ def test_the_workspace_shows_what_the_runs_log() -> None:
     built = dashboard.workspace("me", "crislit")
     assert [section.name for section in built.sections] == ["Training", "Table 1", "Samples"]
     text = built._to_model().model_dump_json(by_alias=True)
+    logged = {"train/loss", "lr-Adam/encoders", "lr-Adam/rest", "trainer/global_step"}
+    logged |= {f"{split}/{metric}" for split in ("val", "testA", "testB", "test", "val-blind") for metric in METRICS}
+    named = set(re.findall(r"[\w-]+/[\w@]+", text)) - {"crislit/", "me/"}
+    assert {name for name in named if not name.startswith(("me/", "http"))} <= logged, "only what runs log is shown"
     for shown in ("train/loss", "val/mIoU", "testA/mIoU", "val-blind/mIoU", "overlays", "figures", "lr-Adam/encoders"):
         assert shown in text
     assert "loss.value.contrastive" in text  # runs are grouped by table 1's columns

@@ -21,4 +21,6 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, small_shapes: Path, tmp_
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3")
     client.execute(cwd=str(tmp_path / "notebooks"))
-    assert all(output.output_type != "error" for cell in notebook.cells for output in cell.get("outputs", ()))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert all(output.output_type != "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs), "pictures are shown, not named"

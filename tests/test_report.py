@@ -1,5 +1,6 @@
 """The report: hand-computed means and differences, the paper's own numbers, what was not run."""
 
+import copy
 import csv
 import json
 import re
@@ -101,7 +102,7 @@ def test_several_seeds_become_mean_and_spread() -> None:
     # mean 43.00; deviations -3, 1, 2: sample variance (9 + 1 + 4) / 2 = 7
     assert line["mIoU"] == "43.00 ± 2.65"
     assert line["seeds"] == "3"
-    assert line["Params"] == "0.00 ± 0.00"
+    assert line["Params"] == "0.00"  # which has no spread
 
 
 def test_other_settings_are_other_tables_and_never_averaged() -> None:
@@ -112,14 +113,56 @@ def test_other_settings_are_other_tables_and_never_averaged() -> None:
     assert all(len(rows) == 1 for runs in tables.values() for rows in runs.values())
 
 
-def test_runs_of_other_lengths_are_not_averaged() -> None:
-    short = run("ablation=con", "recipe.epochs=1", "seed=1") | {"steps": 3}
-    with pytest.raises(InputError, match=r"differ in their steps \(3, 9\)"):
-        everything(run("ablation=con"), short)
+@pytest.mark.parametrize("override", ["recipe.epochs=1", "recipe.optimizer.gamma=1", "batch_size=64", "decoder.ffn=8"])
+def test_runs_of_other_recipes_or_networks_are_other_tables(override: str) -> None:
+    tables = everything(run("ablation=con"), run("ablation=con", override, "seed=1"))
+    assert len(tables) == 2
+    assert len({str(setting) for setting in tables}) == 2
 
 
-def test_what_is_no_row_of_table_1_is_left_out() -> None:
+def test_two_runs_of_one_seed_are_not_taken_for_two_seeds() -> None:
+    one = rows_of(run("ablation=con"))
+    two = [{**row, "experiment": "another"} for row in one]
+    with pytest.raises(InputError, match="two different runs of shapes, con, val, seed 0 in one setting"):
+        report.by_setting([*one, *two])
+
+
+def test_an_evaluation_of_a_runs_own_checkpoint_is_not_another_run(tmp_path: Path) -> None:
+    trained = run("ablation=con")
+    evaluated = copy.deepcopy(trained)
+    evaluated["config"] |= {"split": "val", "eval_batch_size": 3, "checkpoint": "x.ckpt"}
+    evaluated["config"]["dataset"]["evaluation_splits"] = ["val"]
+    for name, made in (("a", trained), ("b", evaluated)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(made))
+    (cells,) = report.by_setting(report.collect([tmp_path])).values()
+    assert all(len(rows) == 1 for rows in cells.values())
+
+
+def test_a_released_checkpoints_evaluation_stands_beside_the_paper() -> None:
+    made = run("model=rn50", "dataset=refcoco", mIoU=0.6952) | {"initial_weights": "released checkpoint cris_r50.pth"}
+    for name in ("recipe", "batch_size", "batch_size_per_device", "resume", "trainer"):
+        del made["config"][name]
+    made["config"]["model"] = {name: made["config"]["model"][name] for name in ("clip", "neck")}
+    ((setting, runs),) = everything(made).items()
+    assert setting.published
+    assert line_of(report.table1(runs, published=True), "RefCOCO", "yes", "3")["mIoU"] == "69.52 (69.52, +0.00)"
+
+
+@pytest.mark.parametrize("override", ["image_size=64", "threshold=0.5", "protocol=first_sentence", "model.clip_weights=null"])
+def test_what_the_paper_did_not_do_is_not_compared_with_it(override: str) -> None:
+    weights = {"initial_weights": "random"} if "null" in override else {}
+    made = run("model=rn50", "dataset=refcoco", override) | weights
+    made |= {"threshold": made["config"]["threshold"], "protocol": made["config"]["protocol"]}
+    ((setting, _),) = everything(made).items()
+    assert not setting.published
+    ours = [line for line in report.table2(everything(made)) if line[0] == "CRIS, here" and line[1] == "ResNet-50"]
+    assert ours[0][2] == "50.00"
+
+
+def test_what_is_no_row_of_table_1_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert everything(run("decoder.layers=5")) == {}
+    assert "left out: shapes with contrastive=true, n = 5" in caplog.text
     assert everything(run("decoder.layers=2", "loss.contrastive=false")) == {}
 
 
@@ -174,10 +217,16 @@ def test_the_report_is_written_and_names_what_was_not_run(tmp_path: Path, capsys
         assert (tmp_path / "report" / picture).stat().st_size > 5000
     with (tmp_path / "report/table1.csv").open() as file:
         rows = list(csv.DictReader(file))
-    measured = [row for row in rows if row["data"] == "shapes" and row["mIoU"] != "not run"]
-    assert [(row["Con."], row["n"], row["mIoU"]) for row in measured] == [("yes", "-", "40.00"), ("yes", "1", "50.00")]
+    measured = [row for row in rows if row["data"] == "shapes" and row["column"] == "mIoU" and row["mean"]]
+    found = [(row["contrastive"], row["layers"], row["runs"], row["mean"]) for row in measured]
+    assert found == [("true", "0", "1", "40.0000"), ("true", "1", "1", "50.0000")]
+    full = [row for row in rows if row["data"] == "refcoco" and row["layers"] == "3"]
+    papers = [row for row in full if row["column"] in ("mIoU", "parameters")]
+    assert [(row["mean"], row["paper"], row["difference"]) for row in papers] == [("", "69.52", ""), ("", "146.85", "")]
     with (tmp_path / "report/table2.csv").open() as file:
-        assert len(list(csv.reader(file))) == 1 + 15 + 6
+        assert len([row for row in csv.DictReader(file) if row["setting"] == "in the paper" and row["paper"]]) == sum(
+            number is not None for numbers in (*TABLE2_OTHERS.values(), *TABLE2_CRIS.values()) for number in numbers
+        )
     assert "| gshapes | test |" in text
 
 
@@ -212,4 +261,15 @@ def test_the_papers_metrics_are_the_columns() -> None:
 def test_kernel_size_and_weights_are_part_of_a_tables_title() -> None:
     tables = everything(run("ablation=con", "projector.kernel_size=1"))
     (setting,) = tables
-    assert str(setting) == "tiny at 128 pixels, from openai (sha256 0), threshold 0.35, k = 1"
+    assert str(setting).startswith("tiny at 128 pixels, from openai (sha256 0), threshold 0.35, k = 1, setting ")
+
+
+def test_a_block_that_two_settings_would_fill_is_an_error(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- report table1-tiny -->\n\nold\n\n<!-- end -->\n")
+    for seed, made in enumerate((run("ablation=con"), run("ablation=con", "batch_size=32"))):
+        add_run(tmp_path / f"{seed}.csv", made)
+    files = [str(tmp_path / "0.csv"), str(tmp_path / "1.csv")]
+    with pytest.raises(SystemExit, match="several settings of tiny"):
+        report.main([*files, "--output", str(tmp_path / "report"), "--fill", str(readme)])
+    assert "old" in readme.read_text()

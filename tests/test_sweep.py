@@ -1,15 +1,20 @@
 """Sweeps: complete runs of their own, none twice, on one process or several."""
 
+import contextlib
 import csv
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from crislit.config import config_dir, load_settings
+from crislit.sweep import quoted
 from crislit.train import build_data
 from tests.runs import environment
 
@@ -99,10 +104,75 @@ def test_other_launchers_run_the_same_jobs(launcher: str, small_shapes: Path, tm
     assert len(record(tmp_path)) == 6
 
 
+def test_results_whose_row_was_lost_are_recorded_without_another_run(small_shapes: Path, tmp_path: Path) -> None:
+    job = ("ablation=con", "dataset=shapes", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert sweep(tmp_path, small_shapes, *job).returncode == 0
+    results = tmp_path / "sweep/0/results.json"
+    before, rows = results.stat().st_mtime_ns, record(tmp_path)
+    (tmp_path / "results/table1.csv").unlink()  # killed before it was written
+    again = sweep(tmp_path, small_shapes, *job)
+    assert again.returncode == 0, again.stderr
+    assert results.stat().st_mtime_ns == before
+    assert record(tmp_path) == rows
+    # Another run's results are not taken for this one's.
+    other = sweep(tmp_path, small_shapes, "ablation=dec1", *job[1:])
+    assert other.returncode == 1
+    assert "holds another run" in other.stderr
+
+
+def children(pid: int) -> set[int]:
+    """Process ids of all that a process has started, and they."""
+    found: set[int] = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) == pid:
+                found |= {int(status.parent.name)} | children(int(status.parent.name))
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}/cmdline").is_file() and Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_that_is_ended_leaves_no_job_behind(launcher: str, small_shapes: Path, tmp_path: Path) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    long = [part for part in SMALL if "max_steps" not in part] + ["trainer.max_epochs=100000", f"data_root={small_shapes}"]
+    command = [sys.executable, "-m", "crislit.train", "-m", *long, f"hydra/launcher={launcher}", "seed=0,1"]
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+        for _ in range(240):
+            time.sleep(0.5)
+            if list(tmp_path.glob("multirun/*/*/0/metrics.csv")):
+                break
+        started = children(running.pid)
+        assert len(started) >= 1
+        running.terminate()
+        running.wait(30)
+        for _ in range(80):
+            time.sleep(0.5)
+            trainings = {pid for pid in alive(started) if b"hydra.run.dir" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+            if not trainings:
+                break
+    assert not trainings, (tmp_path / "log").read_text()[-2000:]
+
+
+@pytest.mark.parametrize("name", ["a b", "a=b", "a,b", "a'b", "a\\b", "a\\'b", "a\\", "[a]{b}$c", "a\\\\'"])
+def test_any_path_reaches_the_job_as_it_is(name: str) -> None:
+    path = Path("/somewhere") / name
+    parsed = OverridesParser.create().parse_override(f"hydra.run.dir={quoted(path)}")
+    assert parsed.value() == str(path)
+
+
 def test_the_slurm_example_asks_for_two_nodes_of_eight() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        overrides = ["hydra/launcher=slurm", "trainer=ddp", "trainer.devices=8", "trainer.num_nodes=2", "experiment=table2"]
+        readme = (Path(__file__).parents[1] / "README.md").read_text()
+        (line,) = re.findall(r"^    python -m crislit.train -m (hydra/launcher=slurm .*?)(?:\s+#.*)?$", readme, re.MULTILINE)
+        overrides = [re.sub(r",.*", "", part) for part in line.split()]  # its first job
         config = compose("train", overrides, return_hydra_config=True)
     launcher = config.hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ class Subject:
         self.data: ReferEvaluationSet = self.module.evaluation_set(split)
 
     @property
+    def source(self) -> str:
+        """What the network was trained on, as far as it decides which samples there are."""
+        dataset = self.checkpoint.config["dataset"]
+        return " ".join(str(dataset[name]) for name in ("name", "folder", "refs", "file") if dataset.get(name))
+
+    @property
     def title(self) -> str:
         """How figure 4 calls such a network."""
         settings = self.checkpoint.settings
@@ -89,6 +96,9 @@ def spread(total: int, count: int) -> list[int]:
 def compare(subjects: Sequence[Subject], numbers: Sequence[int]) -> Figure:
     """Draw the same samples' masks by several networks side by side, after the picture and the truth (figure 4)."""
     first = subjects[0]
+    for subject in subjects[1:]:
+        if subject.source != first.source:
+            raise InputError(f"checkpoints of different data cannot be compared: {first.source} and {subject.source}")
     masks = [dict(subject.predictions(numbers)) for subject in subjects]
     figure = Figure(figsize=(2.4 * (2 + len(subjects)), 2.0 * len(numbers) + 0.4), layout="constrained")
     grid = figure.subplots(len(numbers), 2 + len(subjects), squeeze=False)
@@ -118,7 +128,7 @@ def sort_failure(prediction: Mask, truth: Mask, others: Sequence[Mask]) -> str:
     def covered(mask: Mask) -> bool:
         return bool(mask.any() and np.count_nonzero(prediction & mask) >= COVERED * np.count_nonzero(mask))
 
-    target, other = covered(truth), any(covered(mask) for mask in others)
+    target, other = covered(truth), any(covered(mask & ~truth) for mask in others)  # a tie is part of the man who wears it
     if target:
         return "ambiguous sentence" if other else "poor boundary"
     return "wrong object" if other else "missed"
@@ -131,6 +141,8 @@ def other_objects(subject: Subject) -> dict[int, list[dict[str, Any]]]:
     if path is None:
         raise InputError("failures are sorted by all objects of a picture, and this data set lists none but those described")
     for annotation in load_json(path)["annotations"]:
+        if annotation.get("iscrowd"):  # many things at once
+            continue
         found.setdefault(int(annotation["image_id"]), []).append(annotation)
     return found
 
@@ -160,10 +172,10 @@ def failures(subject: Subject, numbers: Sequence[int], each: int) -> tuple[Figur
         masks = [decode(annotation, *truth.shape) for annotation in annotations[image_id]]
         others = [mask for mask in masks if iou(*intersection_and_union(mask, truth)) < 0.9]  # not the target itself
         sort = sort_failure(prediction, truth, others)
-        name = subject.data.name(number)
+        name, runs = subject.data.name(number), coco_mask.encode(np.asfortranarray(prediction, dtype=np.uint8))
         found.append(
             {"sample": number, "name": name, "sentence": subject.data.sentence(number), "IoU": score, "sort": sort}
-            | {"prediction": prediction}
+            | {"prediction": runs}  # packed: a whole split's would fill the memory
         )
     found.sort(key=lambda failure: failure["IoU"])
     figure = Figure(figsize=(2.6 * 2 * each, 2.35 * len(SORTS) + 0.3), layout="constrained")
@@ -179,7 +191,7 @@ def failures(subject: Subject, numbers: Sequence[int], each: int) -> tuple[Figur
         for i, failure in enumerate(members[:each]):
             image = subject.data.picture(failure["sample"])
             draw_mask(row[2 * i], image, subject.data.truth(failure["sample"]), "lime")
-            draw_mask(row[2 * i + 1], image, failure["prediction"], "orange")
+            draw_mask(row[2 * i + 1], image, coco_mask.decode(failure["prediction"]), "orange")
             row[2 * i].set_xlabel(f"“{failure['sentence']}”", fontsize=8, parse_math=False, wrap=True)
             row[2 * i + 1].set_xlabel(f"predicted, IoU {failure['IoU']:.2f}", fontsize=8)
     return figure, [{key: value for key, value in failure.items() if key != "prediction"} for failure in found]
@@ -239,11 +251,12 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
         picture = subject.data.picture(number)
         draw_mask(line[0], picture, mask, "orange")
         line[0].set_title("prediction", fontsize=8)
+        most_looked_at = max(float(np.percentile(attention, 98)) for attention in maps_of)  # one scale a row
         for axes, word, attention in zip(line[1:], words, maps_of, strict=False):
             axes.imshow(picture.mean(axis=2), cmap="gray", alpha=0.6)
+            axes.imshow(attention, cmap="inferno", alpha=0.65, vmin=0, vmax=most_looked_at)
             low, high = np.percentile(attention, [2, 98])
-            axes.imshow(attention, cmap="inferno", alpha=0.65, vmin=low, vmax=high)
-            axes.set_title(word, fontsize=9, parse_math=False)
+            axes.set_title(f"{word}\n{100 * low:.0f} to {100 * high:.0f} %", fontsize=8, parse_math=False)
     return figure
 
 
@@ -290,7 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("kind", choices=kinds, help=told)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the picture (default: KIND.png)")
-    parser.add_argument("--data-root", default="data", help="where the data are (default: data)")
+    root = os.environ.get("CRISLIT_DATA", "data")
+    parser.add_argument("--data-root", default=root, help="where the data are (default: $CRISLIT_DATA, else data)")
     parser.add_argument("--split", default="val")
     parser.add_argument("--samples", type=int, help="how many samples, evenly over the split (default: 6; all for figure 5)")
     options = parser.parse_args(arguments)
@@ -311,7 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.kind == "attention":
             figure = draw_attention(subjects[0], numbers)
         else:
-            curves = {subject.title: threshold_curve(subject, numbers) for subject in subjects}
+            titles = [subject.title for subject in subjects]
+            labels = [f"{title} ({i + 1})" if titles.count(title) > 1 else title for i, title in enumerate(titles)]
+            curves = {label: threshold_curve(subject, numbers) for label, subject in zip(labels, subjects, strict=True)}
             rows = [{"network": title, "threshold": t, "mIoU": f"{v:.4f}"} for title, curve in curves.items() for t, v in curve]
             write_table(output.with_suffix(".csv"), rows)
             figure = draw_threshold(curves)

@@ -1,11 +1,13 @@
 """What a run shows in Weights & Biases and TensorBoard beyond its scalars: configuration, samples with masks, checkpoint."""
 
 import logging
+import netrc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -46,18 +48,25 @@ def choose_wandb_mode(folder: Path) -> None:
     if os.environ.get("WANDB_MODE"):  # the user's own choice
         return
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not (os.environ.get("WANDB_API_KEY") or knows_key(Path.home() / ".netrc")):
-        reason = "no WANDB_API_KEY"
-    else:
-        reason = unreachable(server)
+    key = os.environ.get("WANDB_API_KEY") or knows_key(server)
+    reason = unreachable(server) if key else "no WANDB_API_KEY"
     if reason:
         os.environ["WANDB_MODE"] = "offline"
         log.warning("%s: Weights & Biases logs offline; `wandb sync %s/wandb/offline-run-*` sends it later", reason, folder)
 
 
-def knows_key(netrc: Path) -> bool:
-    """Whether `wandb login` has left a key."""
-    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+def knows_key(server: str) -> bool:
+    """Whether `wandb login` has left a key for a server: in the file that NETRC names, or in the home folder's."""
+    named = os.environ.get("NETRC")
+    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    host = urlsplit(server).hostname or server
+    for file in files:
+        try:
+            if netrc.netrc(str(file.expanduser())).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 def log_configuration(loggers: Sequence[Logger], settings: Mapping[str, Any], parameters: int) -> None:

@@ -3,10 +3,11 @@
 import argparse
 import csv
 import json
+import logging
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,6 +18,8 @@ from crislit.models.clip_weights import OPENAI
 from crislit.paper import TABLE1, TABLE1_METRICS, TABLE1_RESULTS, TABLE2_COLUMNS, TABLE2_CRIS, TABLE2_OTHERS
 from crislit.record import Row, read_rows, rows_of
 
+log = logging.getLogger(__name__)
+
 TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "grefcoco": "G-Ref"}
 """The paper's names of the data sets; every other set is called as its configuration."""
 COUNTED = ("mIoU", "oIoU", "Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90")
@@ -25,7 +28,7 @@ NOT_RUN = "not run"
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one table have in common."""
+    """What the runs of one table have in common; ``setting`` is a digest of all of it, see :func:`crislit.record.identify`."""
 
     model: str
     image_size: str
@@ -33,11 +36,19 @@ class Setting:
     threshold: str
     protocol: str
     kernel_size: str
+    setting: str = ""
 
     def __str__(self) -> str:
         told = f"{self.model} at {self.image_size} pixels, from {self.initial_weights}, threshold {self.threshold}"
         told += "" if self.protocol == "all_sentences" else f", {self.protocol}"
-        return told + ("" if self.kernel_size == "3" else f", k = {self.kernel_size}")
+        told += "" if self.kernel_size == "3" else f", k = {self.kernel_size}"
+        return told + (f", setting {self.setting[:6]}" if self.setting else "")
+
+    @property
+    def published(self) -> bool:
+        """Whether the paper has numbers of such runs: its network and threshold at its size, trained from CLIP's weights."""
+        papers = (self.model, self.image_size, self.threshold, self.protocol)
+        return papers in [(model, "416", "0.35", "all_sentences") for model in TABLE2_CRIS] and self.initial_weights != "random"
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,13 @@ class Measured:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ± {self.spread:.2f}" if self.spread is not None else "")
+        same = len(set(self.values)) == 1  # a number of parameters has no spread
+        return f"{self.mean:.2f}" + (f" ± {self.spread:.2f}" if self.spread is not None and not same else "")
+
+
+def papers_setting(model: str) -> Setting:
+    """Return the setting of the paper's own runs of a backbone."""
+    return Setting(model, "416", OPENAI, "0.35", "all_sentences", "3")
 
 
 Runs = Mapping[tuple[str, str, str], Sequence[Row]]
@@ -101,23 +118,26 @@ def row_of_table1(row: Row) -> str | None:
 
 
 def by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, str], list[Row]]]:
-    """Sort runs into tables.
+    """Sort runs into tables, one for each setting; what is no row of table 1 is left out, with a warning.
 
     Raises:
-        InputError: If runs of one cell were trained for different numbers of steps: their mean would mean nothing.
+        InputError: If one cell has two runs of the same seed: they are not independent, and their spread would mean nothing.
     """
     found: dict[Setting, dict[tuple[str, str, str], list[Row]]] = {}
+    others: list[str] = []
     for row in rows:
         name = row_of_table1(row)
         if name is None:
+            others.append(f"{row['dataset']} with contrastive={row['contrastive']}, n = {row['layers']}")
             continue
-        names = ("model", "image_size", "initial_weights", "threshold", "protocol", "kernel_size")
-        setting = Setting(**{key: row[key] for key in names})
+        setting = Setting(**{field.name: row[field.name] for field in fields(Setting)})
         cell = found.setdefault(setting, {}).setdefault((row["dataset"], name, row["split"]), [])
         cell.append(row)
-        if len({other["steps"] for other in cell}) > 1:
-            steps = ", ".join(sorted({other["steps"] for other in cell}))
-            raise InputError(f"runs of {row['dataset']}, {name}, differ in their steps ({steps}): report them apart")
+        if len({other["seed"] for other in cell}) < len(cell):
+            what = f"{row['dataset']}, {name}, {row['split']}, seed {row['seed']}"
+            raise InputError(f"there are two different runs of {what} in one setting: report them apart")
+    if others:
+        log.warning("not in table 1's rows, and left out: %s", "; ".join(dict.fromkeys(others)))
     return found
 
 
@@ -182,12 +202,13 @@ def table2(everything: Mapping[Setting, Runs]) -> list[list[str]]:
     for model, numbers in TABLE2_CRIS.items():
         backbone = model.replace("rn", "ResNet-")
         lines.append(["CRIS, in the paper", backbone, *(f"{number:.2f}" for number in numbers)])
-        ours: dict[str, Runs] = {str(setting): runs for setting, runs in everything.items() if setting.model == model}
-        for setting, runs in (ours or {"": {}}).items():
+        ours = {setting: runs for setting, runs in everything.items() if setting.model == model}
+        for setting, runs in (ours or {papers_setting(model): {}}).items():
             told = f" ({setting})" if len(ours) > 1 else ""
             full = [runs.get((dataset, "con_dec3", split), []) for dataset, split in TABLE2_COLUMNS]
+            known = numbers if setting.published else [None] * len(numbers)
             cells = [
-                beside(measured(rows, "mIoU"), paper) if rows else NOT_RUN for rows, paper in zip(full, numbers, strict=True)
+                beside(measured(rows, "mIoU"), paper) if rows else NOT_RUN for rows, paper in zip(full, known, strict=True)
             ]
             lines.append([f"CRIS, here{told}", backbone, *cells])
             totals = [measured(rows, "oIoU") for rows in full]
@@ -271,23 +292,20 @@ def plot_precision(runs: Runs, published: bool) -> Figure:
 # -- The program --------------------------------------------------------------------------------------------------------------
 
 
-def is_published(setting: Setting) -> bool:
-    """Whether the paper has numbers of such runs: table 1 is RN50's."""
-    return setting.model == "rn50"
+def in_table1(setting: Setting) -> bool:
+    """Whether the paper's table 1 has numbers of such runs: it is RN50's."""
+    return setting.published and setting.model == "rn50"
 
 
 def write_report(everything: Mapping[Setting, Runs], folder: Path) -> str:
     """Write all tables and plots into a folder; return the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(is_published(setting) for setting in everything):  # the paper's own table, whatever ran
-        everything = {**everything, Setting("rn50", "416", OPENAI, "0.35", "all_sentences", "3"): {}}
+    if not any(in_table1(setting) for setting in everything):  # the paper's own table, whatever ran
+        everything = {**everything, papers_setting("rn50"): {}}
     parts = ["# Measured beside the paper", ""]
-    rows: list[list[str]] = []
     for number, (setting, runs) in enumerate(everything.items(), start=1):
-        published = is_published(setting)
-        lines = table1(runs, published)
-        parts += [f"## Table 1: {setting}", "", markdown(lines, left=2), ""]
-        rows += [[str(setting), *line] for line in (lines if number == 1 else lines[1:])]
+        published = in_table1(setting)
+        parts += [f"## Table 1: {setting}", "", markdown(table1(runs, published), left=2), ""]
         for name, figure in (("layers", plot_layers(runs, published)), ("precision", plot_precision(runs, published))):
             figure.savefig(folder / f"{name}-{number}.png", dpi=110)
             parts += [f"![{name}, {setting}]({name}-{number}.png)", ""]
@@ -299,9 +317,49 @@ def write_report(everything: Mapping[Setting, Runs], folder: Path) -> str:
     parts += [markdown(second, left=2), ""]
     text = "\n".join(parts)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    write_csv(folder / "table1.csv", [["setting", *rows[0][1:]], *rows[1:]] if rows else [])
-    write_csv(folder / "table2.csv", second)
+    write_csv(folder / "table1.csv", list(numbers1(everything)))
+    write_csv(folder / "table2.csv", list(numbers2(everything)))
     return text
+
+
+def numbers1(everything: Mapping[Setting, Runs]) -> Iterator[list[str]]:
+    """Yield table 1 as data, header first: one number a line."""
+    yield ["setting", "data", "contrastive", "layers", "column", "runs", "mean", "spread", "paper", "difference"]
+    for setting, runs in everything.items():
+        published = in_table1(setting)
+        for dataset in datasets_of(runs, published):
+            for name, ablation in TABLE1.items():
+                rows = runs.get((dataset, name, "val"), [])
+                printed = TABLE1_RESULTS.get(dataset, {}).get(name) if published else None
+                paper = dict(zip(TABLE1_METRICS, printed, strict=True)) | {"parameters": ablation.parameters} if printed else {}
+                for column in (*COUNTED, "blind", "ceiling", "parameters", "fps"):
+                    where = [str(setting), dataset, str(ablation.contrastive).lower(), str(ablation.layers), column]
+                    yield [*where, *as_data(measured(rows, column), paper.get(column))]
+
+
+def numbers2(everything: Mapping[Setting, Runs]) -> Iterator[list[str]]:
+    """Yield table 2 as data, header first: the paper's numbers, then ours beside the paper's."""
+    yield ["method", "backbone", "setting", "data", "split", "column", "runs", "mean", "spread", "paper", "difference"]
+    papers = TABLE2_OTHERS | {("CRIS", model): numbers for model, numbers in TABLE2_CRIS.items()}
+    for (method, backbone), numbers in papers.items():
+        for (dataset, split), number in zip(TABLE2_COLUMNS, numbers, strict=True):
+            yield [method, backbone, "in the paper", dataset, split, "mIoU", *as_data(None, number)]
+    for setting, runs in everything.items():
+        for number, (dataset, split) in enumerate(TABLE2_COLUMNS if setting.model in TABLE2_CRIS else ()):
+            rows = runs.get((dataset, "con_dec3", split), [])
+            paper = TABLE2_CRIS[setting.model][number] if setting.published else None
+            for column, value in (("mIoU", paper), ("oIoU", None)):
+                where = ["CRIS", setting.model, str(setting), dataset, split, column]
+                yield [*where, *as_data(measured(rows, column), value)]
+
+
+def as_data(ours: Measured | None, paper: float | None) -> list[str]:
+    """Return runs, mean, spread, the paper's number and the difference; empty where there is none."""
+    if ours is None:
+        return ["0", "", "", "" if paper is None else f"{paper:.2f}", ""]
+    spread = "" if ours.spread is None else f"{ours.spread:.4f}"
+    known = ["", ""] if paper is None else [f"{paper:.2f}", f"{ours.mean - paper:+.4f}"]
+    return [str(len(ours.values)), f"{ours.mean:.4f}", spread, *known]
 
 
 def write_csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
@@ -314,7 +372,10 @@ def blocks(everything: Mapping[Setting, Runs]) -> dict[str, str]:
     """Return the tables that a README may hold, by the name of the block."""
     found = {"table2": markdown([line for line in table2(everything) if line[0].startswith(("method", "CRIS"))], left=2)}
     for setting, runs in everything.items():
-        if not is_published(setting):
+        if setting.model not in TABLE2_CRIS:
+            for name in (f"table1-{setting.model}", f"splits-{setting.model}"):
+                if name in found:
+                    raise InputError(f"there are several settings of {setting.model}, and one {name!r}: report them apart")
             chosen = ["data", "Con.", "n", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling"]
             lines = table1(runs, published=False)
             columns = [lines[0].index(name) for name in chosen]

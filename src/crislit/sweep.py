@@ -7,7 +7,9 @@ would start the whole sweep again in each of its children.
 
 import json
 import logging
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from typing import Any
 
 from crislit.config import FULL_ERROR, SWEEP_JOB
 from crislit.errors import InputError
-from crislit.record import add_run, find_run
+from crislit.record import add_run, find_run, identify
 
 log = logging.getLogger(__name__)
 
@@ -45,30 +47,55 @@ def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path,
         log.info("recorded in %s already, and not run again: %s mIoU %.4f (record=null runs it)", record, select, value)
         return value
     results = folder / "results.json"
-    if (folder / "checkpoints").is_dir() and not results.is_file():
+    first = not int(os.environ.get("SLURM_PROCID", "0"))  # of a job's processes on several nodes
+    if results.is_file() and first:
+        return keep(results, settings, record)
+    if (folder / "checkpoints").is_dir() and first:
         log.warning("%s holds a broken run, without results: it is run again", folder)
         shutil.rmtree(folder / "checkpoints")
-    if results.is_file():
-        raise InputError(f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is written over")
     command = [sys.executable, "-m", "crislit.train", *arguments, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
     environment = os.environ | {SWEEP_JOB: str(folder), "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group)}
     environment["HYDRA_FULL_ERROR"] = os.environ.get(FULL_ERROR, "0")
     with subprocess.Popen(command, env=environment) as child, ends_with_us(child):
-        code = child.wait()
+        code = wait_for(child)
     if code:
         raise InputError(f"the job in {folder} failed with exit code {code}; what it printed says why")
-    if int(os.environ.get("SLURM_PROCID", "0")):
+    if not first:
         return 0.0  # the job's first process has the results
+    return keep(results, settings, record)
+
+
+def keep(results: Path, settings: Mapping[str, Any], record: Path | None) -> float:
+    """Record what a job measured; return its selecting split's mIoU.
+
+    Raises:
+        InputError: If the results are another run's.
+    """
     measured = json.loads(results.read_text())
+    if measured.get("experiment") != identify(settings)["experiment"]:
+        raise InputError(f"{results.parent} holds another run; choose another hydra.sweep.dir, nothing is written over")
     if record:
         add_run(record, measured)
         log.info("recorded in %s", record)
-    return float(measured["splits"].get(select, {}).get("mIoU", 0.0))
+    return float(measured["splits"].get(settings["dataset"]["select_split"], {}).get("mIoU", 0.0))
+
+
+def wait_for(child: subprocess.Popen[Any]) -> int:
+    """Wait for a job; in a launcher's worker, end it when the sweep that started the worker is gone."""
+    worker = multiprocessing.current_process().name != "MainProcess"
+    sweep = os.getppid()
+    while True:
+        try:
+            return child.wait(timeout=1 if worker else None)
+        except subprocess.TimeoutExpired:
+            if os.getppid() != sweep:
+                raise InputError("the sweep has ended, and its jobs with it") from None
 
 
 def quoted(path: Path) -> str:
-    """Quote a path for Hydra's grammar, in which = and , have a meaning."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Quote a path for Hydra's grammar: = and , have a meaning, and a backslash before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
+    return f"'{escaped}'"
 
 
 @contextmanager
@@ -78,7 +105,8 @@ def ends_with_us(child: subprocess.Popen[Any]) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    here = threading.current_thread() is threading.main_thread()
+    # A launcher's own handler stays: submitit's starts a preempted job anew.
+    here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     before = signal.signal(signal.SIGTERM, end) if here else None
     try:
         yield

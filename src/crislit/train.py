@@ -54,6 +54,9 @@ warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
 logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
 
+CHILDS_OWN = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydra.verbose")
+"""Settings of Hydra's that a sweep's jobs are started with too: they change what is composed, or what is said."""
+
 Settings = dict[str, Any]
 
 
@@ -150,7 +153,11 @@ def main(config: DictConfig) -> float:
             if source.provider == "command-line"
             for part in ("--config-dir", source.path)
         ]
-        return run_job(settings, [*places, *hydra.overrides.task], folder, group=folder.parent.name)
+        if hydra.job.config_name != "train":
+            places += ["--config-name", str(hydra.job.config_name)]
+        kept = [override for override in hydra.overrides.hydra if override.lstrip("+").startswith(CHILDS_OWN)]
+        group = "-".join(folder.parts[-3:-1])  # date and time, by default
+        return run_job(settings, [*places, *kept, *hydra.overrides.task], folder, group)
     return run(settings, folder)
 
 
