@@ -251,12 +251,11 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
         picture = subject.data.picture(number)
         draw_mask(line[0], picture, mask, "orange")
         line[0].set_title("prediction", fontsize=8)
-        most_looked_at = max(float(np.percentile(attention, 98)) for attention in maps_of)  # one scale a row
         for axes, word, attention in zip(line[1:], words, maps_of, strict=False):
             axes.imshow(picture.mean(axis=2), cmap="gray", alpha=0.6)
-            axes.imshow(attention, cmap="inferno", alpha=0.65, vmin=0, vmax=most_looked_at)
-            low, high = np.percentile(attention, [2, 98])
-            axes.set_title(f"{word}\n{100 * low:.0f} to {100 * high:.0f} %", fontsize=8, parse_math=False)
+            low, high = np.percentile(attention, [2, 98])  # each map's own range, which its title tells
+            axes.imshow(attention, cmap="inferno", alpha=0.65, vmin=low, vmax=high)
+            axes.set_title(f"{word}\n{100 * low:.1f} to {100 * high:.1f} %", fontsize=8, parse_math=False)
     return figure
 
 
