@@ -37,6 +37,7 @@ ORDER = [
     ["callbacks"],
     ["record"],
     ["sweep"],
+    ["picture"],
     ["card"],
     ["onnx_network"],
     ["segmenter"],

@@ -126,6 +126,18 @@ def test_real_data_count_by_their_content_not_their_place(tmp_path: Path, minire
     assert experiment(load_settings(settings)) != experiment(load_settings(["dataset=refcoco", f"data_root={there}"]))
 
 
+def test_own_data_count_by_their_content_not_their_place(tmp_path: Path) -> None:
+    def of(folder: str, said: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "instances.json").write_text("{}")
+        (tmp_path / folder / "said.csv").write_text(said)
+        files = [f"dataset.file={tmp_path}/{folder}/instances.json", f"dataset.sentences={tmp_path}/{folder}/said.csv"]
+        return experiment(load_settings(["dataset=custom", *files]))
+
+    assert of("a", "1,dog") == of("b", "1,dog")
+    assert of("a", "1,dog") != of("b", "1,cat"), "the table's sentences are what is learned"
+
+
 def test_rows_of_one_table_have_one_setting() -> None:
     def setting(*overrides: str) -> str:
         return identify(load_settings(overrides))["setting"]

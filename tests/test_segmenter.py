@@ -19,7 +19,8 @@ from crislit.data.letterbox import letterbox_image, normalise, restore, upsample
 from crislit.errors import InputError
 from crislit.models.cris import CRIS, build_cris
 from crislit.models.released import to_released
-from crislit.segmenter import Picture, Segmentation, Segmenter, open_picture, portions
+from crislit.picture import Picture, open_picture
+from crislit.segmenter import Segmentation, Segmenter, portions
 
 CLIP = {
     "embed_dim": 32,

@@ -19,7 +19,7 @@ from crislit.card import model_card
 from crislit.checkpoint import Checkpoint, read_checkpoint
 from crislit.errors import InputError
 from crislit.models.cris import build_cris
-from crislit.segmenter import Segmenter
+from crislit.segmenter import Segmenter, last_part, without_paths
 from tests.runs import environment, run
 from tests.test_segmenter import CLIP, photo
 
@@ -57,6 +57,20 @@ def test_a_shared_folder_names_no_place_of_this_machine(trained: Path, small_sha
     written = (tmp_path / "net/config.json").read_text() + (tmp_path / "net/README.md").read_text()
     assert str(small_shapes) not in written
     assert str(trained.parents[1]) not in written
+
+
+def test_paths_of_own_data_and_weights_are_cut_to_their_names() -> None:
+    config = {
+        "data_root": "/home/me/data",
+        "model": {"clip_weights": "/home/me/RN50.pt", "clip": "RN50-quickgelu"},
+        "dataset": {"name": "custom", "file": "/home/me/a/mine.jsonl", "sentences": None, "images": "C:\\Users\\me\\photos"},
+    }
+    assert without_paths(config) == {
+        "model": {"clip_weights": "RN50.pt", "clip": "RN50-quickgelu"},
+        "dataset": {"name": "custom", "file": "mine.jsonl", "sentences": None, "images": "photos"},
+    }
+    assert last_part("/home/me/RN50.pt (sha256 0123)") == "RN50.pt (sha256 0123)"
+    assert last_part("random") == "random"
 
 
 def test_a_shared_folder_can_be_evaluated(

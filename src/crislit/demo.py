@@ -17,8 +17,9 @@ import PIL.Image
 
 from crislit.errors import InputError, one_line_errors
 from crislit.overlay import colour_of
+from crislit.picture import open_picture
 from crislit.predict import file_name
-from crislit.segmenter import Segmenter, load, open_picture
+from crislit.segmenter import Segmenter, load
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page for oneself tells nobody
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from crislit.data.letterbox import Image
 from crislit.errors import InputError, one_line_errors
 from crislit.overlay import paint
-from crislit.segmenter import Segmentation, Segmenter, load, open_picture
+from crislit.picture import open_picture
+from crislit.segmenter import Segmentation, Segmenter, load
 
 EPILOG = """
 For each picture and sentence two files go to the output folder, IMAGE-SENTENCE-mask.png (0 and 255, at the picture's own
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     options = parser.parse_intermixed_args(arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    with one_line_errors():
+    with one_line_errors(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         sentences = read_sentences(options.sentences, options.file, options.image)
         pictures = find_pictures(options.image)
         output = prepare_output(options.output)

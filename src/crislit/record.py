@@ -80,7 +80,8 @@ def identify(settings: Settings) -> dict[str, str]:
     common = facts | {name: dataset.get(name) for name in ("sentences_per_image", "max_images")}
     common["decoder"] = {name: value for name, value in settings["decoder"].items() if name != "layers"}
     common["loss"] = {name: value for name, value in settings["loss"].items() if name != "contrastive"}
-    own = {name: value for name, value in dataset.items() if name not in ("evaluation_splits", "blind_control", "file")}
+    elsewhere = ("evaluation_splits", "blind_control", "file", "sentences", "images")
+    own = {name: value for name, value in dataset.items() if name not in elsewhere}
     own |= {"seed": settings["seed"], "content": data_content(settings)}
     return {"experiment": digest(facts | {"dataset": own}), "setting": digest(common)}
 
@@ -91,10 +92,10 @@ def data_content(settings: Settings) -> str | None:
     if dataset["embedded"]:
         return f"version {shapes.VERSION}"
     if dataset.get("file"):
-        path = Path(dataset["file"]).expanduser()
+        paths = [Path(dataset[name]).expanduser() for name in ("file", "sentences") if dataset.get(name)]
     else:
-        path = Path(settings["data_root"]).expanduser() / dataset["folder"] / dataset["refs"]
-    return sha256(path) if path.is_file() else None
+        paths = [Path(settings["data_root"]).expanduser() / dataset["folder"] / dataset["refs"]]
+    return " ".join(sha256(path) for path in paths) if all(path.is_file() for path in paths) else None
 
 
 def digest(facts: Mapping[str, Any]) -> str:

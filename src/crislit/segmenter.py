@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
-import PIL.ImageOps
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -27,14 +25,10 @@ from crislit.errors import InputError
 from crislit.models.cris import CRIS
 from crislit.onnx_network import CONFIG as EXPORTED
 from crislit.onnx_network import OnnxNetwork
-
-Picture = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
-"""A file (path or open), a PIL image, or an array: (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, uint8; grey may be uint16."""
+from crislit.picture import Picture, open_picture
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
-SMALLEST = 8
-"""Pixels that a picture's sides must have at least."""
 AT_ONCE = 32
 """Sentences in one pass through the network, so that any number of them fits in memory."""
 
@@ -179,11 +173,15 @@ class Segmenter:
             raise InputError("an exported network cannot be shared so: share the network that it was exported from")
         target = Path(folder)
         weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
-        checkpoint = replace(self.about, weights=weights, threshold=self.threshold, config=without_paths(self.about.config))
+        about = replace(
+            self.about, config=without_paths(self.about.config), initial_weights=last_part(self.about.initial_weights)
+        )
+        checkpoint = replace(about, weights=weights, threshold=self.threshold)
         card = target / "README.md"
         refuse_existing(card)
         write_folder(checkpoint, target)
-        write_whole(card, lambda part: part.write_text(model_card(checkpoint, name or target.resolve().name)))
+        text = model_card(checkpoint, name or target.resolve().name)
+        write_whole(card, lambda part: part.write_text(text, encoding="utf-8"))
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> "Segmenter":
@@ -297,8 +295,16 @@ def load(
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's configuration without what names places on the machine it ran on."""
     kept = {key: value for key, value in config.items() if key not in ("data_root", "resume", "record")}
-    weights = kept.get("model", {}).get("clip_weights")
-    return kept | {"model": kept["model"] | {"clip_weights": Path(weights).name}} if weights else kept
+    for group, names in (("model", ["clip_weights"]), ("dataset", ["file", "sentences", "images"])):
+        if group in kept:
+            named = {name: last_part(kept[group][name]) for name in names if kept[group].get(name)}
+            kept[group] = kept[group] | named
+    return kept
+
+
+def last_part(text: str) -> str:
+    """Return what stands after the folders of a path, and the text itself where it is none."""
+    return re.split(r"[/\\]", text)[-1]
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -329,72 +335,3 @@ def portions(counts: Sequence[int], most: int) -> Iterator[list[int]]:
         total += count
     if group:
         yield group
-
-
-# -- Pictures of every kind ---------------------------------------------------------------------------------------------------
-
-
-def open_picture(source: Picture) -> Image:
-    """Read a picture as (h, w, 3) uint8 RGB, upright as EXIF says, transparency laid over white.
-
-    Raises:
-        InputError: If it is no picture, damaged, too small, or of more pixels than PIL admits.
-    """
-    name = "the picture"
-    try:
-        if isinstance(source, np.ndarray):
-            name = "the array"
-            rgb = to_rgb(from_array(source))
-        elif isinstance(source, PIL.Image.Image):
-            rgb = to_rgb(source)
-        else:
-            name = str(source) if isinstance(source, (str, os.PathLike)) else name
-            with PIL.Image.open(source) as picture:
-                rgb = to_rgb(picture)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"no picture at {name}") from error
-    except PIL.UnidentifiedImageError as error:
-        raise InputError(f"{name} is no picture that can be read") from error
-    except PIL.Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large: {error}") from error
-    except (OSError, ValueError, SyntaxError, IndexError, TypeError) as error:  # what PIL's readers raise on damaged files
-        raise InputError(f"{name} is damaged, or of a kind that cannot be read: {error}") from error
-    height, width = rgb.shape[:2]
-    if min(height, width) < SMALLEST:
-        raise InputError(f"{name} has {width} x {height} pixels; both sides need at least {SMALLEST}")
-    return rgb
-
-
-def from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
-    """Take an array for a picture.
-
-    Raises:
-        InputError: If its shape or type is none of a picture's.
-    """
-    colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
-    grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
-    if not (colour or grey) or 0 in array.shape:
-        raise InputError(
-            f"expected a picture as uint8 array (h, w, 3) in RGB, got {array.dtype} of shape {array.shape}; values in [0, 1] "
-            "become one by (255 * array).round().astype('uint8')"
-        )
-    return PIL.Image.fromarray(np.ascontiguousarray(array))
-
-
-def to_rgb(picture: PIL.Image.Image) -> Image:
-    """Turn a picture of any mode into (h, w, 3) uint8 RGB, upright."""
-    picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # grey of 16 bits, which PIL keeps in modes of 16 or 32
-        deep = np.asarray(picture, dtype=np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"grey values from {deep.min()} to {deep.max()}, expected 16 bits")
-        return np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":
-        raise ValueError("floating point pixels have no agreed range")
-    if picture.has_transparency_data:
-        layered = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", layered.size, "white")
-        picture = PIL.Image.alpha_composite(white, layered)
-    return np.array(picture.convert("RGB"))

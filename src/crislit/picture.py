@@ -1,0 +1,84 @@
+"""A user's pictures, of every kind, as the network takes them."""
+
+import os
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
+
+from crislit.data.letterbox import Image
+from crislit.errors import InputError
+
+Picture = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
+"""A file (path or open), a PIL image, or an array: (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, uint8; grey may be uint16."""
+
+SMALLEST = 8
+"""Pixels that a picture's sides must have at least."""
+
+
+def open_picture(source: Picture) -> Image:
+    """Read a picture as (h, w, 3) uint8 RGB, upright as EXIF says, transparency laid over white.
+
+    Raises:
+        InputError: If it is no picture, damaged, too small, or of more pixels than PIL admits.
+    """
+    name = "the picture"
+    try:
+        if isinstance(source, np.ndarray):
+            name = "the array"
+            rgb = to_rgb(from_array(source))
+        elif isinstance(source, PIL.Image.Image):
+            rgb = to_rgb(source)
+        else:
+            name = str(source) if isinstance(source, (str, os.PathLike)) else name
+            with PIL.Image.open(source) as picture:
+                rgb = to_rgb(picture)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"no picture at {name}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f"{name} is no picture that can be read") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large: {error}") from error
+    except (OSError, ValueError, SyntaxError, IndexError, TypeError) as error:  # what PIL's readers raise on damaged files
+        raise InputError(f"{name} is damaged, or of a kind that cannot be read: {error}") from error
+    height, width = rgb.shape[:2]
+    if min(height, width) < SMALLEST:
+        raise InputError(f"{name} has {width} x {height} pixels; both sides need at least {SMALLEST}")
+    return rgb
+
+
+def from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
+    """Take an array for a picture.
+
+    Raises:
+        InputError: If its shape or type is none of a picture's.
+    """
+    colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
+    grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
+    if not (colour or grey) or 0 in array.shape:
+        raise InputError(
+            f"expected a picture as uint8 array (h, w, 3) in RGB, got {array.dtype} of shape {array.shape}; values in [0, 1] "
+            "become one by (255 * array).round().astype('uint8')"
+        )
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
+def to_rgb(picture: PIL.Image.Image) -> Image:
+    """Turn a picture of any mode into (h, w, 3) uint8 RGB, upright."""
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # grey of 16 bits, which PIL keeps in modes of 16 or 32
+        deep = np.asarray(picture, dtype=np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"grey values from {deep.min()} to {deep.max()}, expected 16 bits")
+        return np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError("floating point pixels have no agreed range")
+    if picture.has_transparency_data:
+        layered = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", layered.size, "white")
+        picture = PIL.Image.alpha_composite(white, layered)
+    return np.array(picture.convert("RGB"))
