@@ -273,3 +273,18 @@ def test_a_block_that_two_settings_would_fill_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(SystemExit, match="several settings of tiny"):
         report.main([*files, "--output", str(tmp_path / "report"), "--fill", str(readme)])
     assert "old" in readme.read_text()
+
+
+def test_runs_from_random_weights_fill_a_block_of_their_own(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- report splits-tiny -->\n\n<!-- end -->\n<!-- report splits-tiny-random -->\n\n<!-- end -->\n")
+    from_clip = run("ablation=con_dec3", mIoU=0.4321)
+    from_nothing = run("ablation=con_dec3", "model.clip_weights=null", mIoU=0.1234) | {"initial_weights": "random"}
+    add_run(tmp_path / "clip.csv", from_clip)
+    add_run(tmp_path / "random.csv", from_nothing)
+    report.main([str(tmp_path / "clip.csv"), str(tmp_path / "random.csv"), "--output", str(tmp_path / "report"), "--fill", str(readme)])
+    first, second = readme.read_text().split("<!-- report splits-tiny-random -->")
+    assert "43.21" in first
+    assert "12.34" not in first
+    assert "12.34" in second
+    assert "43.21" not in second

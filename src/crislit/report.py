@@ -218,7 +218,7 @@ def table2(everything: Mapping[Setting, Runs]) -> list[list[str]]:
 
 def splits_table(runs: Runs) -> list[list[str]]:
     """Return every split of the full model (n = 3), the way table 2 does, for data sets that the paper has not."""
-    lines = [["data", "split", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "ceiling"]]
+    lines = [["data", "split", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling"]]
     for (dataset, name, split), rows in runs.items():
         if name == "con_dec3" and dataset not in TABLE1_RESULTS:
             values = [measured(rows, column) for column in lines[0][3:]]
@@ -369,18 +369,18 @@ def write_csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
 
 
 def blocks(everything: Mapping[Setting, Runs]) -> dict[str, str]:
-    """Return the tables that a README may hold, by the name of the block."""
+    """Return the tables that a README may hold, by the name of the block; runs from random weights have their own."""
     found = {"table2": markdown([line for line in table2(everything) if line[0].startswith(("method", "CRIS"))], left=2)}
     for setting, runs in everything.items():
         if setting.model not in TABLE2_CRIS:
-            for name in (f"table1-{setting.model}", f"splits-{setting.model}"):
-                if name in found:
-                    raise InputError(f"there are several settings of {setting.model}, and one {name!r}: report them apart")
+            name = setting.model + ("-random" if setting.initial_weights == "random" else "")
+            if f"table1-{name}" in found:
+                raise InputError(f"there are several settings of {name}, and one table of each kind: report them apart")
             chosen = ["data", "Con.", "n", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling"]
             lines = table1(runs, published=False)
             columns = [lines[0].index(name) for name in chosen]
-            found[f"table1-{setting.model}"] = markdown([[line[i] for i in columns] for line in lines], left=3)
-            found[f"splits-{setting.model}"] = markdown(splits_table(runs), left=2)
+            found[f"table1-{name}"] = markdown([[line[i] for i in columns] for line in lines], left=3)
+            found[f"splits-{name}"] = markdown(splits_table(runs), left=2)
     return found
 
 
