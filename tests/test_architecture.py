@@ -36,6 +36,7 @@ ORDER = [
     ["loggers"],
     ["callbacks"],
     ["record"],
+    ["resume"],
     ["sweep"],
     ["picture"],
     ["card"],

@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from crislit.callbacks import (
-    LastCheckpoint,
     Narrator,
     Pictures,
     commit,
@@ -39,6 +38,7 @@ from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
 from crislit.record import identify
+from crislit.resume import PREVIOUS, LastCheckpoint, StepSeeds, Stopped, WholeCheckpoints, damage, newest
 from crislit.sweep import run_job
 from crislit.task import CRISTask
 
@@ -58,6 +58,8 @@ CHILDS_OWN = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hyd
 """Settings of Hydra's that a sweep's jobs are started with too: they change what is composed, or what is said."""
 
 Settings = dict[str, Any]
+AUTO = "auto"
+"""Value of ``resume``: go on where the run's own folder left off."""
 
 
 def build_model(settings: Settings) -> CRIS:
@@ -109,8 +111,9 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         options["precision"] = "16-mixed" if cuda else "32-true"
     if options["sync_batchnorm"] == "auto":
         options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
+    own = {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": [WholeCheckpoints()]}
     try:
-        return L.Trainer(**options, callbacks=callbacks, logger=logger, default_root_dir=folder, use_distributed_sampler=False)
+        return L.Trainer(**options, **own, callbacks=callbacks, logger=logger)
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision"))
         raise InputError(f"this machine cannot run {asked}: {error}. It has {torch.cuda.device_count()} GPUs") from error
@@ -166,11 +169,12 @@ def run(settings: Settings, folder: Path) -> float:
     start = time.perf_counter()
     commit()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
-    if settings["model"]["clip_weights"] is not None and settings["resume"] is None:
+    source = find_resume(settings, folder)
+    if settings["model"]["clip_weights"] is not None and source is None:
         find_weights(settings["model"]["clip"], str(settings["model"]["clip_weights"]))  # before long work, not after
     data = prepare(settings)
     model = build_model(settings)
-    resume = check_resume(settings["resume"], model)
+    resume = check_resume(source, settings, model)
     initial_weights = resume.initial_weights if resume else initialise(model, settings)
     selects, blind = data.select_split, blind_splits(settings, data)
     task = CRISTask(
@@ -185,8 +189,8 @@ def run(settings: Settings, folder: Path) -> float:
     best = ModelCheckpoint(
         folder / "checkpoints", filename="best", monitor=f"{selects}/mIoU", mode="max", enable_version_counter=False
     )
-    last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", settings["checkpoint_every"])
-    callbacks: list[L.Callback] = [best, last, Narrator(selects)]
+    last = LastCheckpoint(folder / "checkpoints", settings["checkpoint_every"])
+    callbacks: list[L.Callback] = [best, last, StepSeeds(settings["seed"]), Narrator(selects)]
     logger = build_logger(settings, folder)
     if isinstance(logger, Logger):
         callbacks.append(LearningRateMonitor("epoch"))
@@ -198,14 +202,15 @@ def run(settings: Settings, folder: Path) -> float:
     trainer = build_trainer(settings, folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     try:
-        trainer.fit(task, data, ckpt_path=Path(settings["resume"]).expanduser() if resume else None)
-    except SystemExit as stop:  # Lightning's way out of Ctrl-C
-        onward = f"go on with resume={last.path}" if last.path.is_file() else "no step was finished"
-        raise InputError(f"interrupted at step {trainer.global_step}; {onward}") from stop
+        trainer.fit(task, data, ckpt_path=source)
+    except Stopped as stop:
+        if trainer.is_global_zero:
+            log.warning("%s; go on with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last.path)
+        raise SystemExit(128 + stop.number) from stop
 
     steps = trainer.global_step
     done = resume.steps if resume else 0
-    if steps == done:
+    if steps == done and settings["resume"] != AUTO:
         limits = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
         raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
     # Not best.best_model_path: in a resumed run that is the earlier run's until the first validation.
@@ -247,20 +252,40 @@ def blind_splits(settings: Settings, data: ReferDataModule) -> list[str]:
     return [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
 
 
-def check_resume(path: str | None, model: CRIS) -> Checkpoint | None:
-    """Check that a run can go on from a checkpoint, if one is given, and return it.
+def find_resume(settings: Settings, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from: the one named, or with ``resume=auto`` the newest of the run's own folder.
 
     Raises:
-        InputError: If the checkpoint cannot be read or belongs to another network.
+        InputError: If it is damaged.
+    """
+    if settings["resume"] is None:
+        return None
+    if settings["resume"] != AUTO:
+        path = Path(settings["resume"]).expanduser()
+        if path.is_file() and (reason := damage(path)):
+            raise InputError(f"{path} is damaged ({reason}); resume={path.with_name(PREVIOUS)} is the one before it")
+        return path
+    found = newest(folder)
+    log.info("resume=auto: %s", f"going on from {found}" if found else f"nothing to go on from in {folder}, from the beginning")
+    return found
+
+
+def check_resume(path: Path | None, settings: Settings, model: CRIS) -> Checkpoint | None:
+    """Check that a run can go on from a checkpoint, if there is one, and return it.
+
+    Raises:
+        InputError: If the checkpoint cannot be read or belongs to another network, or, with ``resume=auto``, to another run.
     """
     if path is None:
         return None
-    checkpoint = read_checkpoint(Path(path).expanduser())
+    checkpoint = read_checkpoint(path)
     saved = checkpoint.settings
     different = [name for name in model.settings if model.settings[name] != saved.get(name)]
     if different:
         found = ", ".join(f"{name}={saved.get(name)} instead of {model.settings[name]}" for name in different)
         raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
+    if settings["resume"] == AUTO and identify(checkpoint.config)["experiment"] != identify(settings)["experiment"]:
+        raise InputError(f"{path} is of a run with other settings: resume=auto goes on with a run, not with another one")
     return checkpoint
 
 
