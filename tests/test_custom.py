@@ -125,8 +125,14 @@ def test_bad_rows_of_a_table_are_told_with_their_numbers(tmp_path: Path) -> None
         [6, "dog", "val"],
         [6, "dog", "test"],
         [8, "bird", "val"],
+        ["²", "dog", "val"],
+        [7, "dog", "val"],
     ]
     file, table = coco(tmp_path, rows)
+    content = json.loads(Path(file).read_text())
+    content["images"][0]["height"] = 80  # of annotations 5 and 7
+    content["annotations"][1]["image_id"] = "71"  # an id as text, as some programs write it
+    Path(file).write_text(json.dumps(content))
     found = read(file, table, str(tmp_path / "photos")).problems
     assert [(problem.line, problem.reason.split("found")[0].strip()) for problem in found] == [
         (2, "ann_id must be a number,"),
@@ -134,6 +140,8 @@ def test_bad_rows_of_a_table_are_told_with_their_numbers(tmp_path: Path) -> None
         (4, "a sentence must be text that is not empty,"),
         (6, "annotation 6 is of split 'val' in line 5, and of 'test' here"),
         (7, "annotation 8 belongs to image 99, which is not listed"),
+        (8, "ann_id must be a number,"),
+        (9, "a.jpg has height 40, and its annotations are for 80"),
     ]
 
 
@@ -159,11 +167,18 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "split": " "}, "split must be a name"),
     ({"image": "a.png", "sentence": "dog"}, "expected one of mask, polygons and rle, found none"),
     ({**GOOD, "mask": "m.png"}, "found mask and polygons"),
-    ({**GOOD, "polygons": [[1, 2, 3]]}, "marks no pixel"),
+    ({**GOOD, "polygons": [[1, 2, 3]]}, "a polygon is a list x, y, x, y, ... of numbers, found [1, 2, 3]"),
+    ({**GOOD, "polygons": [*BOX, [[1, 2], [9, 2], [9, 9]]]}, "a polygon is a list x, y, x, y, ... of numbers"),
+    ({**GOOD, "polygons": [*BOX, [1, 2, 9, 2, 9]]}, "a polygon is a list x, y, x, y, ... of numbers"),
+    ({**GOOD, "polygons": [[1, 2, 9, 2]]}, "marks no pixel"),
     ({**GOOD, "polygons": []}, "marks no pixel"),
     ({**GOOD, "polygons": [[100, 100, 120, 100, 120, 120]]}, "marks no pixel"),
     ({**GOOD, "polygons": [[1e9, 2, 3, 4, 5, 6]]}, "far outside"),
-    ({**GOOD, "polygons": [["a", 2, 3, 4, 5, 6]]}, "neither polygons nor run lengths"),
+    ({**GOOD, "polygons": [["a", 2, 3, 4, 5, 6]]}, "a polygon is a list x, y, x, y, ... of numbers"),
+    ({**GOOD, "image": "glass.png"}, "has transparent pixels"),
+    ({**GOOD, "image": "drawn.eps"}, "is no picture that can be read"),
+    ({"image": "a.png", "sentence": "dog", "mask": "glass.png"}, "the mask"),
+    ({"images": [], "annotations": []}, "this is a COCO instances file, which needs a table of sentences"),
     ({**GOOD, "polygons": 5}, "neither polygons nor run lengths"),
     ({"image": "a.png", "sentence": "dog", "rle": {"size": [40, 60]}}, "neither polygons nor run lengths"),
     ({"image": "a.png", "sentence": "dog", "rle": {"size": [9, 9], "counts": [81]}}, "do not fill"),
@@ -182,6 +197,8 @@ def test_bad_lines_are_told_with_their_numbers_and_the_good_ones_kept(tmp_path: 
     picture(tmp_path, "turned.jpg", exif=exif)
     picture(tmp_path, "small.png", (10, 10))
     PIL.Image.new("L", (60, 40)).save(tmp_path / "black.png")
+    PIL.Image.new("RGBA", (60, 40), (255, 255, 255, 128)).save(tmp_path / "glass.png")
+    PIL.Image.new("RGB", (60, 40)).save(tmp_path / "drawn.eps")
     lines: list[Any] = []
     for bad, _ in BAD:
         lines += [GOOD, bad]

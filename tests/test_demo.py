@@ -105,8 +105,11 @@ def test_bad_requests_are_one_clear_message(
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(InputError, match=r"^The file is no picture that can be read$"):  # and not where it lies
         segment(segmenter, str(tmp_path / "notes.png"), "star")
+    monkeypatch.setattr(demo, "MOST_MAPS", 30_000)
+    with pytest.raises(InputError, match="2 sentences are too many for so large a picture: send a smaller one, or fewer"):
+        segment(segmenter, str(picture), "star\ndog")
     monkeypatch.setattr(demo, "MOST_PIXELS", 10_000)
-    with pytest.raises(InputError, match="send a smaller one"):
+    with pytest.raises(InputError, match=r"^The file is too large: 160 x 120 pixels, at most 10,000 are read"):
         segment(segmenter, str(picture), "star")
 
 
@@ -114,6 +117,8 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="error: no network 'nowhere'"):
         demo.main(["--checkpoint", "nowhere"])
+    with pytest.raises(SystemExit, match="error: --port must be between 1 and 65535, got 99999"):
+        demo.main(["--port", "99999"])
 
 
 # -- In a browser -------------------------------------------------------------------------------------------------------------
@@ -188,11 +193,12 @@ def test_upload_type_click_and_the_mask_is_the_segmenters(visit: Any, picture: P
     assert 0.1 < expected.mask.mean() < 0.9
     assert np.array_equal(mask, np.where(expected.mask, 255, 0))
     # Another threshold cuts the same probabilities anew.
-    box = visit.locator("input[type=number]").first
-    box.fill(str(round(segmenter.threshold + 0.05, 2)))
-    box.press("Enter")
     visit.get_by_role("slider").first.press("ArrowRight")
-    visit.wait_for_timeout(1500)
+    another = round(segmenter.threshold + 0.01, 2)
+    visit.get_by_text(f"{100 * (expected.probability > another).mean():.1f} % of the picture").first.wait_for()
+    mask = np.array(PIL.Image.open(io.BytesIO(download(visit, "mask-the-man-in-red.png"))))
+    assert np.array_equal(mask > 0, expected.probability > another)
+    assert not np.array_equal(mask > 0, expected.mask)
     wide = visit.evaluate("document.documentElement.scrollWidth > window.innerWidth")
     assert not wide, "nothing has to be scrolled to the side"
 
@@ -211,11 +217,16 @@ def test_several_sentences_have_their_own_colours_and_an_archive(visit: Any, pic
 def test_a_bad_upload_gets_a_message_without_paths_and_the_page_goes_on(visit: Any, picture: Path, tmp_path: Path) -> None:
     ask(visit, None, "star")
     visit.get_by_text("There is no picture yet").wait_for()
+    visit.get_by_label("Sentences, one a line").fill("star")
     (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:300])
-    visit.set_input_files("input[type=file]", str(tmp_path / "broken.png"))
-    visit.wait_for_timeout(1500)
-    visit.get_by_role("button", name="Mark", exact=True).click()
-    visit.get_by_text("The file is damaged").or_(visit.get_by_text("no picture that can be read")).first.wait_for()
+    (tmp_path / "notes.png").write_text("not a picture")
+    for name, message in (("broken.png", "The file is damaged"), ("notes.png", "The file is no picture that can be read")):
+        visit.set_input_files("input[type=file]", str(tmp_path / name))
+        visit.wait_for_timeout(1500)
+        visit.get_by_role("button", name="Mark", exact=True).click()
+        visit.get_by_text(message).first.wait_for()
+        visit.reload()
+        visit.get_by_label("Sentences, one a line").fill("star")
     content = visit.content()
     assert "Traceback" not in content
     assert str(tmp_path) not in content

@@ -84,7 +84,7 @@ def test_an_exported_network_segments_like_its_origin(folder: Path) -> None:
 def test_the_files_are_whole_and_self_contained(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == sorted([IMAGE_ENCODER, GROUNDING, CONFIG])
     about = json.loads((folder / "onnx" / CONFIG).read_text())
-    assert about == {"image_size": 64, "threshold": 0.4, "max_words": 17, "initial_weights": "random"}
+    assert about == {"image_size": 64, "threshold": 0.4, "max_words": 17}
 
 
 def test_what_cannot_be_done_is_one_error(folder: Path, tmp_path: Path) -> None:
@@ -94,6 +94,10 @@ def test_what_cannot_be_done_is_one_error(folder: Path, tmp_path: Path) -> None:
         crislit.load(folder / "onnx", backend="torch")
     with pytest.raises(InputError, match="computes on the CPU in float32, not on cuda"):
         crislit.load(folder / "onnx", device="cuda")
+    with pytest.raises(InputError, match="says itself what max_words would"):
+        crislit.load(folder / "onnx", max_words=22)
+    with pytest.raises(InputError, match="was exported for pictures of 64 pixels, not of 96"):
+        crislit.Segmenter(OnnxNetwork(folder / "onnx"), image_size=96)
     with pytest.raises(InputError, match="cannot be shared so"):
         crislit.load(folder / "onnx").save_pretrained(tmp_path / "net")
     with pytest.raises(SystemExit, match=r"error: .*exists, and nothing is written over"):
@@ -125,9 +129,11 @@ def test_rn50_at_full_size_agrees_by_onnx_runtime(tmp_path: Path) -> None:
     write_folder(Checkpoint(model.settings, model.state_dict(), 416, 0.35, "random"), tmp_path / "net")
     export.main([str(tmp_path / "net"), str(tmp_path / "onnx")])
     network = OnnxNetwork(tmp_path / "onnx")
-    images, tokens = torch.randn(1, 3, 416, 416), crislit.tokenize(["the man in red", "leftmost dog"], 17)
-    owners = torch.tensor([0, 0])
+    images, tokens = torch.randn(2, 3, 416, 416), crislit.tokenize(["the man in red", "leftmost dog", "a cat"], 17)
+    owners = torch.tensor([0, 1, 1])
     with torch.no_grad():
         expected = model(images, tokens, owners)
     found = network.ground(network.encode_images(images), tokens, owners)
-    assert float((found - expected).abs().max()) < 1e-4 * max(float(expected.abs().max()), 1)
+    assert float(expected.std()) > 0.01, "else agreement would say little"
+    print(f"largest difference {float((found - expected).abs().max()):.2e} of logits up to {float(expected.abs().max()):.2f}")
+    assert float((found - expected).abs().max()) < 1e-4

@@ -1,6 +1,7 @@
 """The network's invariants, on a tiny one where sizes do not matter and without memory where they do."""
 
 import math
+import socket
 from typing import Any
 
 import open_clip
@@ -335,6 +336,32 @@ def test_the_sentences_feature_is_the_projected_row_of_its_end(model: CRIS) -> N
 @pytest.mark.parametrize("said", [{}, {"quick_gelu": False}], ids=["nothing said", "GELU said"])
 def test_quick_gelu_is_used_whatever_the_mapping_says(said: dict[str, Any]) -> None:
     assert_quick_gelu(build_clip(CLIP | said), layers=2)
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ("hf-hub:someone/model", "open_clip knows no model"),
+        ("local-dir:somewhere", "open_clip knows no model"),
+        (
+            {"vision_cfg": {"timm_model_name": "hf-hub:someone/model", "timm_model_pretrained": True}},
+            "vision_cfg has timm_model",
+        ),
+        ({"text_cfg": {"hf_model_name": "someone/model"}}, "text_cfg has hf_model_name"),
+    ],
+    ids=str,
+)
+def test_no_description_of_a_network_fetches_another_one(clip: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    if isinstance(clip, dict):
+        known = {
+            "embed_dim": 32,
+            "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
+            "text_cfg": {"layers": 1},
+        }
+        clip = {name: {**part, **clip.get(name, {})} if isinstance(part, dict) else part for name, part in known.items()}
+    with pytest.raises(InputError, match=message):
+        build_cris(clip=clip)
 
 
 def test_quick_gelu_is_used_by_a_model_whose_name_promises_gelu() -> None:

@@ -10,6 +10,8 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from tests.runs import environment
@@ -33,6 +35,10 @@ def test_the_wheel_holds_the_whole_configuration_and_the_type_marker(wheel: Path
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"crislit/conf/{path.relative_to(ROOT / 'conf')}" in names
     assert "crislit/py.typed" in names
+    assets = [path for path in (ROOT / "src/crislit/assets").rglob("*") if path.is_file()]
+    assert len(assets) >= 7
+    for path in assets:
+        assert path.relative_to(ROOT / "src").as_posix() in names
     assert not [name for name in names if name.startswith("tests")]
 
 
@@ -73,6 +79,19 @@ def test_the_wheel_composes_and_trains_in_another_environment_and_folder(
     assert "testB" in run("-m", "crislit.train", *small)
     (results,) = work.glob("outputs/*/*/results.json")
     assert results.is_file()
+
+
+def test_the_shipped_examples_are_what_their_script_draws(tmp_path: Path) -> None:
+    script = ROOT / "scripts/make_examples.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, env=environment())
+    shipped = ROOT / "src/crislit/assets/examples"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in shipped.iterdir())
+    for path in tmp_path.iterdir():
+        if path.suffix == ".txt":
+            assert path.read_text() == (shipped / path.name).read_text()
+        else:  # encoders of other versions differ by a little
+            drawn, known = (np.asarray(PIL.Image.open(folder / path.name), dtype=float) for folder in (tmp_path, shipped))
+            assert abs(drawn - known).mean() < 2
 
 
 def test_every_dependency_says_why_it_is_there_and_none_is_left_out() -> None:

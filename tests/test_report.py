@@ -282,7 +282,8 @@ def test_runs_from_random_weights_fill_a_block_of_their_own(tmp_path: Path) -> N
     from_nothing = run("ablation=con_dec3", "model.clip_weights=null", mIoU=0.1234) | {"initial_weights": "random"}
     add_run(tmp_path / "clip.csv", from_clip)
     add_run(tmp_path / "random.csv", from_nothing)
-    report.main([str(tmp_path / "clip.csv"), str(tmp_path / "random.csv"), "--output", str(tmp_path / "report"), "--fill", str(readme)])
+    records = [str(tmp_path / name) for name in ("clip.csv", "random.csv")]
+    report.main([*records, "--output", str(tmp_path / "report"), "--fill", str(readme)])
     first, second = readme.read_text().split("<!-- report splits-tiny-random -->")
     assert "43.21" in first
     assert "12.34" not in first

@@ -1,5 +1,6 @@
 """Masks from sentences: any picture, many sentences, threads, and one clear error for what cannot be used."""
 
+import contextlib
 import io
 import warnings
 import zlib
@@ -286,6 +287,37 @@ def test_a_truncated_picture_is_damaged(segmenter: Segmenter, tmp_path: Path) ->
             segmenter(path, "star")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "TIFF", "JPEG2000", "GIF", "ICO", "PPM"])
+def test_damaged_files_of_every_kind_are_one_error(kind: str) -> None:
+    whole = saved(PIL.Image.fromarray(photo(64, 64)), kind).getvalue()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 8):
+            damaged[place] = rng.integers(256)
+        cut = io.BytesIO(bytes(damaged[: rng.integers(1, len(whole) + 1)]))
+        with contextlib.suppress(InputError):  # some damage only changes pixels
+            open_picture(cut)
+
+
+def test_what_would_start_another_program_is_no_picture(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (60, 40)).save(tmp_path / "drawn.eps")
+    with pytest.raises(InputError, match="no picture that can be read"):
+        open_picture(tmp_path / "drawn.eps")
+
+
+def test_results_come_one_by_one_from_one_encoding(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = segmenter(photo(), SENTENCES)
+    cut: list[str] = []
+    original = Segmenter._cut
+    monkeypatch.setattr(Segmenter, "_cut", lambda self, said, map: cut.append(said) or original(self, said, map))  # type: ignore[func-returns-value]
+    stream = segmenter.stream(photo(), SENTENCES)
+    first = next(stream)
+    assert cut == SENTENCES[:1]
+    for one, other in zip([first, *stream], together, strict=True):
+        assert np.array_equal(one.probability, other.probability)
+
+
 @pytest.mark.parametrize(
     ("sentences", "expected"),
     [("", "empty"), (["star", " \t\n"], "empty"), ([7], "must be a string, got 7")],
@@ -311,6 +343,9 @@ def test_words_that_are_cut_off_are_named(segmenter: Segmenter) -> None:
         (found,) = segmenter(photo(), f"{words} sixteen  seventeen")
     assert found.sentence == f"{words} sixteen  seventeen"
     assert caught[0].filename == __file__, "the warning points at the caller"
+    with pytest.warns(UserWarning, match="not read is 'sixteen'") as caught:
+        segmenter.batch([photo()], [[f"{words} sixteen"]])
+    assert caught[0].filename == __file__
     same(Segmentation(words, found.mask, found.probability, found.score), segmenter(photo(), words)[0])
 
 
@@ -320,6 +355,8 @@ def test_words_that_are_cut_off_are_named(segmenter: Segmenter) -> None:
         ({"threshold": 1.0}, "threshold must be"),
         ({"threshold": "high"}, "threshold must be"),
         ({"image_size": 100}, "multiple of 32"),
+        ({"image_size": 64.0}, "multiple of 32"),
+        ({"device": "meta"}, "cannot compute on device 'meta'"),
         ({"device": "gpu"}, "cannot compute on device 'gpu'"),
         ({"device": "cuda:99"}, "cannot compute on device 'cuda:99'"),
         ({"precision": "int8"}, "precision must be"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pytest
 import torch
 
 import crislit
+from crislit import convert
 from crislit.card import model_card
-from crislit.checkpoint import Checkpoint, read_checkpoint
+from crislit.checkpoint import Checkpoint, last_part, read_checkpoint, without_paths
 from crislit.errors import InputError
 from crislit.models.cris import build_cris
-from crislit.segmenter import Segmenter, last_part, without_paths
+from crislit.segmenter import Segmenter
 from tests.runs import environment, run
 from tests.test_segmenter import CLIP, photo
 
@@ -54,7 +56,9 @@ def test_a_shared_folder_holds_the_same_network_and_what_is_known_of_it(trained:
 
 def test_a_shared_folder_names_no_place_of_this_machine(trained: Path, small_shapes: Path, tmp_path: Path) -> None:
     crislit.load(trained, device="cpu").save_pretrained(tmp_path / "net")
-    written = (tmp_path / "net/config.json").read_text() + (tmp_path / "net/README.md").read_text()
+    convert.main([str(trained), str(tmp_path / "converted")])
+    files = ("net/config.json", "net/README.md", "converted/config.json")
+    written = "".join((tmp_path / name).read_text() for name in files)
     assert str(small_shapes) not in written
     assert str(trained.parents[1]) not in written
 
@@ -113,6 +117,37 @@ def test_the_card_of_a_network_without_a_record_says_so(tmp_path: Path) -> None:
     assert "Nothing is recorded" in (tmp_path / "net/README.md").read_text()
 
 
+def test_a_card_grants_and_claims_only_what_is_known(trained: Path) -> None:
+    known = read_checkpoint(trained)
+    others = {
+        "crowd workers": {"dataset": {"name": "refcoco", "folder": "refcoco", "embedded": False}},
+        "What its data were is not known": {"dataset": {"name": "custom", "file": "mine.jsonl", "embedded": False}},
+        "beyond what stands above": {},
+    }
+    for words, config in others.items():
+        card = model_card(replace(known, config=known.config | config if config else {}, results={}), "net")
+        assert words in card
+        assert "license:" not in card
+        assert "None is given" in card
+        assert "license: cc-by-4.0" in model_card(replace(known, config=known.config | config), "net", "cc-by-4.0")
+
+
+def test_a_hub_out_of_reach_is_one_line(trained: Path, tmp_path: Path) -> None:
+    code = f"""
+import crislit
+from crislit.errors import InputError
+for act in (crislit.load({str(trained)!r}, device="cpu").push_to_hub, crislit.Segmenter.from_pretrained):
+    try:
+        act("someone/net")
+    except InputError as error:
+        print(error)
+"""
+    done = python(code, "http://127.0.0.1:9", tmp_path / "home")
+    first, second = done.stdout.splitlines()
+    assert first.startswith("cannot publish someone/net: ")
+    assert second.startswith("no network at someone/net: ")
+
+
 def test_results_of_another_checkpoint_are_not_taken(trained: Path) -> None:
     assert read_checkpoint(trained).results
     assert not read_checkpoint(trained.with_name("last.ckpt")).results
@@ -143,8 +178,8 @@ class Hub(BaseHTTPRequestHandler):
     files: dict[str, bytes]
     requests: list[str]
 
-    def answer(self, content: bytes | dict[str, Any], headers: dict[str, str] | None = None, code: int = 200) -> None:
-        body = json.dumps(content).encode() if isinstance(content, dict) else content
+    def answer(self, content: Any, headers: dict[str, str] | None = None, code: int = 200) -> None:
+        body = json.dumps(content).encode() if isinstance(content, (dict, list)) else content
         self.send_response(code)
         for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": "c" * 40, **(headers or {})}.items():
             self.send_header(name, value)
@@ -175,6 +210,8 @@ class Hub(BaseHTTPRequestHandler):
         name = self.path.rsplit("/", 1)[-1]
         if "/resolve/" in self.path and name in self.files:
             self.answer(self.files[name], {"ETag": f'"{name}"'})
+        elif "/tree/" in self.path:
+            self.answer([{"type": "file", "path": name, "size": len(f), "oid": name} for name, f in self.files.items()])
         elif self.path.startswith("/api/models/"):
             self.answer({"id": "someone/net", "sha": "c" * 40, "siblings": []})
         else:

@@ -1,4 +1,4 @@
-"""``python -m crislit.benchmark``: what the network costs, row by row of table 1."""
+"""python -m crislit.benchmark: what the network costs, row by row of table 1."""
 
 import argparse
 from collections.abc import Sequence

@@ -6,8 +6,7 @@ from crislit.checkpoint import Checkpoint
 from crislit.metrics import METRICS
 
 HEADER = """---
-license: mit
-library_name: crislit
+{licence}library_name: crislit
 pipeline_tag: image-segmentation
 tags: [referring-image-segmentation, cris, clip]
 ---
@@ -21,7 +20,7 @@ Referring image segmentation: given a picture and a sentence, the pixels that th
 
 ## Use
 
-    pip install crislit
+In Python, where crislit is installed:
 
     import crislit
 
@@ -46,33 +45,47 @@ The files are `model.safetensors` and `config.json`: loading them runs no code.
 - It was trained on sentences that mean exactly one object of the picture, and does not say when a sentence means none.
 - Masks are computed at a quarter of {size} pixels: thin and small things are lost.
 {data_limits}
+
+## Licence
+
+{licence}
 """
 
 EMBEDDED = """\
 - It was trained on drawn scenes of coloured shapes, and knows nothing of photographs: it is for trying the software, for
   examples and for tests."""
-PHOTOGRAPHS = """\
+REFERRING = """\
 - It inherits the biases of its data, photographs with sentences that crowd workers wrote about them, and of CLIP's. It is not
   for decisions about people."""
+OTHERS = """\
+- What its data were is not known here beyond what stands above: whoever publishes it should say whose pictures and sentences
+  they are. It inherits their biases, and CLIP's where it started from CLIP. It is not for decisions about people."""
+NO_LICENCE = "None is given: ask who published it. crislit's own licence, MIT, is the program's, not the weights'."
 
 
-def model_card(checkpoint: Checkpoint, name: str) -> str:
+def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) -> str:
     """Write the card of a network.
 
     Args:
         checkpoint: The network, with its run's configuration and results where they are known.
         name: How it is called, for example its repository on the Hub.
+        licence: Of the weights, in the Hub's spelling. None: MIT for what was trained on embedded data alone, else none.
     """
-    config = checkpoint.config
-    embedded = bool(config.get("dataset", {}).get("embedded"))
+    dataset = checkpoint.config.get("dataset", {})
+    if dataset.get("embedded"):
+        limits = EMBEDDED
+        licence = licence or ("mit" if not checkpoint.initial_weights.startswith("openai") else None)
+    else:
+        limits = REFERRING if dataset.get("folder") else OTHERS
     return TEMPLATE.format(
-        header=HEADER.strip(),
+        header=HEADER.strip().format(licence=f"license: {licence}\n" if licence else ""),
         name=name,
         results=results_table(checkpoint),
         recipe=recipe(checkpoint),
         words=checkpoint.settings.get("max_words", "?"),
         size=checkpoint.image_size,
-        data_limits=EMBEDDED if embedded else PHOTOGRAPHS,
+        data_limits=limits,
+        licence=licence or NO_LICENCE,
     )
 
 

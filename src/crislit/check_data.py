@@ -1,8 +1,10 @@
-"""``python -m crislit.check_data FILE``: check somebody's own data, and print what it holds and what is wrong with it."""
+"""python -m crislit.check_data FILE: check somebody's own data, and print what it holds and what is wrong with it."""
 
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from crislit.data.custom import OwnData, Problem, read
 from crislit.data.dataset import decode_image
@@ -49,18 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def unreadable(data: OwnData) -> list[Problem]:
-    """Return the pictures whose pixels cannot be read, each by the first line that needs it."""
-    images = {image["id"]: image for image in data.instances["images"]}
-    first: dict[int, int] = {}
+    """Return the lines whose picture has pixels that cannot be read."""
+    lines: dict[int, list[int]] = defaultdict(list)
     for ref in data.refs:
-        first.setdefault(ref["image_id"], ref["line"])
+        lines[ref["image_id"]].append(ref["line"])
     found = []
-    for number, line in first.items():
-        image = images[number]
+    for image in tqdm(data.instances["images"], "reading pictures", unit="picture", mininterval=1, disable=None):
         try:
             decode_image(data.folder / image["file_name"], (image["height"], image["width"]))
         except InputError as error:
-            found.append(Problem(line, str(error)))
+            found += [Problem(line, str(error)) for line in lines[image["id"]]]
     return found
 
 

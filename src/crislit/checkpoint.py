@@ -4,8 +4,9 @@ A run writes Lightning checkpoints. For everybody else there is a folder with ``
 """
 
 import json
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,12 +229,15 @@ def _read_folder(path: Path) -> Checkpoint:
         raise InputError(f"{config} does not describe a network of crislit: {error!r}") from error
 
 
-def write_folder(checkpoint: Checkpoint, target: Path) -> None:
-    """Write a network as safetensors and ``config.json``, each whole or not at all; the tensors stay bit for bit what they are.
+def write_folder(checkpoint: Checkpoint, target: Path, more: Mapping[str, str] | None = None) -> None:
+    """Write a network as safetensors and ``config.json``, all or nothing; the tensors stay bit for bit what they are.
+
+    What would tell where files lie on this machine is left out.
 
     Args:
         checkpoint: The network.
         target: A folder, or the path of the safetensors file, beside which ``config.json`` goes.
+        more: Texts of further files beside them, by name.
 
     Raises:
         InputError: If one of the files exists, or cannot be written.
@@ -241,24 +245,36 @@ def write_folder(checkpoint: Checkpoint, target: Path) -> None:
     if target.suffix in (".pth", ".pt", ".ckpt", ".bin"):
         raise InputError(f"expected a folder or a .safetensors file, found {target}; --to released writes the authors' format")
     weights = target if target.suffix == ".safetensors" else target / WEIGHTS
-    config = weights.with_name(CONFIG)
     about = {
         KEY: crislit.__version__,
         "network": checkpoint.settings,
         "image_size": checkpoint.image_size,
         "threshold": checkpoint.threshold,
-        "initial_weights": checkpoint.initial_weights,
+        "initial_weights": last_part(checkpoint.initial_weights),
         "steps": checkpoint.steps,
-        "training": checkpoint.config,
+        "training": without_paths(checkpoint.config),
         "results": checkpoint.results,
     }
-    refuse_existing(weights, config)
-    write_whole(weights, lambda part: save_tensors(checkpoint.weights, part))
-    try:
-        write_whole(config, lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
-    except BaseException:
-        weights.unlink(missing_ok=True)
-        raise
+    texts = {CONFIG: json.dumps(about, indent=2) + "\n", **(more or {})}
+    files: dict[Path, Callable[[Path], Any]] = {weights: lambda part: save_tensors(checkpoint.weights, part)}
+    files |= {weights.with_name(name): writes(text) for name, text in texts.items()}
+    refuse_existing(*files)
+    write_whole(files)
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration without what names places on the machine it ran on."""
+    kept = {key: value for key, value in config.items() if key not in ("data_root", "resume", "record")}
+    for group, names in (("model", ["clip_weights"]), ("dataset", ["file", "sentences", "images"])):
+        if group in kept:
+            named = {name: last_part(kept[group][name]) for name in names if kept[group].get(name)}
+            kept[group] = kept[group] | named
+    return kept
+
+
+def last_part(text: str) -> str:
+    """Return what stands after the folders of a path, and the text itself where it is none."""
+    return re.split(r"[/\\]", text)[-1]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -273,17 +289,34 @@ def refuse_existing(*paths: Path) -> None:
             raise InputError(f"{path} exists, and nothing is written over: choose another place")
 
 
-def write_whole(path: Path, write: Any) -> None:
-    """Let ``write(path)`` make a file under another name, and give it its own when it is complete.
+def writes(text: str) -> Callable[[Path], Any]:
+    """Return what writes a text to a path."""
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def write_whole(files: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Make files of one folder, all or none: each under another name, and when all are complete they get their own.
+
+    Args:
+        files: What writes each file, given a path.
 
     Raises:
         InputError: If that fails, for want of space or rights.
     """
+    parent = next(iter(files)).parent
+    done: list[Path] = []
+    path = parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".crislit-") as folder:
-            part = Path(folder) / path.name
-            write(part)
-            part.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".crislit-") as folder:
+            for path, write in files.items():
+                write(Path(folder) / path.name)
+            for path in files:
+                (Path(folder) / path.name).replace(path)
+                done.append(path)
+    except BaseException as error:
+        for path_done in done:
+            path_done.unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            raise InputError(f"cannot write {path}: {error}") from error
+        raise

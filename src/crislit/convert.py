@@ -1,4 +1,4 @@
-"""``python -m crislit.convert SRC DST``: a checkpoint of the authors' code, or of a run, to safetensors, and back."""
+"""python -m crislit.convert SRC DST: a checkpoint of the authors' code, or of a run, to safetensors, and back."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -68,10 +68,10 @@ def write_released(checkpoint: Checkpoint, target: Path) -> None:
     check_heads(checkpoint.settings["clip"])
     refuse_existing(target)
     if target.suffix == ".safetensors":
-        write_whole(target, lambda part: save_tensors(state, part))
+        write_whole({target: lambda part: save_tensors(state, part)})
     else:
         content = {"state_dict": {f"module.{name}": value.contiguous() for name, value in state.items()}}
-        write_whole(target, lambda part: torch.save(content, part))
+        write_whole({target: lambda part: torch.save(content, part)})
 
 
 def check_heads(clip: str | Mapping[str, Any]) -> None:

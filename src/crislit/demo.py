@@ -1,6 +1,8 @@
-"""``python -m crislit.demo``: a page in the browser, where sentences mark what they mean in a picture."""
+"""python -m crislit.demo: a page in the browser, where sentences mark what they mean in a picture."""
 
 import argparse
+import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -26,15 +28,20 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page for oneself
 EXAMPLES = Path(__file__).parent / "assets/examples"
 MOST_SENTENCES = 20
 MOST_PIXELS = 40_000_000
+MOST_MAPS = 120_000_000
+"""Pixels times sentences: what one visitor's probability maps may take, four bytes each."""
+REMEMBERED = 4
+"""Answers kept, so that another threshold cuts the same maps anew."""
 MOST_WAITING = 32
 """Requests in the queue; who comes later is told to come back."""
 LARGEST_UPLOAD = "20mb"
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 KEPT = 3600
 """Seconds for which uploads and masks are kept."""
 
 Probability = npt.NDArray[np.float32]
 Marked = tuple[npt.NDArray[np.uint8], list[str], list[Probability]]
-"""What the page remembers of a picture: its pixels, the sentences, and a map of each."""
+"""A picture's pixels, the sentences, and a map of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
     with one_line_errors():
+        if options.port is not None and not 0 < options.port < 65536:
+            raise InputError(f"--port must be between 1 and 65535, got {options.port}")
         page = build_page(load(options.checkpoint, device=options.device))
         try:
             _, address, _ = page.launch(
@@ -57,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 quiet=True,
                 prevent_thread_lock=True,
             )
-        except OSError as error:
-            raise InputError(f"cannot serve at {options.host}: {error}") from error
+        except Exception as error:  # Gradio asks its own page for a sign of life, and lets the client's exceptions through
+            hint = "; NO_PROXY=localhost,127.0.0.1 leaves out a proxy" if any(map(os.environ.get, PROXIES)) else ""
+            raise InputError(f"cannot serve at {options.host}: {error}{hint}") from error
         print(f"the page is at {address} until Ctrl-C", flush=True)
         page.block_thread()
 
@@ -74,28 +84,34 @@ def build_page(segmenter: Segmenter) -> Any:
     except ImportError as error:
         raise InputError('Gradio is not installed: pip install "crislit[demo]"') from error
 
+    class Upload(gradio.Image):
+        """Hands over the file as it came: what is in it is looked at where a message can be given."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> str | None:
+            return payload.path if payload else None
+
+    remembered = functools.lru_cache(maxsize=REMEMBERED)(functools.partial(segment, segmenter))
+
     def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
         try:
-            marked = segment(segmenter, path, text)
+            annotated, maps, file = show(remembered(path, text), threshold, folder)
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
-        return marked, *cut(marked, threshold)
-
-    def cut(marked: Marked | None, threshold: float) -> tuple[Any, ...]:
-        if marked is None:
-            return None, None, None
-        annotated, maps, file = show(marked, threshold, folder)
         return gradio.AnnotatedImage(annotated, color_map=colours([label for _, label in annotated[1]])), maps, file
+
+    def cut(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
+        return mark(path, text, threshold) if path and text.strip() else (None, None, None)
 
     temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # lives as long as the page
     folder = Path(temporary.name)
 
     with gradio.Blocks(title="crislit", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gradio.Markdown("# crislit\nA picture and sentences: what each sentence means is marked in its own colour.")
-        remembered = gradio.State()
         with gradio.Row():
             with gradio.Column(min_width=300):
-                picture = gradio.Image(type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"])
+                picture = Upload(type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"])
                 text = gradio.Textbox(label="Sentences, one a line", lines=3, placeholder="the man in red\nleftmost dog")
                 threshold = gradio.Slider(0.0, 0.95, value=segmenter.threshold, step=0.01, label="Threshold")
                 button = gradio.Button("Mark", variant="primary")
@@ -104,8 +120,9 @@ def build_page(segmenter: Segmenter) -> Any:
                 maps = gradio.Gallery(label="Probability", columns=2, height="auto", object_fit="contain")
                 masks = gradio.File(label="Masks, as PNG", interactive=False)
         shown = [overlay, maps, masks]
-        gradio.on([button.click, text.submit], mark, [picture, text, threshold], [remembered, *shown], api_name="mark")
-        threshold.release(cut, [remembered, threshold], shown, api_visibility="private")
+        given = [picture, text, threshold]
+        gradio.on([button.click, text.submit], mark, given, shown, api_name="mark")
+        threshold.change(cut, given, shown, api_visibility="private", trigger_mode="always_last", show_progress="hidden")
         examples = [[str(path), path.with_suffix(".txt").read_text()] for path in sorted(EXAMPLES.glob("*.jpg"))]
         if examples:
             gradio.Examples(examples, [picture, text], label="Examples")
@@ -128,11 +145,11 @@ def segment(segmenter: Segmenter, path: str | None, text: str) -> Marked:
     if len(sentences) > MOST_SENTENCES:
         raise InputError(f"{len(sentences)} sentences are too many at once: at most {MOST_SENTENCES}.")
     try:
-        image = open_picture(path)
+        image = open_picture(path, MOST_PIXELS)
     except InputError as error:
         raise InputError(str(error).replace(str(path), "The file")) from error  # where uploads lie is nobody's business
-    if image.shape[0] * image.shape[1] > MOST_PIXELS:
-        raise InputError(f"The picture has more than {MOST_PIXELS // 10**6} million pixels: send a smaller one.")
+    if image.shape[0] * image.shape[1] * len(sentences) > MOST_MAPS:
+        raise InputError(f"{len(sentences)} sentences are too many for so large a picture: send a smaller one, or fewer.")
     return image, sentences, [result.probability for result in segmenter(image, sentences)]
 
 
@@ -160,8 +177,9 @@ def heat(image: npt.NDArray[np.uint8], probability: Probability) -> npt.NDArray[
 def save_masks(sentences: Sequence[str], masks: Sequence[npt.NDArray[np.bool_]], root: Path) -> Path:
     """Write masks as PNG, one as it is and several into an archive; those of an hour ago are deleted."""
     for old in root.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
+            if time.time() - old.stat().st_mtime > KEPT:
+                shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=root))
     taken: set[str] = set()
     files = []

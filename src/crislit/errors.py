@@ -1,5 +1,7 @@
 """What a user can get wrong."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +16,15 @@ class InputError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a command-line program with one line and exit code 1 on what the user got wrong."""
+    """End a command-line program with one line and exit code 1 on what the user got wrong, and in silence if nobody listens."""
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
+    except BrokenPipeError as error:  # such as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written
+        raise SystemExit(1) from error
 
 
 def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""``python -m crislit.export CHECKPOINT DIR``: two ONNX graphs, so that many sentences share one picture's encoding."""
+"""python -m crislit.export CHECKPOINT DIR: two ONNX graphs, so that many sentences share one picture's encoding."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crislit.checkpoint import read_any, refuse_existing, write_whole
+from crislit.checkpoint import read_any, refuse_existing, write_whole, writes
 from crislit.errors import InputError, one_line_errors
 from crislit.models.cris import CRIS
 from crislit.onnx_network import CONFIG, GROUNDING, IMAGE_ENCODER
@@ -73,29 +73,29 @@ def export(source: Path, target: Path, max_words: int | None = None) -> None:
     Raises:
         InputError: If the network cannot be read, a file exists, or ONNX is not installed.
     """
-    checkpoint = read_any(source, max_words)
-    files = [target / name for name in (IMAGE_ENCODER, GROUNDING, CONFIG)]
-    refuse_existing(*files)
-    model = checkpoint.build()
-    image_graph, grounding = graphs(model, checkpoint.image_size)
-    outputs = (["v3", "v4", "v5"], ["logits"])
-    for path, program, names in zip(files, (image_graph, grounding), outputs, strict=False):
-        write_whole(path, lambda part, program=program, names=names: save_onnx(program, part, names))
-    about = {
-        "image_size": checkpoint.image_size,
-        "threshold": checkpoint.threshold,
-        "max_words": model.max_words,
-        "initial_weights": checkpoint.initial_weights,
-    }
-    write_whole(files[2], lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
-
-
-def save_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
-    """Write a traced graph as one ONNX file, weights and all."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError('ONNX is not installed: pip install "crislit[onnx]"') from error
+    checkpoint = read_any(source, max_words)
+    files = [target / name for name in (IMAGE_ENCODER, GROUNDING, CONFIG)]
+    refuse_existing(*files)
+    model = checkpoint.build()
+    print("tracing the network", flush=True)
+    image_graph, grounding = graphs(model, checkpoint.image_size)
+    about = {"image_size": checkpoint.image_size, "threshold": checkpoint.threshold, "max_words": model.max_words}
+    write_whole(
+        {
+            files[0]: lambda part: save_onnx(image_graph, part, ["v3", "v4", "v5"]),
+            files[1]: lambda part: save_onnx(grounding, part, ["logits"]),
+            files[2]: writes(json.dumps(about, indent=2) + "\n"),
+        }
+    )
+
+
+def save_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
+    """Write a traced graph as one ONNX file, weights and all."""
+    print(f"writing {path.name}", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "python -m crislit.export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="CHECKPOINT", type=Path, help="as crislit.load takes it")
-    parser.add_argument("target", metavar="DIR", type=Path)
+    parser.add_argument("source", metavar="CHECKPOINT", type=Path, help="a run's best.ckpt, a folder, a .pth, or shapes-tiny")
+    parser.add_argument("target", metavar="DIR", type=Path, help="a folder for the three files, made if there is none")
     parser.add_argument("--max-words", type=int, help="tokens of a sentence, for a .pth of the authors' code: 17, 22 for G-Ref")
     options = parser.parse_args(arguments)
     with one_line_errors():

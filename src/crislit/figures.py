@@ -1,4 +1,4 @@
-"""``python -m crislit.figures``: figures 4 and 5 of the paper, where the words look, and mIoU against the threshold."""
+"""python -m crislit.figures: figures 4 and 5 of the paper, where the words look, and mIoU against the threshold."""
 
 import argparse
 import csv

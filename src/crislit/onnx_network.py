@@ -20,13 +20,12 @@ class OnnxNetwork:
 
     Args:
         folder: What the export wrote.
-        threads: Threads of one pass; None: as many as PyTorch uses.
 
     Raises:
         InputError: If a file is missing or damaged, or ONNX Runtime is not installed.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -38,7 +37,7 @@ class OnnxNetwork:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / CONFIG} is missing or damaged ({error}): export the network again") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         sessions = []
         for name in (IMAGE_ENCODER, GROUNDING):
             if not (folder / name).is_file():

@@ -17,12 +17,19 @@ Picture = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any
 SMALLEST = 8
 """Pixels that a picture's sides must have at least."""
 
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
+"""What is read. PIL knows more: some of it starts other programs, and no camera or editor writes the rest."""
 
-def open_picture(source: Picture) -> Image:
+
+def open_picture(source: Picture, most_pixels: int | None = None) -> Image:
     """Read a picture as (h, w, 3) uint8 RGB, upright as EXIF says, transparency laid over white.
 
+    Args:
+        source: The picture.
+        most_pixels: How many a file may have; None: as many as PIL admits, 179 million.
+
     Raises:
-        InputError: If it is no picture, damaged, too small, or of more pixels than PIL admits.
+        InputError: If it is no picture, damaged, too small, or of too many pixels.
     """
     name = "the picture"
     try:
@@ -33,7 +40,7 @@ def open_picture(source: Picture) -> Image:
             rgb = to_rgb(source)
         else:
             name = str(source) if isinstance(source, (str, os.PathLike)) else name
-            with PIL.Image.open(source) as picture:
+            with open_file(source, most_pixels) as picture:
                 rgb = to_rgb(picture)
     except InputError:
         raise
@@ -43,12 +50,32 @@ def open_picture(source: Picture) -> Image:
         raise InputError(f"{name} is no picture that can be read") from error
     except PIL.Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
-    except (OSError, ValueError, SyntaxError, IndexError, TypeError) as error:  # what PIL's readers raise on damaged files
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
         raise InputError(f"{name} is damaged, or of a kind that cannot be read: {error}") from error
     height, width = rgb.shape[:2]
     if min(height, width) < SMALLEST:
         raise InputError(f"{name} has {width} x {height} pixels; both sides need at least {SMALLEST}")
     return rgb
+
+
+def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int | None = None) -> PIL.Image.Image:
+    """Open a picture file of one of the :data:`FORMATS`, its pixels yet to be read.
+
+    Raises:
+        Exception: Whatever PIL's readers do; see :func:`open_picture`.
+    """
+    PIL.Image.init()
+    picture = PIL.Image.open(source, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
+    if most_pixels is not None and picture.width * picture.height > most_pixels:
+        picture.close()
+        raise PIL.Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels, at most {most_pixels:,} are read")
+    return picture
+
+
+def suffixes() -> set[str]:
+    """Return what the names of picture files end with, in lower case."""
+    PIL.Image.init()
+    return {suffix for suffix, name in PIL.Image.registered_extensions().items() if name in FORMATS and name in PIL.Image.OPEN}
 
 
 def from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:

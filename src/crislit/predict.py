@@ -1,4 +1,4 @@
-"""``python -m crislit.predict IMAGE SENTENCE...``: masks of what the sentences mean in a picture, or in a folder of them."""
+"""python -m crislit.predict IMAGE SENTENCE...: masks of what the sentences mean in a picture, or in a folder of them."""
 
 import argparse
 import io
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from crislit.data.letterbox import Image
 from crislit.errors import InputError, one_line_errors
 from crislit.overlay import paint
-from crislit.picture import open_picture
+from crislit.picture import open_picture, suffixes
 from crislit.segmenter import Segmentation, Segmenter, load
 
 EPILOG = """
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         sentences = read_sentences(options.sentences, options.file, options.image)
         pictures = find_pictures(options.image)
-        output = prepare_output(options.output)
+        output = prepare_output(options.output, options.image)
         segmenter = load(options.checkpoint, device=options.device, precision=options.precision, threshold=options.threshold)
         bad = 0
         for name in tqdm(pictures, "segmenting", unit="picture", disable=True if len(pictures) == 1 else None):
@@ -84,7 +84,7 @@ def read_sentences(given: Sequence[str], file: str | None, image: str) -> list[s
     if file == image == "-":
         raise InputError("the standard input holds either the picture or the sentences, not both")
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the sentences in {file}: {error}") from error
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
@@ -102,18 +102,25 @@ def find_pictures(image: str) -> list[str]:
     folder = Path(image)
     if image == "-" or not folder.is_dir():
         return [image]
-    known = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-    found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
+    known = suffixes()
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in known and path.name[0] != "." and path.is_file())
+    found = sorted(map(str, pictures))
     if not found:
         raise InputError(f"no picture in {folder}: expected files such as .jpg or .png")
     return found
 
 
-def prepare_output(output: str) -> Path | None:
-    """Make the output folder; None where no files are wanted."""
+def prepare_output(output: str, image: str) -> Path | None:
+    """Make the output folder; None where no files are wanted.
+
+    Raises:
+        InputError: If it cannot be made, or is the pictures' own, where the next run would take masks for pictures.
+    """
     if output == "-":
         return None
     folder = Path(output)
+    if folder.is_dir() and folder.resolve() == Path(image).resolve():
+        raise InputError(f"{folder} holds the pictures: choose another --output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,7 +133,7 @@ def predict(segmenter: Segmenter, name: str, sentences: Sequence[str], output: P
     image = open_picture(io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name)
     stem = "picture" if name == "-" else Path(name).name
     taken: set[str] = set()
-    for number, result in enumerate(segmenter(image, sentences)):
+    for number, result in enumerate(segmenter.stream(image, sentences)):
         line = describe(name, result)
         if output is not None:
             base = file_name(stem, result.sentence, taken)

@@ -1,4 +1,4 @@
-"""``python -m crislit.report RUNS...``: tables 1 and 2 of measured runs beside the paper's, as Markdown, CSV and plots."""
+"""python -m crislit.report RUNS...: tables 1 and 2 of measured runs beside the paper's, as Markdown, CSV and plots."""
 
 import argparse
 import csv

@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
 from crislit.card import model_card
-from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, refuse_existing, write_folder, write_whole
+from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
 from crislit.data.letterbox import Image, letterbox_image, normalise, restore, upsample_probabilities
 from crislit.data.tokenizer import cut_words, tokenize
-from crislit.errors import InputError
+from crislit.errors import InputError, check_whole
 from crislit.models.cris import CRIS
 from crislit.onnx_network import CONFIG as EXPORTED
 from crislit.onnx_network import OnnxNetwork
@@ -77,13 +76,14 @@ class Segmenter:
     ) -> None:
         if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
             raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
-        if image_size < 32 or image_size % 32:
-            raise InputError(f"image_size must be a multiple of 32, got {image_size!r}")
+        check_whole("image_size", image_size, 32, multiple_of=32)
         if precision not in ("auto", "float32", "float16", "bfloat16"):
             raise InputError(f"precision must be auto, float32, float16 or bfloat16, got {precision!r}")
         if isinstance(model, OnnxNetwork):
             if device not in (None, "cpu") or precision not in ("auto", "float32"):
                 raise InputError(f"an exported network computes on the CPU in float32, not on {device} in {precision}")
+            if image_size != model.image_size:
+                raise InputError(f"this network was exported for pictures of {model.image_size} pixels, not of {image_size}")
             device = "cpu"
         self.device = choose_device(device)
         if precision == "auto":
@@ -109,7 +109,17 @@ class Segmenter:
         Raises:
             InputError: If the picture cannot be read or is smaller than 8 pixels, or a sentence is empty.
         """
-        return self.batch([image], [[sentences] if isinstance(sentences, str) else sentences])[0]
+        said = self._checked(sentences)
+        return [result for _, result in self._segment([open_picture(image)], [said])]
+
+    def stream(self, image: Picture, sentences: str | Sequence[str]) -> Iterator[Segmentation]:
+        """Do the same, and hand each result over before the next one is made: any number of them fits in memory.
+
+        Raises:
+            InputError: See :meth:`__call__`.
+        """
+        said = self._checked(sentences)
+        return (result for _, result in self._segment([open_picture(image)], [said]))
 
     def batch(self, images: Sequence[Picture], sentences: Sequence[Sequence[str]]) -> list[list[Segmentation]]:
         """Do the same for several pictures, each with its own sentences.
@@ -119,21 +129,21 @@ class Segmenter:
         """
         if len(images) != len(sentences):
             raise InputError(f"expected a list of sentences for each of {len(images)} pictures, got {len(sentences)} lists")
-        for said in sentences:
-            self._check(said)
-        found: list[list[Segmentation]] = []
-        for numbers in portions([len(said) for said in sentences], AT_ONCE):
+        if one := next((said for said in sentences if isinstance(said, str)), None):
+            raise InputError(f"expected a list of sentences for each picture, got one string: write [{one!r}]")
+        lists = list(map(self._checked, sentences))
+        found: list[list[Segmentation]] = [[] for _ in images]
+        for numbers in portions([len(said) for said in lists], AT_ONCE):
             pictures = [open_picture(images[i]) for i in numbers]
-            asked = [list(sentences[i]) for i in numbers]
-            found += self._segment(pictures, asked)
+            for i, result in self._segment(pictures, [lists[i] for i in numbers]):
+                found[numbers[i]].append(result)
         return found
 
     @torch.inference_mode()
-    def _segment(self, pictures: list[Image], sentences: list[list[str]]) -> list[list[Segmentation]]:
-        found: list[list[Segmentation]] = [[] for _ in pictures]
+    def _segment(self, pictures: list[Image], sentences: list[list[str]]) -> Iterator[tuple[int, Segmentation]]:
         said = [(i, sentence) for i, own in enumerate(sentences) for sentence in own]
         if not said:
-            return found
+            return
         squares = torch.stack([normalise(letterbox_image(picture, self.image_size)) for picture in pictures])
         with self._autocast():
             maps = self.model.encode_images(squares.to(self.device, memory_format=torch.channels_last))
@@ -144,8 +154,7 @@ class Segmenter:
             with self._autocast():
                 logits = self.model.ground(maps, tokens, owners)
             for (i, sentence), square in zip(part, self._probabilities(logits), strict=True):
-                found[i].append(self._cut(sentence, restore(square, *pictures[i].shape[:2])))
-        return found
+                yield i, self._cut(sentence, restore(square, *pictures[i].shape[:2]))
 
     def _probabilities(self, logits: Tensor) -> npt.NDArray[np.float32]:
         squares: npt.NDArray[np.float32] = upsample_probabilities(logits, self.image_size).cpu().numpy()
@@ -159,29 +168,26 @@ class Segmenter:
 
     # -- Sharing
 
-    def save_pretrained(self, folder: str | os.PathLike[str], name: str | None = None) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], name: str | None = None, *, licence: str | None = None) -> None:
         """Write the network for others: ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
 
         Args:
             folder: Where to; paths of this machine are left out of what is written.
             name: How the card calls the network; None: as the folder.
+            licence: Under which you publish the weights, in the Hub's spelling (``mit``, ``cc-by-4.0``): the data that they
+                were trained on may restrict it. None: the card says that none is given, except for embedded data.
 
         Raises:
             InputError: If one of the files exists, or cannot be written.
         """
         if not isinstance(self.model, CRIS):
             raise InputError("an exported network cannot be shared so: share the network that it was exported from")
-        target = Path(folder)
+        target = Path(folder).expanduser()
+        if target.suffix == ".safetensors":
+            raise InputError(f"expected a folder, found {target}")
         weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
-        about = replace(
-            self.about, config=without_paths(self.about.config), initial_weights=last_part(self.about.initial_weights)
-        )
-        checkpoint = replace(about, weights=weights, threshold=self.threshold)
-        card = target / "README.md"
-        refuse_existing(card)
-        write_folder(checkpoint, target)
-        text = model_card(checkpoint, name or target.resolve().name)
-        write_whole(card, lambda part: part.write_text(text, encoding="utf-8"))
+        checkpoint = replace(self.about, weights=weights, threshold=self.threshold)
+        write_folder(checkpoint, target, {"README.md": model_card(checkpoint, name or target.resolve().name, licence)})
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> "Segmenter":
@@ -190,25 +196,29 @@ class Segmenter:
         Args:
             source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub (``user/name``).
             revision: Branch, tag or commit of the repository.
-            options: ``device``, ``precision``, ``threshold`` as in :func:`load`.
+            options: As in :func:`load`: ``device``, ``precision``, ``threshold``, ``backend``.
 
         Raises:
             InputError: If there is none, or it is out of reach.
         """
-        if Path(source).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        if Path(source).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             return load(source, **options)
         try:
-            files = [hf_hub_download(str(source), name, revision=revision) for name in (WEIGHTS, CONFIG)]
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"no network at {source}: neither a folder here nor within reach on the Hub ({reason})") from error
-        return load(files[0], **options)
+            folder = snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])
+        except Exception as error:  # the Hub's client lets its transport's own exceptions through
+            raise InputError(
+                f"no network at {source}: neither a folder here nor within reach on the Hub ({first_line(error)})"
+            ) from error
+        return load(folder, **options)
 
-    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+    def push_to_hub(
+        self, repository: str, *, licence: str | None = None, private: bool = False, token: str | None = None
+    ) -> str:
         """Publish the network on the Hugging Face Hub, in a repository that is made if there is none; return its address.
 
         Args:
             repository: ``user/name``.
+            licence: See :meth:`save_pretrained`.
             private: Whether a new repository is visible to its owner alone.
             token: Write access; None: what ``hf auth login`` left.
 
@@ -216,14 +226,15 @@ class Segmenter:
             InputError: If the Hub is out of reach or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "network", name=repository)
+            self.save_pretrained(Path(folder) / "network", name=repository, licence=licence)
             try:
                 api = HfApi(token=token)
                 address = api.create_repo(repository, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repository, folder_path=Path(folder) / "network", commit_message="Upload by crislit")
-            except (HfHubHTTPError, HFValidationError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(f"cannot publish {repository}: {reason}. `hf auth login` gives write access") from error
+            except Exception as error:  # the Hub's client lets its transport's own exceptions through
+                raise InputError(
+                    f"cannot publish {repository}: {first_line(error)}. `hf auth login` gives write access"
+                ) from error
         return str(address)
 
     # -- Inside
@@ -233,10 +244,10 @@ class Segmenter:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
-    def _check(self, sentences: Sequence[str]) -> None:
-        if isinstance(sentences, str):
-            raise InputError(f"expected a list of sentences for each picture, got one string: write [{sentences!r}]")
-        for sentence in sentences:
+    def _checked(self, sentences: str | Sequence[str]) -> list[str]:
+        """Return the sentences as a list; called by what users call, to whom the warning is."""
+        said = [sentences] if isinstance(sentences, str) else list(sentences)
+        for sentence in said:
             if not isinstance(sentence, str):
                 raise InputError(f"a sentence must be a string, got {sentence!r}")
             if not sentence.strip():
@@ -245,8 +256,9 @@ class Segmenter:
                 warnings.warn(
                     f"the network reads {self.model.max_words - 2} tokens of a sentence, and {sentence!r} has more: "
                     f"not read is {cut!r}",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
+        return said
 
 
 def load(
@@ -272,16 +284,19 @@ def load(
     Raises:
         InputError: If there is no such network, or the file is damaged or another program's.
     """
-    exported = (Path(source) / EXPORTED).is_file()
+    path = Path(source).expanduser()
+    exported = (path / EXPORTED).is_file()
     if backend == "onnx" and not exported:
         raise InputError(f"{source} is no exported network; `python -m crislit.export {source} DIR` makes one")
     if exported:
         if backend == "torch":
             raise InputError(f"{source} is an exported network, which ONNX Runtime computes: backend='onnx', or its origin")
-        network = OnnxNetwork(Path(source))
+        if max_words is not None:
+            raise InputError(f"{source} says itself what max_words would; leave it out")
+        network = OnnxNetwork(path)
         threshold = network.threshold if threshold is None else threshold
         return Segmenter(network, image_size=network.image_size, threshold=threshold, device=device, precision=precision)
-    checkpoint = read_any(Path(source), max_words)
+    checkpoint = read_any(path, max_words)
     return Segmenter(
         checkpoint.build(),
         image_size=checkpoint.image_size,
@@ -290,21 +305,6 @@ def load(
         precision=precision,
         about=replace(checkpoint, weights={}),
     )
-
-
-def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's configuration without what names places on the machine it ran on."""
-    kept = {key: value for key, value in config.items() if key not in ("data_root", "resume", "record")}
-    for group, names in (("model", ["clip_weights"]), ("dataset", ["file", "sentences", "images"])):
-        if group in kept:
-            named = {name: last_part(kept[group][name]) for name in names if kept[group].get(name)}
-            kept[group] = kept[group] | named
-    return kept
-
-
-def last_part(text: str) -> str:
-    """Return what stands after the folders of a path, and the text itself where it is none."""
-    return re.split(r"[/\\]", text)[-1]
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -317,10 +317,15 @@ def choose_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise InputError(f"this machine cannot compute on device {name!r}: {str(error).splitlines()[0]}") from error
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"this machine cannot compute on device {name!r}: {first_line(error)}") from error
     return device
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def portions(counts: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from crislit.data.refer import load_json, outlines
 from crislit.errors import InputError
+from crislit.picture import open_file
 
 KEYS = {"image", "sentence", "sentences", "split", "mask", "polygons", "rle"}
 COLUMNS = ("ann_id", "sentence", "split")
@@ -90,6 +91,8 @@ def read_lines(path: Path) -> OwnData:
             sample = json.loads(line)
             if not isinstance(sample, dict):
                 raise InputError(f"expected an object, {{...}}, found {type(sample).__name__}")
+            if {"images", "annotations"} <= set(sample):
+                raise InputError("this is a COCO instances file, which needs a table of sentences: see check_data --help")
             if unknown := sorted(set(sample) - KEYS):
                 raise InputError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(KEYS))}")
             image = found.image(_text(sample, "image"))
@@ -121,12 +124,12 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
     grouped: dict[int, tuple[int, list[str], str]] = {}
     for number, row in _rows(table):
         try:
-            if not (row["ann_id"] or "").strip().isdigit():
+            if not (row["ann_id"] or "").strip().isdecimal():
                 raise InputError(f"ann_id must be a number, found {row['ann_id']!r}")
             annotation = int(row["ann_id"])
             if annotation not in annotations:
                 raise InputError(f"there is no annotation {annotation} in {instances.name}")
-            sentence, split = _sentences({"sentence": row["sentence"]})[0], _split(row.get("split") or None)
+            sentence, split = _sentences({"sentence": row["sentence"] or ""})[0], _split(row.get("split") or None)
             first, sentences, of = grouped.setdefault(annotation, (number, [], split))
             if of != split:
                 raise InputError(f"annotation {annotation} is of split {of!r} in line {first}, and of {split!r} here")
@@ -136,9 +139,15 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
     for annotation, (number, sentences, split) in grouped.items():
         try:
             about = annotations[annotation]
-            if about.get("image_id") not in pictures:
-                raise InputError(f"annotation {annotation} belongs to image {about.get('image_id')}, which is not listed")
-            image = found.image(_text(pictures[about["image_id"]], "file_name"))
+            picture = _number(about.get("image_id"))
+            if picture not in pictures:
+                raise InputError(f"annotation {annotation} belongs to image {about.get('image_id')!r}, which is not listed")
+            listed = pictures[picture]
+            image = found.image(_text(listed, "file_name"))
+            for side in ("height", "width"):
+                if listed.get(side, image[side]) != image[side]:
+                    name = image["file_name"]
+                    raise InputError(f"{name} has {side} {image[side]}, and its annotations are for {listed[side]}")
             found.add(number, image, found.drawn(about.get("segmentation"), image), sentences, split)
         except InputError as error:
             found.problems.append(Problem(number, str(error)))
@@ -183,6 +192,8 @@ class _Builder:
     def drawn(self, segmentation: Any, image: dict[str, Any]) -> Any:
         """Check that a segmentation fits its picture and marks something."""
         try:
+            if isinstance(segmentation, list):
+                check_polygons(segmentation)
             polygons, runs = outlines(segmentation, (image["height"], image["width"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
@@ -208,21 +219,33 @@ class _Builder:
         return OwnData(self.refs, instances, problems, self.folder)
 
 
+def check_polygons(polygons: list[Any]) -> None:
+    """Raise an :class:`InputError` unless each is a flat list of coordinates in pairs."""
+    for polygon in polygons:
+        flat = isinstance(polygon, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in polygon)
+        if not flat or len(polygon) % 2:
+            raise InputError(f"a polygon is a list x, y, x, y, ... of numbers, found {polygon!r}"[:200])
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """Return a picture's (height, width).
 
     Raises:
-        InputError: If it cannot be read, or is stored rotated: which way its mask is meant cannot be known.
+        InputError: If it cannot be read; or is stored rotated, since which way its mask is meant cannot be known; or is
+            transparent in places, since what is to be seen there cannot be known.
     """
     try:
-        with PIL.Image.open(path) as picture:
+        with open_file(path) as picture:
             known = picture.format == "JPEG" or "exif" in picture.info  # elsewhere PIL reads all pixels to look for it
             turned = picture.getexif().get(ORIENTATION, 1) if known else 1
             width, height = picture.size
+            transparent = see_through(picture)
     except FileNotFoundError as error:
         raise InputError(f"there is no picture {path}") from error
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
         raise InputError(f"{path} is no picture that can be read") from error
+    if transparent:
+        raise InputError(f"{path} has transparent pixels: lay it over a background, and save it without")
     if turned != 1:
         raise InputError(f"{path} is stored turned (EXIF orientation {turned}): save it upright, as its mask is")
     return height, width
@@ -237,18 +260,26 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
         InputError: If it cannot be read, or is not of this (height, width).
     """
     try:
-        with PIL.Image.open(path) as picture:
+        with open_file(path) as picture:
             values = np.array(picture if picture.mode in ("P", "1") else picture.convert("L"))
             palette = picture.mode == "P"
+            transparent = not palette and see_through(picture)
     except FileNotFoundError as error:
         raise InputError(f"there is no mask {path}") from error
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
         raise InputError(f"{path} is no mask that can be read") from error
+    if transparent:
+        raise InputError(f"the mask {path} has transparent pixels: save it in black and white, without")
     if values.shape != size:
         raise InputError(f"the mask {path} has {values.shape} pixels (height, width), its picture {size}")
     marked = values > 0 if palette or values.max() <= 1 else values > 127
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
     return {"size": list(size), "counts": runs["counts"].decode()}
+
+
+def see_through(picture: PIL.Image.Image) -> bool:
+    """Whether a picture is transparent in places."""
+    return picture.has_transparency_data and not np.all(np.asarray(picture.convert("RGBA").getchannel("A")) == 255)
 
 
 def _existing(path: Path) -> Path:
@@ -278,6 +309,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             yield from ((reader.line_num, row) for row in reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no table in CSV and UTF-8: {error}") from error
+
+
+def _number(value: Any) -> int | None:
+    """Return an id, which COCO files write as a number and some programs as text."""
+    return int(value) if isinstance(value, (int, str)) and str(value).isdecimal() else None
 
 
 def _text(sample: dict[str, Any], key: str) -> str:

@@ -246,7 +246,8 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
     """Read a photograph of this (height, width), see :func:`read_image`."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if path.is_file() else None
     if image is None:
-        raise InputError(f"image {path} is {'damaged' if path.exists() else 'missing'}; fetch it again")
+        reason = "damaged, or of a kind that OpenCV cannot read" if path.exists() else "missing"
+        raise InputError(f"image {path} is {reason}; fetch it again, or save it as PNG or JPEG")
     if image.shape[:2] != size:
         raise InputError(f"image {path} has {image.shape[:2]} pixels (height, width), its annotation {size}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]

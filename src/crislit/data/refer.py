@@ -342,7 +342,10 @@ def _by_id(instances: Any, kind: str, source: Path) -> dict[int, Any]:
 
 
 def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray[np.float64]], list[int]]:
-    """Return a segmentation's polygons, degenerate ones dropped, and its run lengths; one of the two is empty."""
+    """Return a segmentation's polygons and its run lengths; one of the two is empty.
+
+    Polygons of fewer than three points, of which COCO has some, are dropped.
+    """
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         runs = parse_runs(counts) if isinstance(counts, (str, bytes)) else [int(count) for count in counts]

@@ -170,6 +170,11 @@ def build_cris(
         raise InputError(f"cannot build this network: {error}") from error
 
 
+VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width"}
+TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+"""What a description of the towers may hold. open_clip knows more keys, some of which fetch other people's models."""
+
+
 def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
     """Build CLIP's towers, at their native size and always with QuickGELU, with random weights that CRIS can start from.
 
@@ -177,14 +182,18 @@ def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
     ResNet contribute from the first step (open_clip starts them at zero), and sentence features start small. At their usual
     size they make the text projector's kernels, and so the first logits, so large that training begins by silencing them.
     """
-    config = open_clip.get_model_config(clip) if isinstance(clip, str) else _plain(clip)
-    if config is None:
+    if isinstance(clip, str) and clip not in open_clip.list_models():  # open_clip would ask the network for some others
         raise ValueError(f"open_clip knows no model {clip!r}; see open_clip.list_models()")
+    config = open_clip.get_model_config(clip) if isinstance(clip, str) else _plain(clip)
+    assert config is not None
     missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
     if missing:
         raise ValueError(f"the two encoders need {', '.join(missing)} too, in open_clip's format")
     if not isinstance(config["vision_cfg"].get("layers"), list):
         raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
+    for tower, known in (("vision_cfg", VISION_KEYS), ("text_cfg", TEXT_KEYS)):
+        if unknown := sorted(set(config[tower]) - known):
+            raise ValueError(f"{tower} has {', '.join(unknown)}, and a ResNet CLIP only {', '.join(sorted(known))}")
     stages, blocks = config["vision_cfg"]["layers"], config["text_cfg"].get("layers", CLIPTextCfg.layers)
     if len(stages) != 4 or not all(isinstance(stage, int) and stage >= 1 for stage in stages):
         raise ValueError(f"CLIP's ResNet has four stages of at least one block, got {stages}")

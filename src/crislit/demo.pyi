@@ -1,0 +1,206 @@
+"""python -m crislit.demo: a page in the browser, where sentences mark what they mean in a picture."""
+
+import argparse
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from crislit.errors import InputError, one_line_errors
+from crislit.overlay import colour_of
+from crislit.picture import open_picture
+from crislit.predict import file_name
+from crislit.segmenter import Segmenter, load
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page for oneself tells nobody
+
+EXAMPLES = Path(__file__).parent / "assets/examples"
+MOST_SENTENCES = 20
+MOST_PIXELS = 40_000_000
+MOST_MAPS = 120_000_000
+"""Pixels times sentences: what one visitor's probability maps may take, four bytes each."""
+REMEMBERED = 4
+"""Answers kept, so that another threshold cuts the same maps anew."""
+MOST_WAITING = 32
+"""Requests in the queue; who comes later is told to come back."""
+LARGEST_UPLOAD = "20mb"
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+KEPT = 3600
+"""Seconds for which uploads and masks are kept."""
+
+Probability = npt.NDArray[np.float32]
+Marked = tuple[npt.NDArray[np.uint8], list[str], list[Probability]]
+"""A picture's pixels, the sentences, and a map of each."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the page until interrupted."""
+    parser = argparse.ArgumentParser("python -m crislit.demo", description=__doc__)
+    parser.add_argument("--checkpoint", default="shapes-tiny", help="the network (default: the shipped shapes-tiny)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: this machine alone; 0.0.0.0: all)")
+    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        if options.port is not None and not 0 < options.port < 65536:
+            raise InputError(f"--port must be between 1 and 65535, got {options.port}")
+        page = build_page(load(options.checkpoint, device=options.device))
+        try:
+            _, address, _ = page.launch(
+                server_name=options.host,
+                server_port=options.port,
+                max_file_size=LARGEST_UPLOAD,
+                share=False,
+                footer_links=[],
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except Exception as error:  # Gradio asks its own page for a sign of life, and lets the client's exceptions through
+            hint = "; NO_PROXY=localhost,127.0.0.1 leaves out a proxy" if any(map(os.environ.get, PROXIES)) else ""
+            raise InputError(f"cannot serve at {options.host}: {error}{hint}") from error
+        print(f"the page is at {address} until Ctrl-C", flush=True)
+        page.block_thread()
+
+
+def build_page(segmenter: Segmenter) -> Any:
+    """Build the page, a ``gradio.Blocks``.
+
+    Raises:
+        InputError: If Gradio is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise InputError('Gradio is not installed: pip install "crislit[demo]"') from error
+from gradio.events import Dependency
+
+    class Upload(gradio.Image):
+        """Hands over the file as it came: what is in it is looked at where a message can be given."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> str | None:
+            return payload.path if payload else None
+
+    remembered = functools.lru_cache(maxsize=REMEMBERED)(functools.partial(segment, segmenter))
+
+    def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
+        try:
+            annotated, maps, file = show(remembered(path, text), threshold, folder)
+        except InputError as error:
+            raise gradio.Error(str(error), print_exception=False, title="Please check") from error
+        return gradio.AnnotatedImage(annotated, color_map=colours([label for _, label in annotated[1]])), maps, file
+
+    def cut(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
+        return mark(path, text, threshold) if path and text.strip() else (None, None, None)
+
+    temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # lives as long as the page
+    folder = Path(temporary.name)
+
+    with gradio.Blocks(title="crislit", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gradio.Markdown("# crislit\nA picture and sentences: what each sentence means is marked in its own colour.")
+        with gradio.Row():
+            with gradio.Column(min_width=300):
+                picture = Upload(type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"])
+                text = gradio.Textbox(label="Sentences, one a line", lines=3, placeholder="the man in red\nleftmost dog")
+                threshold = gradio.Slider(0.0, 0.95, value=segmenter.threshold, step=0.01, label="Threshold")
+                button = gradio.Button("Mark", variant="primary")
+            with gradio.Column(min_width=300):
+                overlay = gradio.AnnotatedImage(label="Marked", color_map=None, show_legend=True)
+                maps = gradio.Gallery(label="Probability", columns=2, height="auto", object_fit="contain")
+                masks = gradio.File(label="Masks, as PNG", interactive=False)
+        shown = [overlay, maps, masks]
+        given = [picture, text, threshold]
+        gradio.on([button.click, text.submit], mark, given, shown, api_name="mark")
+        threshold.change(cut, given, shown, api_visibility="private", trigger_mode="always_last", show_progress="hidden")
+        examples = [[str(path), path.with_suffix(".txt").read_text()] for path in sorted(EXAMPLES.glob("*.jpg"))]
+        if examples:
+            gradio.Examples(examples, [picture, text], label="Examples")
+    page.temporary = temporary
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    return page
+
+
+def segment(segmenter: Segmenter, path: str | None, text: str) -> Marked:
+    """Segment what the page's visitor gave.
+
+    Raises:
+        InputError: If there is no picture, no sentence, too much of either, or the picture cannot be read.
+    """
+    if path is None:
+        raise InputError("There is no picture yet: drop one, or choose an example.")
+    sentences = [line.strip() for line in text.splitlines() if line.strip()]
+    if not sentences:
+        raise InputError("There is no sentence yet: write one a line, for example 'the man in red'.")
+    if len(sentences) > MOST_SENTENCES:
+        raise InputError(f"{len(sentences)} sentences are too many at once: at most {MOST_SENTENCES}.")
+    try:
+        image = open_picture(path, MOST_PIXELS)
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), "The file")) from error  # where uploads lie is nobody's business
+    if image.shape[0] * image.shape[1] * len(sentences) > MOST_MAPS:
+        raise InputError(f"{len(sentences)} sentences are too many for so large a picture: send a smaller one, or fewer.")
+    return image, sentences, [result.probability for result in segmenter(image, sentences)]
+
+
+def show(marked: Marked, threshold: float, folder: Path) -> tuple[Any, list[tuple[Any, str]], str]:
+    """Return what the page shows: annotated picture, maps with captions, and a file of masks below a folder."""
+    image, sentences, probabilities = marked
+    labels = [sentence if sentences.index(sentence) == i else f"{sentence} ({i + 1})" for i, sentence in enumerate(sentences)]
+    masks = [probability > threshold for probability in probabilities]
+    annotations = [(mask.astype(np.float32), label) for mask, label in zip(masks, labels, strict=True)]
+    maps = [
+        (heat(image, probability), f"{label}: {'nothing' if not mask.any() else f'{100 * mask.mean():.1f} % of the picture'}")
+        for probability, label, mask in zip(probabilities, labels, masks, strict=True)
+    ]
+    return (image, annotations), maps, str(save_masks(sentences, masks, folder))
+
+
+def heat(image: npt.NDArray[np.uint8], probability: Probability) -> npt.NDArray[np.uint8]:
+    """Draw a probability map over a grey picture: dark where it is 0, bright yellow where it is 1."""
+    levels = np.round(255 * probability).astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    return (0.35 * grey + 0.65 * coloured).astype(np.uint8)
+
+
+def save_masks(sentences: Sequence[str], masks: Sequence[npt.NDArray[np.bool_]], root: Path) -> Path:
+    """Write masks as PNG, one as it is and several into an archive; those of an hour ago are deleted."""
+    for old in root.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
+            if time.time() - old.stat().st_mtime > KEPT:
+                shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=root))
+    taken: set[str] = set()
+    files = []
+    for sentence, mask in zip(sentences, masks, strict=True):
+        path = folder / f"{file_name('mask', sentence, taken)}.png"
+        PIL.Image.fromarray(255 * mask.astype(np.uint8)).save(path)
+        files.append(path)
+    if len(files) == 1:
+        return files[0]
+    archive = folder / "masks.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in files:
+            target.write(path, path.name)
+    return archive
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """Return each label's colour, as the page wants it."""
+    return {label: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, label in enumerate(labels)}
+
+
+if __name__ == "__main__":
+    main()
