@@ -1,5 +1,6 @@
 """What a run shows in Weights & Biases and TensorBoard beyond its scalars: configuration, samples with masks, checkpoint."""
 
+import csv
 import logging
 import netrc
 import os
@@ -67,6 +68,29 @@ def knows_key(server: str) -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def earlier_run(folder: Path) -> str | None:
+    """Return the id under which Weights & Biases knows a folder's run that was interrupted."""
+    runs = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.name.split("run-", 1)[1])
+    return runs[-1].name.rsplit("-", 1)[1] if runs else None
+
+
+def earlier_rows(file: Path, steps: int) -> list[dict[str, str]]:
+    """Return the rows of an interrupted run's ``metrics.csv`` until the checkpoint that it goes on from.
+
+    A validation after the checkpoint's step is measured again, and its row left out.
+
+    Args:
+        file: The file.
+        steps: Optimizer steps that the checkpoint has seen.
+    """
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
+    known = [row for row in rows if row.get("step", "").isdecimal()]  # the end of the last may be missing
+    return [row for row in known if int(row["step"]) < steps - 1 or (int(row["step"]) == steps - 1 and "train/loss" in row)]
 
 
 def log_configuration(loggers: Sequence[Logger], settings: Mapping[str, Any], parameters: int) -> None:

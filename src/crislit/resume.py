@@ -111,7 +111,9 @@ def newest(folder: Path) -> Path | None:
             return path
         log.warning("%s is damaged (%s): the checkpoint before it is used", path, reason)
     if there:
-        raise InputError(f"every checkpoint in {folder / 'checkpoints'} is damaged; remove the folder to start from the beginning")
+        raise InputError(
+            f"every checkpoint in {folder / 'checkpoints'} is damaged; remove the folder to start from the beginning"
+        )
     return None
 
 

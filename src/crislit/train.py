@@ -1,6 +1,7 @@
 """``python -m crislit.train``: train a network and evaluate every split."""
 
 import contextlib
+import json
 import logging
 import time
 import warnings
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
 from crislit.callbacks import (
@@ -33,7 +34,14 @@ from crislit.config import program
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.errors import InputError, check_whole
-from crislit.loggers import choose_wandb_mode, close_loggers, log_checkpoint, log_configuration
+from crislit.loggers import (
+    choose_wandb_mode,
+    close_loggers,
+    earlier_rows,
+    earlier_run,
+    log_checkpoint,
+    log_configuration,
+)
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
@@ -128,14 +136,27 @@ def fitting_devices(available: int, data: ReferDataModule) -> int:
     return available
 
 
-def build_logger(settings: Settings, folder: Path) -> Logger | bool:
-    """Build the logger; Weights & Biases goes offline where it cannot be online."""
+def build_logger(settings: Settings, folder: Path, steps: int = 0) -> Logger | bool:
+    """Build the logger; Weights & Biases goes offline where it cannot be online.
+
+    Args:
+        settings: The run's configuration.
+        folder: The run's.
+        steps: Where an interrupted run of this folder goes on, whose record is kept until there.
+    """
     if settings["logger"] is None:
         return False
+    known: dict[str, str] = {}
     if "Wandb" in settings["logger"]["_target_"]:
         choose_wandb_mode(folder)
+        if steps and (run := earlier_run(folder)):
+            known = {"id": run, "resume": "allow"}
+    rows = earlier_rows(folder / "metrics.csv", steps) if steps else []
     try:
-        logger: Logger = instantiate(settings["logger"], save_dir=str(folder))
+        logger: Logger = instantiate(settings["logger"], save_dir=str(folder), **known)
+        if rows and isinstance(logger, CSVLogger):
+            logger.experiment.metrics = rows
+            logger.save()
     except InstantiationException as error:
         raise InputError(
             f"this logger cannot start: {error}. pip install 'crislit[tensorboard]' brings TensorBoard's"
@@ -169,6 +190,8 @@ def run(settings: Settings, folder: Path) -> float:
     start = time.perf_counter()
     commit()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
+    if settings["resume"] == AUTO and (folder / "results.json").is_file():
+        return finished(settings, folder)
     source = find_resume(settings, folder)
     if settings["model"]["clip_weights"] is not None and source is None:
         find_weights(settings["model"]["clip"], str(settings["model"]["clip_weights"]))  # before long work, not after
@@ -191,7 +214,8 @@ def run(settings: Settings, folder: Path) -> float:
     )
     last = LastCheckpoint(folder / "checkpoints", settings["checkpoint_every"])
     callbacks: list[L.Callback] = [best, last, StepSeeds(settings["seed"]), Narrator(selects)]
-    logger = build_logger(settings, folder)
+    goes_on = resume is not None and source is not None and source.parent == folder / "checkpoints"
+    logger = build_logger(settings, folder, resume.steps if goes_on and resume else 0)
     if isinstance(logger, Logger):
         callbacks.append(LearningRateMonitor("epoch"))
         log_configuration([logger], settings, count_parameters(model))
@@ -250,6 +274,19 @@ def prepare(settings: Settings) -> ReferDataModule:
 def blind_splits(settings: Settings, data: ReferDataModule) -> list[str]:
     """Return the splits whose blind control is evaluated: the selecting one, where the data set asks for it."""
     return [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
+
+
+def finished(settings: Settings, folder: Path) -> float:
+    """Say that a run has ended before, as one that is started again by a cluster may have; return its mIoU.
+
+    Raises:
+        InputError: If the folder holds another run.
+    """
+    results = json.loads((folder / "results.json").read_text())
+    if results.get("experiment") != identify(settings)["experiment"]:
+        raise InputError(f"{folder} holds a run with other settings: resume=auto goes on with a run, not with another one")
+    log.info("resume=auto: finished before, nothing is left to do in %s", folder)
+    return float(results["splits"].get(settings["dataset"]["select_split"], {}).get("mIoU", 0.0))
 
 
 def find_resume(settings: Settings, folder: Path) -> Path | None:
