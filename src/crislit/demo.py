@@ -84,14 +84,6 @@ def build_page(segmenter: Segmenter) -> Any:
     except ImportError as error:
         raise InputError('Gradio is not installed: pip install "crislit[demo]"') from error
 
-    class Upload(gradio.Image):
-        """Hands over the file as it came: what is in it is looked at where a message can be given."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str | None:
-            return payload.path if payload else None
-
     remembered = functools.lru_cache(maxsize=REMEMBERED)(functools.partial(segment, segmenter))
 
     def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
@@ -111,7 +103,8 @@ def build_page(segmenter: Segmenter) -> Any:
         gradio.Markdown("# crislit\nA picture and sentences: what each sentence means is marked in its own colour.")
         with gradio.Row():
             with gradio.Column(min_width=300):
-                picture = Upload(type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"])
+                picture = gradio.Image(type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"])
+                picture.preprocess = as_uploaded  # type: ignore[method-assign]  # what is in the file is looked at where a message can be given
                 text = gradio.Textbox(label="Sentences, one a line", lines=3, placeholder="the man in red\nleftmost dog")
                 threshold = gradio.Slider(0.0, 0.95, value=segmenter.threshold, step=0.01, label="Threshold")
                 button = gradio.Button("Mark", variant="primary")
@@ -129,6 +122,11 @@ def build_page(segmenter: Segmenter) -> Any:
     page.temporary = temporary
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
     return page
+
+
+def as_uploaded(payload: Any) -> str | None:
+    """Return where an uploaded file lies, unread."""
+    return payload.path if payload else None
 
 
 def segment(segmenter: Segmenter, path: str | None, text: str) -> Marked:
