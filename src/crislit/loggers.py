@@ -87,10 +87,11 @@ def earlier_rows(file: Path, steps: int) -> list[dict[str, str]]:
     """
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
-    known = [row for row in rows if row.get("step", "").isdecimal()]  # the end of the last may be missing
-    return [row for row in known if int(row["step"]) < steps - 1 or (int(row["step"]) == steps - 1 and "train/loss" in row)]
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].splitlines()  # the end of the last line may be missing
+    known = [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
+    validated = [any(name.endswith("/mIoU") for name in row) for row in known]
+    return [row for row, again in zip(known, validated, strict=True) if int(row["step"]) < steps - again]
 
 
 def log_configuration(loggers: Sequence[Logger], settings: Mapping[str, Any], parameters: int) -> None:

@@ -33,7 +33,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 """What ends a run in order: Ctrl-C, a cluster's and a batch system's request, and Slurm's warnings before a limit."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - no error: it was asked for
     """A run was told to end, and has saved what it had.
 
     Attributes:
@@ -111,9 +111,7 @@ def newest(folder: Path) -> Path | None:
             return path
         log.warning("%s is damaged (%s): the checkpoint before it is used", path, reason)
     if there:
-        raise InputError(
-            f"every checkpoint in {folder / 'checkpoints'} is damaged; remove the folder to start from the beginning"
-        )
+        raise InputError(f"every checkpoint in {folder / 'checkpoints'} is damaged; without the folder, a run begins anew")
     return None
 
 
@@ -130,7 +128,7 @@ class LastCheckpoint(L.Callback):
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
-        self._saved = self._before = 0
+        self._saved, self._before = (0, False), 0
         self._batches: int | None = None
         self._told: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -163,7 +161,7 @@ class LastCheckpoint(L.Callback):
                 "go on with the data, batch size and number of devices of its run"
             )
         self._batches = batches
-        self._saved = trainer.global_step
+        self._saved = (trainer.global_step, False)
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
                 self._handlers[number] = signal.signal(number, self._listen)
@@ -178,7 +176,7 @@ class LastCheckpoint(L.Callback):
         """Save if it is time, or if the run is told to end."""
         if trainer.global_step > self._before and not trainer.is_last_batch:
             told = self._agree(trainer)
-            if told or trainer.global_step >= self._saved + self.every:
+            if told or trainer.global_step >= self._saved[0] + self.every or trainer.global_step == trainer.max_steps:
                 self.save(trainer)
             if told:
                 raise Stopped(told, trainer.global_step)
@@ -203,7 +201,7 @@ class LastCheckpoint(L.Callback):
                 counts["started"] = counts["ready"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the final step's."""
+        """Save the end: after the last validation, or within an epoch where ``max_steps`` ends a run."""
         self.save(trainer)
         told = self._agree(trainer)
         self._deafen()
@@ -217,8 +215,9 @@ class LastCheckpoint(L.Callback):
     # -- Saving and signals
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint, unless this step's is there."""
-        if trainer.global_step == self._saved:
+        """Write the checkpoint, unless this moment's is there."""
+        moment = (trainer.global_step, trainer.validating)
+        if moment == self._saved:
             return
         for logger in trainer.loggers:
             logger.save()  # what was measured until here
@@ -229,7 +228,7 @@ class LastCheckpoint(L.Callback):
             (self.folder / NEXT).replace(self.path)
             sync_folder(self.folder)
         trainer.strategy.barrier()
-        self._saved = trainer.global_step
+        self._saved = moment
 
     def _listen(self, number: int, frame: FrameType | None) -> None:
         if self._told == number == signal.SIGINT:

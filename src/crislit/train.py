@@ -55,7 +55,12 @@ log = logging.getLogger(__name__)
 # Lightning's internals; a folder that is not empty because Hydra has just written into it; a resumed run's new folder.
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message="Experiment logs directory")
+warnings.filterwarnings("ignore", message="Checkpoint directory")
 warnings.filterwarnings("ignore", message="The dirpath has changed")
+# It is: its sampler leaves out what the run has trained on.
+warnings.filterwarnings(
+    "ignore", message="You're resuming from a checkpoint that ended before the epoch ended and your dataloader"
+)
 # Our metrics are the same in every process before they are logged.
 warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 # An advertisement, and a notice about a default at every checkpoint.
@@ -119,9 +124,9 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         options["precision"] = "16-mixed" if cuda else "32-true"
     if options["sync_batchnorm"] == "auto":
         options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
-    own = {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": [WholeCheckpoints()]}
+    options |= {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": [WholeCheckpoints()]}
     try:
-        return L.Trainer(**options, **own, callbacks=callbacks, logger=logger)
+        return L.Trainer(**options, callbacks=callbacks, logger=logger)
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision"))
         raise InputError(f"this machine cannot run {asked}: {error}. It has {torch.cuda.device_count()} GPUs") from error
@@ -303,7 +308,8 @@ def find_resume(settings: Settings, folder: Path) -> Path | None:
             raise InputError(f"{path} is damaged ({reason}); resume={path.with_name(PREVIOUS)} is the one before it")
         return path
     found = newest(folder)
-    log.info("resume=auto: %s", f"going on from {found}" if found else f"nothing to go on from in {folder}, from the beginning")
+    if not found:
+        log.info("resume=auto: nothing to go on from in %s, from the beginning", folder)
     return found
 
 
@@ -323,6 +329,7 @@ def check_resume(path: Path | None, settings: Settings, model: CRIS) -> Checkpoi
         raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
     if settings["resume"] == AUTO and identify(checkpoint.config)["experiment"] != identify(settings)["experiment"]:
         raise InputError(f"{path} is of a run with other settings: resume=auto goes on with a run, not with another one")
+    log.info("going on from %s at step %d", path, checkpoint.steps)
     return checkpoint
 
 

@@ -264,7 +264,7 @@ class ReferDataModule(L.LightningDataModule):
 def batches_done(trainer: L.Trainer) -> int:
     """Return how many batches of the current epoch a process has trained on already, in a resumed run that began within it."""
     fit = trainer.fit_loop
-    within = fit.epoch_progress.current.ready > fit.epoch_progress.current.processed
+    within = fit.epoch_progress.current.ready > trainer.current_epoch  # as many as were begun were not ended
     return fit.epoch_loop.batch_progress.current.ready if within else 0
 
 
