@@ -18,7 +18,7 @@ test: .venv/ready-dev
 	$(TESTS) -n auto -m "not slow and not gpu"
 
 test-slow: .venv/ready-dev
-	$(TESTS) -m "slow and not gpu"
+	$(TESTS) -n 2 --dist loadfile -m "slow and not gpu"
 
 test-gpu: .venv/ready-dev
 	$(TESTS) -m gpu

@@ -37,6 +37,7 @@ ORDER = [
     ["loggers"],
     ["callbacks"],
     ["record"],
+    ["resume"],
     ["sweep"],
     ["card"],
     ["onnx_network"],

@@ -1,10 +1,7 @@
 """Several processes, signals, sweeps and real photographs: what only whole runs can show."""
 
 import json
-import re
-import signal
 import subprocess
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 
 from crislit.metrics import METRICS
-from tests.runs import command, environment, execute
+from tests.runs import execute
 
 pytestmark = pytest.mark.slow
 
@@ -66,51 +63,6 @@ def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path
     assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     assert len(list((tmp_path / "run/figures").glob("*.png"))) == 12
-
-
-def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(small_shapes: Path, tmp_path: Path) -> None:
-    overrides = (
-        *SMALL,
-        f"data_root={small_shapes}",
-        "trainer=cpu",
-        "hydra.run.dir=cut",
-        "recipe.epochs=500",
-        "checkpoint_every=1000000",
-    )
-    child = subprocess.Popen(
-        command("train", *overrides, "trainer.log_every_n_steps=1"),
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = tmp_path / "cut/metrics.csv"
-    deadline = time.time() + 120
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
-        time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 1
-    assert "go on with resume=" in errors
-    assert "Traceback" not in errors
-    assert (tmp_path / "cut/checkpoints/last.ckpt").is_file()
-    stopped = re.search(r"interrupted at step (\d+)", errors)
-    assert stopped
-    steps = int(stopped.group(1)) + 5
-    resumed = execute(
-        "train",
-        *SMALL,
-        f"data_root={small_shapes}",
-        "trainer=cpu",
-        "hydra.run.dir=resumed",
-        "resume=cut/checkpoints/last.ckpt",
-        f"trainer.max_steps={steps}",
-        "recipe.epochs=500",
-        "checkpoint_every=1000000",
-        cwd=tmp_path,
-    )
-    finished(resumed)
-    assert results_of(tmp_path / "resumed")["steps"] == steps
 
 
 def test_a_sweep_over_the_decoders_depth_makes_four_networks(small_shapes: Path, tmp_path: Path) -> None:

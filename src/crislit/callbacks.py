@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the last checkpoint, pictures, and the results."""
+"""What a run leaves in its folder: pictures and the results."""
 
 import functools
 import json
@@ -15,7 +15,6 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -40,57 +39,6 @@ PROTOCOLS = {
 }
 
 
-class LastCheckpoint(L.Callback):
-    """Keeps ``last.ckpt`` up to date: every so many steps, at the end, and when a run is interrupted.
-
-    The file is replaced as a whole, so that there is always one to go on from.
-
-    Args:
-        path: The file.
-        every: Optimizer steps between two checkpoints.
-    """
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-        self._saved = 0
-
-    def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint, unless this step's is there."""
-        if trainer.global_step == self._saved:
-            return
-        part = self.path.with_suffix(".part")
-        trainer.save_checkpoint(part)  # in every process: the strategy decides who writes
-        if trainer.is_global_zero:
-            part.replace(self.path)
-        trainer.strategy.barrier()
-        self._saved = trainer.global_step
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from where a resumed run starts."""
-        self._saved = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save at every ``every``-th step."""
-        if trainer.global_step >= self._saved + self.every:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the final step's."""
-        self.save(trainer)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save what there is, in training and in its validations; the first process alone, as the others may be stuck."""
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if fitting and trainer.is_global_zero and trainer.global_step > self._saved:
-            part = self.path.with_suffix(".part")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            # What trainer.save_checkpoint does, without its barrier.
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), part)
-            part.replace(self.path)
-
-
 class Narrator(L.Callback):
     """Logs a line after every validation, which stays where a progress bar does not.
 
@@ -104,7 +52,8 @@ class Narrator(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how far the run is."""
         if trainer.is_global_zero and not trainer.sanity_checking:
-            values = {name: float(trainer.callback_metrics[name]) for name in ("train/loss", f"{self.split}/mIoU")}
+            names = ("train/loss", f"{self.split}/mIoU")  # a run that goes on with a validation has no loss yet
+            values = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
             told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             log.info("epoch %d of %s, step %d: %s", trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step, told)
 

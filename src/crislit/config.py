@@ -59,10 +59,22 @@ class RefuseEarlierRun(Callback):
     def on_run_start(self, config: "DictConfig", **kwargs: Any) -> None:
         """Look into the run's folder; the other processes of a run find the first one's there."""
         folder = Path(config.hydra.run.dir)
+        if config.get("resume") == "auto":
+            self.check_own_folder(config)
+            return
         if os.environ.get(SWEEP_JOB) == str(folder):  # which the sweep looked into, and Hydra has begun to fill
             return
         if os.environ.get("LOCAL_RANK", "0") == "0" and any((folder / name).exists() for name in (".hydra", "results.json")):
             _fail(InputError(f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is written over"))
+
+    @staticmethod
+    def check_own_folder(config: "DictConfig") -> None:
+        """See to it that a run that shall go on by itself finds its folder again."""
+        from omegaconf import OmegaConf
+
+        asked: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
+        if "${now:" in str(asked["dir"]):
+            _fail(InputError("resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER"))
 
 
 def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[], None]]:

@@ -1,5 +1,6 @@
 """What a run shows in Weights & Biases and TensorBoard beyond its scalars: configuration, samples with masks, checkpoint."""
 
+import csv
 import logging
 import netrc
 import os
@@ -67,6 +68,30 @@ def knows_key(server: str) -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def earlier_run(folder: Path) -> str | None:
+    """Return the id under which Weights & Biases knows a folder's run that was interrupted."""
+    runs = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.name.split("run-", 1)[1])
+    return runs[-1].name.rsplit("-", 1)[1] if runs else None
+
+
+def earlier_rows(file: Path, steps: int) -> list[dict[str, str]]:
+    """Return the rows of an interrupted run's ``metrics.csv`` until the checkpoint that it goes on from.
+
+    A validation after the checkpoint's step is measured again, and its row left out.
+
+    Args:
+        file: The file.
+        steps: Optimizer steps that the checkpoint has seen.
+    """
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].splitlines()  # the end of the last line may be missing
+    known = [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
+    validated = [any(name.endswith("/mIoU") for name in row) for row in known]
+    return [row for row, again in zip(known, validated, strict=True) if int(row["step"]) < steps - again]
 
 
 def log_configuration(loggers: Sequence[Logger], settings: Mapping[str, Any], parameters: int) -> None:

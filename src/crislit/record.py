@@ -68,6 +68,8 @@ def identify(settings: Settings) -> dict[str, str]:
     """
     names = ("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size", "batch_size_per_device")
     facts: dict[str, Any] = {name: settings.get(name) for name in (*names, "threshold", "protocol", "resume")}
+    if facts["resume"] == "auto":  # which changes nothing: a run goes on as if it had not been interrupted
+        facts["resume"] = None
     trainer = dict(settings.get("trainer") or {})
     facts["trainer"] = {name: value for name, value in trainer.items() if name not in NO_NUMBERS}
     if trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int):

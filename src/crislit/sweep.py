@@ -50,7 +50,7 @@ def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path,
     first = not int(os.environ.get("SLURM_PROCID", "0"))  # of a job's processes on several nodes
     if results.is_file() and first:
         return keep(results, settings, record)
-    if (folder / "checkpoints").is_dir() and first:
+    if (folder / "checkpoints").is_dir() and first and settings["resume"] != "auto":
         log.warning("%s holds a broken run, without results: it is run again", folder)
         shutil.rmtree(folder / "checkpoints")
     command = [sys.executable, "-m", "crislit.train", *arguments, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]

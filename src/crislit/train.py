@@ -1,6 +1,7 @@
 """``python -m crislit.train``: train a network and evaluate every split."""
 
 import contextlib
+import json
 import logging
 import time
 import warnings
@@ -15,11 +16,10 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
 from crislit.callbacks import (
-    LastCheckpoint,
     Narrator,
     Pictures,
     commit,
@@ -34,11 +34,19 @@ from crislit.config import program
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.errors import InputError, check_whole
-from crislit.loggers import choose_wandb_mode, close_loggers, log_checkpoint, log_configuration
+from crislit.loggers import (
+    choose_wandb_mode,
+    close_loggers,
+    earlier_rows,
+    earlier_run,
+    log_checkpoint,
+    log_configuration,
+)
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
 from crislit.record import identify
+from crislit.resume import PREVIOUS, LastCheckpoint, StepSeeds, Stopped, WholeCheckpoints, damage, newest
 from crislit.sweep import run_job
 from crislit.task import CRISTask
 
@@ -47,7 +55,12 @@ log = logging.getLogger(__name__)
 # Lightning's internals; a folder that is not empty because Hydra has just written into it; a resumed run's new folder.
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message="Experiment logs directory")
+warnings.filterwarnings("ignore", message="Checkpoint directory")
 warnings.filterwarnings("ignore", message="The dirpath has changed")
+# It is: its sampler leaves out what the run has trained on.
+warnings.filterwarnings(
+    "ignore", message="You're resuming from a checkpoint that ended before the epoch ended and your dataloader"
+)
 # Our metrics are the same in every process before they are logged.
 warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 # An advertisement, and a notice about a default at every checkpoint.
@@ -58,6 +71,8 @@ CHILDS_OWN = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hyd
 """Settings of Hydra's that a sweep's jobs are started with too: they change what is composed, or what is said."""
 
 Settings = dict[str, Any]
+AUTO = "auto"
+"""Value of ``resume``: go on where the run's own folder left off."""
 
 
 def build_model(settings: Settings) -> CRIS:
@@ -109,8 +124,9 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         options["precision"] = "16-mixed" if cuda else "32-true"
     if options["sync_batchnorm"] == "auto":
         options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
+    options |= {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": [WholeCheckpoints()]}
     try:
-        return L.Trainer(**options, callbacks=callbacks, logger=logger, default_root_dir=folder, use_distributed_sampler=False)
+        return L.Trainer(**options, callbacks=callbacks, logger=logger)
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision"))
         raise InputError(f"this machine cannot run {asked}: {error}. It has {torch.cuda.device_count()} GPUs") from error
@@ -125,14 +141,27 @@ def fitting_devices(available: int, data: ReferDataModule) -> int:
     return available
 
 
-def build_logger(settings: Settings, folder: Path) -> Logger | bool:
-    """Build the logger; Weights & Biases goes offline where it cannot be online."""
+def build_logger(settings: Settings, folder: Path, steps: int = 0) -> Logger | bool:
+    """Build the logger; Weights & Biases goes offline where it cannot be online.
+
+    Args:
+        settings: The run's configuration.
+        folder: The run's.
+        steps: Where an interrupted run of this folder goes on, whose record is kept until there.
+    """
     if settings["logger"] is None:
         return False
+    known: dict[str, str] = {}
     if "Wandb" in settings["logger"]["_target_"]:
         choose_wandb_mode(folder)
+        if steps and (run := earlier_run(folder)):
+            known = {"id": run, "resume": "allow"}
+    rows = earlier_rows(folder / "metrics.csv", steps) if steps else []
     try:
-        logger: Logger = instantiate(settings["logger"], save_dir=str(folder))
+        logger: Logger = instantiate(settings["logger"], save_dir=str(folder), **known)
+        if rows and isinstance(logger, CSVLogger):
+            logger.experiment.metrics = rows
+            logger.save()
     except InstantiationException as error:
         raise InputError(
             f"this logger cannot start: {error}. pip install 'crislit[tensorboard]' brings TensorBoard's"
@@ -166,11 +195,14 @@ def run(settings: Settings, folder: Path) -> float:
     start = time.perf_counter()
     commit()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
-    if settings["model"]["clip_weights"] is not None and settings["resume"] is None:
+    if settings["resume"] == AUTO and (folder / "results.json").is_file():
+        return finished(settings, folder)
+    source = find_resume(settings, folder)
+    if settings["model"]["clip_weights"] is not None and source is None:
         find_weights(settings["model"]["clip"], str(settings["model"]["clip_weights"]))  # before long work, not after
     data = prepare(settings)
     model = build_model(settings)
-    resume = check_resume(settings["resume"], model)
+    resume = check_resume(source, settings, model)
     initial_weights = resume.initial_weights if resume else initialise(model, settings)
     selects, blind = data.select_split, blind_splits(settings, data)
     task = CRISTask(
@@ -185,9 +217,10 @@ def run(settings: Settings, folder: Path) -> float:
     best = ModelCheckpoint(
         folder / "checkpoints", filename="best", monitor=f"{selects}/mIoU", mode="max", enable_version_counter=False
     )
-    last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", settings["checkpoint_every"])
-    callbacks: list[L.Callback] = [best, last, Narrator(selects)]
-    logger = build_logger(settings, folder)
+    last = LastCheckpoint(folder / "checkpoints", settings["checkpoint_every"])
+    callbacks: list[L.Callback] = [best, last, StepSeeds(settings["seed"]), Narrator(selects)]
+    goes_on = resume is not None and source is not None and source.parent == folder / "checkpoints"
+    logger = build_logger(settings, folder, resume.steps if goes_on and resume else 0)
     if isinstance(logger, Logger):
         callbacks.append(LearningRateMonitor("epoch"))
         log_configuration([logger], settings, count_parameters(model))
@@ -198,14 +231,15 @@ def run(settings: Settings, folder: Path) -> float:
     trainer = build_trainer(settings, folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     try:
-        trainer.fit(task, data, ckpt_path=Path(settings["resume"]).expanduser() if resume else None)
-    except SystemExit as stop:  # Lightning's way out of Ctrl-C
-        onward = f"go on with resume={last.path}" if last.path.is_file() else "no step was finished"
-        raise InputError(f"interrupted at step {trainer.global_step}; {onward}") from stop
+        trainer.fit(task, data, ckpt_path=source)
+    except Stopped as stop:
+        if trainer.is_global_zero:
+            log.warning("%s; go on with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last.path)
+        raise SystemExit(128 + stop.number) from stop
 
     steps = trainer.global_step
     done = resume.steps if resume else 0
-    if steps == done:
+    if steps == done and settings["resume"] != AUTO:
         limits = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps")}
         raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
     # Not best.best_model_path: in a resumed run that is the earlier run's until the first validation.
@@ -247,20 +281,55 @@ def blind_splits(settings: Settings, data: ReferDataModule) -> list[str]:
     return [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
 
 
-def check_resume(path: str | None, model: CRIS) -> Checkpoint | None:
-    """Check that a run can go on from a checkpoint, if one is given, and return it.
+def finished(settings: Settings, folder: Path) -> float:
+    """Say that a run has ended before, as one that is started again by a cluster may have; return its mIoU.
 
     Raises:
-        InputError: If the checkpoint cannot be read or belongs to another network.
+        InputError: If the folder holds another run.
+    """
+    results = json.loads((folder / "results.json").read_text())
+    if results.get("experiment") != identify(settings)["experiment"]:
+        raise InputError(f"{folder} holds a run with other settings: resume=auto goes on with a run, not with another one")
+    log.info("resume=auto: finished before, nothing is left to do in %s", folder)
+    return float(results["splits"].get(settings["dataset"]["select_split"], {}).get("mIoU", 0.0))
+
+
+def find_resume(settings: Settings, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from: the one named, or with ``resume=auto`` the newest of the run's own folder.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    if settings["resume"] is None:
+        return None
+    if settings["resume"] != AUTO:
+        path = Path(settings["resume"]).expanduser()
+        if path.is_file() and (reason := damage(path)):
+            raise InputError(f"{path} is damaged ({reason}); resume={path.with_name(PREVIOUS)} is the one before it")
+        return path
+    found = newest(folder)
+    if not found:
+        log.info("resume=auto: nothing to go on from in %s, from the beginning", folder)
+    return found
+
+
+def check_resume(path: Path | None, settings: Settings, model: CRIS) -> Checkpoint | None:
+    """Check that a run can go on from a checkpoint, if there is one, and return it.
+
+    Raises:
+        InputError: If the checkpoint cannot be read or belongs to another network, or, with ``resume=auto``, to another run.
     """
     if path is None:
         return None
-    checkpoint = read_checkpoint(Path(path).expanduser())
+    checkpoint = read_checkpoint(path)
     saved = checkpoint.settings
     different = [name for name in model.settings if model.settings[name] != saved.get(name)]
     if different:
         found = ", ".join(f"{name}={saved.get(name)} instead of {model.settings[name]}" for name in different)
         raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
+    if settings["resume"] == AUTO and identify(checkpoint.config)["experiment"] != identify(settings)["experiment"]:
+        raise InputError(f"{path} is of a run with other settings: resume=auto goes on with a run, not with another one")
+    log.info("going on from %s at step %d", path, checkpoint.steps)
     return checkpoint
 
 

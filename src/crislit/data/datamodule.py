@@ -187,11 +187,13 @@ class ReferDataModule(L.LightningDataModule):
         return steps
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Every ref once an epoch, in an order that seed and epoch decide."""
+        """Every ref once an epoch, in an order that seed and epoch decide; a resumed epoch goes on where it was."""
         rank, processes = self._place()
         data, k = self.train_set(), self.sentences_per_image
         per_device = self.batch_size // (processes * self.accumulation(processes))
         sampler = TrainSampler(len(data), self.batch_size // k, per_device // k, rank, processes, self.seed)
+        if self.trainer is not None:
+            sampler.go_on(self.trainer.current_epoch, batches_done(self.trainer))
         return self._loader(data, sampler, per_device // k, ReferTrainSet.collate)
 
     def train_set(self) -> ReferTrainSet:
@@ -259,6 +261,13 @@ class ReferDataModule(L.LightningDataModule):
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
 
+def batches_done(trainer: L.Trainer) -> int:
+    """Return how many batches of the current epoch a process has trained on already, in a resumed run that began within it."""
+    fit = trainer.fit_loop
+    within = fit.epoch_progress.current.ready > trainer.current_epoch  # as many as were begun were not ended
+    return fit.epoch_loop.batch_progress.current.ready if within else 0
+
+
 def open_own(file: str, sentences: str | None, images: str | None) -> ReferIndex:
     """Open somebody's own data.
 
@@ -292,6 +301,12 @@ class TrainSampler(Sampler[TrainKey]):
         self.size, self.batch_size, self.per_device = size, batch_size, per_device
         self.rank, self.processes, self.seed = rank, processes, seed
         self.epoch = 0
+        self.resumed, self.start = 0, 0
+
+    def go_on(self, epoch: int, batches: int) -> None:
+        """Leave out the first batches of an epoch, on which an earlier run has trained."""
+        self.epoch = self.resumed = epoch
+        self.start = batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this."""
@@ -301,6 +316,8 @@ class TrainSampler(Sampler[TrainKey]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         whole = order[: self.size // self.batch_size * self.batch_size]
         shares = whole.reshape(-1, self.processes, self.per_device)[:, self.rank]
+        if self.epoch == self.resumed:
+            shares = shares[self.start :]
         return (TrainKey(self.epoch, int(position)) for position in shares.flat)
 
     def __len__(self) -> int:

@@ -94,7 +94,8 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.max_words = max_words
         self.sentences_per_image = sentences_per_image
         self.seed = seed
-        self.transform = A.Compose([*augmentations, Letterbox(image_size)], seed=seed)
+        self.augmented = bool(augmentations)
+        self.transform = A.Compose([*augmentations, Letterbox(image_size)])
         # The refs of one picture follow each other; a sample is (its picture's first and last row here, its number there).
         images = index.image_ids(np.asarray(refs, dtype=np.int64))
         order = np.argsort(images, kind="stable")
@@ -116,6 +117,8 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """Return image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
         refs = self.draw_refs(key)
         rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
+        if self.augmented:  # by the sample's own seed, not by what was drawn before
+            self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
         warped = self.transform(
             image=read_image(self.index, refs[0]), masks=np.stack([255 * self.index.mask(ref) for ref in refs])
         )

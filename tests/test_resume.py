@@ -1,0 +1,280 @@
+"""A run that was killed at any moment goes on as if nothing had happened."""
+
+import csv
+import errno
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crislit.errors import InputError
+from crislit.loggers import earlier_rows, earlier_run
+from crislit.resume import LAST, NEXT, PREVIOUS, LastCheckpoint, WholeCheckpoints, damage, newest
+from tests.runs import command, environment, run
+
+SMALL = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "trainer=cpu")
+SHORT = (*SMALL, "recipe.epochs=2", "callbacks.pictures=0", "threshold=0.15", "dataset.evaluation_splits=[val]")
+
+
+def content(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def same_state(one: Path, other: Path) -> bool:
+    """Whether weights, optimizer and schedule are bit for bit the same."""
+    a, b = content(one), content(other)
+    moments = zip(a["optimizer_states"][0]["state"].values(), b["optimizer_states"][0]["state"].values(), strict=True)
+    return (
+        same_weights(one, other)
+        and all(torch.equal(x[name], y[name]) for x, y in moments for name in x)
+        and str(a["lr_schedulers"]) == str(b["lr_schedulers"])
+        and (a["global_step"], a["epoch"]) == (b["global_step"], b["epoch"])
+    )
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a: dict[str, Tensor] = content(one)["state_dict"]
+    b: dict[str, Tensor] = content(other)["state_dict"]
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- Exactness ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("batch_size_per_device=4", "workers=1", "trainer.check_val_every_n_epoch=2", "logger=none")],
+    ids=["plain", "accumulated"],
+)
+def test_from_whatever_checkpoint_a_run_goes_on_it_ends_the_same(
+    options: tuple[str, ...], small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*SHORT, f"data_root={small_shapes}", "checkpoint_every=1", "resume=auto", *options)
+    folder, kept = tmp_path / "run", tmp_path / "kept"
+    save = LastCheckpoint.save
+
+    def keep(self: LastCheckpoint, trainer: Any) -> None:
+        save(self, trainer)
+        place = kept / f"{trainer.global_step}"
+        if not place.exists():
+            shutil.copytree(folder, place)
+
+    monkeypatch.setattr(LastCheckpoint, "save", keep)
+    whole = run(monkeypatch, folder, *overrides)
+    monkeypatch.setattr(LastCheckpoint, "save", save)
+    folder.rename(tmp_path / "whole")
+    epochs = 2
+    assert sorted(int(path.name) for path in kept.iterdir()) == [
+        step for step in range(1, 6 * epochs + 1) if step != 6 or not options
+    ]
+    for step in (1, 4, 6, 7, 12):  # of twelve; the sixth and twelfth end epochs, and are saved before their validation
+        if not (kept / str(step)).exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(kept / str(step), folder)
+        again = run(monkeypatch, folder, *overrides)
+        assert same_state(folder / "checkpoints" / LAST, tmp_path / "whole/checkpoints" / LAST), step
+        assert same_weights(folder / "checkpoints/best.ckpt", tmp_path / "whole/checkpoints/best.ckpt"), step
+        assert again["splits"] == whole["splits"], step
+        assert again["steps"] == whole["steps"]
+        if "logger=none" not in options:
+            assert rows(folder) == rows(tmp_path / "whole"), step
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """What a run's metrics.csv says, without the columns that a row has not."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def test_a_finished_run_is_not_run_again(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = (*SHORT, f"data_root={small_shapes}", "resume=auto", "trainer.max_steps=1")
+    results = run(monkeypatch, tmp_path / "run", *overrides)
+    before = (tmp_path / "run/checkpoints" / LAST).stat().st_mtime_ns
+    assert run(monkeypatch, tmp_path / "run", *overrides) == results
+    assert "finished before" in capsys.readouterr().out
+    assert (tmp_path / "run/checkpoints" / LAST).stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "run", *overrides, "seed=7")
+    assert "holds a run with other settings" in capsys.readouterr().err
+
+
+def test_what_cannot_go_on_is_one_error(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = (*SHORT, f"data_root={small_shapes}", "trainer.max_steps=2")
+    run(monkeypatch, tmp_path / "run", *overrides)
+    last = tmp_path / "run/checkpoints" / LAST
+    (tmp_path / "run/results.json").unlink()
+    for options, expected in (
+        (["resume=auto", "seed=7"], "is of a run with other settings"),
+        (["resume=auto", "hydra.run.dir=outputs/${now:%H}"], "add hydra.run.dir=FOLDER"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, tmp_path / "run", *overrides, *options)
+        assert expected in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # from a named checkpoint, other settings are the user's own affair, but not another place
+        run(monkeypatch, tmp_path / "other", *overrides, f"resume={last}", "batch_size=4", "trainer.max_steps=4")
+    assert "from within an epoch of 6 batches, and here an epoch has 12" in capsys.readouterr().err
+
+
+# -- Checkpoints, whole or not at all -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run's folder with a last checkpoint and the one before it."""
+    writer = WholeCheckpoints()
+    for name, step in ((PREVIOUS, 1), (LAST, 2)):
+        writer.save_checkpoint({"step": step, "weights": torch.randn(1000)}, tmp_path / "checkpoints" / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "flipped", "zeros"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
+    harm: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = folder / "checkpoints" / LAST
+    assert newest(folder) == last
+    whole = bytearray(last.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    last.write_bytes({"cut": bytes(whole[:-9]), "empty": b"", "flipped": bytes(whole), "zeros": bytes(len(whole))}[harm])
+    assert damage(last)
+    with caplog.at_level(logging.WARNING):
+        assert newest(folder) == last.with_name(PREVIOUS)
+    assert "is damaged" in caplog.text
+    last.with_name(PREVIOUS).write_bytes(b"")
+    with pytest.raises(InputError, match=r"every checkpoint in .* is damaged"):
+        newest(folder)
+
+
+def test_every_flipped_bit_of_the_weights_is_noticed(folder: Path) -> None:
+    last = folder / "checkpoints" / LAST
+    whole = last.read_bytes()
+    start = whole.index(content(last)["weights"].numpy().tobytes())
+    for place in range(start, start + 4000, 97):
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << place % 8
+        last.write_bytes(harmed)
+        assert damage(last)
+
+
+def test_a_kill_between_two_renames_loses_nothing(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    WholeCheckpoints().save_checkpoint({"step": 3}, checkpoints / NEXT)
+    assert newest(folder) == checkpoints / NEXT
+    (checkpoints / LAST).replace(checkpoints / PREVIOUS)
+    assert newest(folder) == checkpoints / NEXT
+    assert newest(folder / "elsewhere") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_ends_with_one_error_and_leaves_what_was_there(
+    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "checkpoints" / LAST).read_bytes()
+
+    def fails(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    expected = "the disk is full" if number == errno.ENOSPC else "Permission denied"
+    with pytest.raises(InputError, match=f"cannot write .*{expected}.* make room and go on with resume=auto"):
+        WholeCheckpoints().save_checkpoint({"step": 3}, folder / "checkpoints" / LAST)
+    assert (folder / "checkpoints" / LAST).read_bytes() == before
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [LAST, PREVIOUS]
+
+
+def test_rows_after_the_checkpoint_are_measured_again(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,step,train/loss,val/mIoU\n0,9,0.5,\n0,9,,0.1\n1,19,0.4,\n1,19,,0.2\n2,29,0.3,\n2,3")
+    assert [row["step"] for row in earlier_rows(file, 20)] == ["9", "9", "19"]
+    assert [row["step"] for row in earlier_rows(file, 25)] == ["9", "9", "19", "19"]
+    assert earlier_rows(tmp_path / "none.csv", 5) == []
+    assert earlier_run(tmp_path) is None
+    for name in ("run-20260101_100000-abc", "offline-run-20260102_100000-xyz"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert earlier_run(tmp_path) == "xyz"
+
+
+# -- Signals and kills --------------------------------------------------------------------------------------------------------
+
+
+LONG = (*SHORT, "recipe.epochs=20", "checkpoint_every=1000000", "resume=auto", "trainer.log_every_n_steps=1", "workers=0")
+STEPS = 120
+
+
+def train(folder: Path, data: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command("train", *LONG, "trainer.check_val_every_n_epoch=50", f"data_root={data}", f"hydra.run.dir={folder}"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run that no signal reached."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    child = train(folder, small_shapes)
+    _, errors = child.communicate(timeout=200)
+    assert child.returncode == 0, errors
+    return folder / "checkpoints" / LAST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_ends_and_the_next_start_goes_on(
+    name: str, undisturbed: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    child = train(tmp_path / "run", small_shapes)
+    metrics = tmp_path / "run/metrics.csv"
+    deadline = time.time() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
+        time.sleep(0.05)
+    child.send_signal(getattr(signal, name))
+    told, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + getattr(signal, name)
+    assert f"told to end by {name} at step" in told + errors
+    assert "Traceback" not in errors
+    last = tmp_path / "run/checkpoints" / LAST
+    assert 0 < content(last)["global_step"] < STEPS
+    child = train(tmp_path / "run", small_shapes)
+    _, errors = child.communicate(timeout=200)
+    assert child.returncode == 0, errors
+    assert content(last)["global_step"] == STEPS
+    assert same_state(last, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "trials"), [(1, 3), (2, 1)])
+def test_runs_killed_at_random_moments_end_with_the_same_weights(processes: int, trials: int, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "scripts/kill_and_resume.py"
+    log = tmp_path / "log.csv"
+    arguments = ["--trials", str(trials), "--processes", str(processes), "--folder", str(tmp_path / "runs"), "--log", str(log)]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments, "recipe.epochs=4"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    with log.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == trials
+    assert all(trial["same"] == "yes" for trial in found)
