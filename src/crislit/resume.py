@@ -259,12 +259,9 @@ class StepSeeds(L.Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed PyTorch on CPUs and GPUs, NumPy and Python."""
+        """Seed PyTorch on every device, NumPy and Python."""
         place = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
         first, second = np.random.SeedSequence(place).generate_state(2)
-        seed = int(first) << 32 | int(second)
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():  # torch.manual_seed would ask every kind of device, and take milliseconds
-            torch.cuda.manual_seed_all(seed)
+        torch.manual_seed(int(first) << 32 | int(second))
         np.random.seed(int(first))
         random.seed(int(second))
