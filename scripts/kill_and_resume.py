@@ -109,7 +109,7 @@ def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: floa
         if time.monotonic() - start > moment:
             if kind == "any moment" or (kind == "writing a checkpoint" and any(checkpoints.glob(".*.part"))):
                 break
-            if kind == "in a validation" and last.exists() and (now := last.stat().st_mtime_ns) != seen:
+            if kind == "in a validation" and (now := modified(last)) not in (0, seen):
                 if seen and step_of(folder) % STEPS == 0:  # an epoch's last checkpoint is written before its validation
                     time.sleep(rng.uniform(0, 0.2))
                     break
@@ -125,6 +125,14 @@ def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: floa
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     return seconds
+
+
+def modified(path: Path) -> int:
+    """Return when a file was written, 0 if it is not there: checkpoints are, but for a moment, between two renames."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def step_of(folder: Path) -> int:
