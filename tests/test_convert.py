@@ -690,6 +690,12 @@ def test_whatever_ends_the_writing_leaves_nothing_behind(target: str, folder: Pa
     assert files(folder.parent) == before
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(folder: Path) -> None:
+    run(folder, folder.parent / "out")
+    modes = {path.stat().st_mode for path in (folder.parent / "out").iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_configuration_that_cannot_be_written_takes_the_weights_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(folder.parent)
     with monkeypatch.context() as patch:

@@ -279,7 +279,10 @@ def last_part(text: str) -> str:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, which knows no strides."""
+    path.touch()
+    usual = path.stat().st_mode  # save_file makes a file that nobody else may read
     save_file({name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}, path)
+    path.chmod(usual)
 
 
 def refuse_existing(*paths: Path) -> None:

@@ -63,8 +63,8 @@ warnings.filterwarnings(
 )
 # Our metrics are the same in every process before they are logged.
 warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
-# An advertisement, and a notice about a default at every checkpoint.
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+# Advertisements, and a notice about a default at every checkpoint.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: " not in record.getMessage())
 logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
 
 CHILDS_OWN = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydra.verbose")
