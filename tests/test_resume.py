@@ -19,6 +19,7 @@ from torch import Tensor
 from crislit.errors import InputError
 from crislit.loggers import earlier_rows, earlier_run
 from crislit.resume import LAST, NEXT, PREVIOUS, LastCheckpoint, WholeCheckpoints, damage, newest
+from crislit.train import find_resume
 from tests.runs import command, environment, run
 
 SMALL = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "trainer=cpu")
@@ -278,3 +279,13 @@ def test_runs_killed_at_random_moments_end_with_the_same_weights(processes: int,
         found = list(csv.DictReader(file))
     assert len(found) == trials
     assert all(trial["same"] == "yes" for trial in found)
+
+
+def test_a_named_checkpoint_that_is_damaged_is_an_error_that_names_the_one_before_if_there_is_one(folder: Path) -> None:
+    last = folder / "checkpoints" / LAST
+    last.write_bytes(last.read_bytes()[:-9])
+    with pytest.raises(InputError, match=rf"is damaged .*; resume=.*{PREVIOUS} is the one before it"):
+        find_resume({"resume": str(last)}, folder)
+    last.with_name(PREVIOUS).unlink()
+    with pytest.raises(InputError, match=r"is damaged \(.*\)$"):
+        find_resume({"resume": str(last)}, folder)

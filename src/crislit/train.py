@@ -305,7 +305,9 @@ def find_resume(settings: Settings, folder: Path) -> Path | None:
     if settings["resume"] != AUTO:
         path = Path(settings["resume"]).expanduser()
         if path.is_file() and (reason := damage(path)):
-            raise InputError(f"{path} is damaged ({reason}); resume={path.with_name(PREVIOUS)} is the one before it")
+            before = path.with_name(PREVIOUS)
+            onward = f"; resume={before} is the one before it" if before.is_file() else ""
+            raise InputError(f"{path} is damaged ({reason}){onward}")
         return path
     found = newest(folder)
     if not found:
