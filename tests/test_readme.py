@@ -3,43 +3,67 @@
 import csv
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from crislit.data import shapes
 from crislit.models.cris import build_cris
-from tests.runs import environment
+from crislit.models.released import to_released
+from tests.runs import environment, execute
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^    python -m crislit\.(\w+)(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
-HYDRA = [(program, rest) for program, rest in COMMANDS if program in ("train", "evaluate")]
-OTHERS = [(program, rest) for program, rest in COMMANDS if program not in ("train", "evaluate")]
+COMMANDS = [
+    (program, shlex.split(rest))
+    for program, rest in re.findall(r"^    python -m crislit\.(\w+)(.*?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
+]
+ELSEWHERE = re.compile(r"refcoco|table2|openai|trainer=ddp|slurm")
+"""What shows that a command needs RefCOCO, CLIP's weights or GPUs."""
+SMALL = ["recipe.epochs=1", "image_size=64", "batch_size=8", "dataset.max_images=6", "callbacks.pictures=0", "workers=0"]
+SMALL += ["dataset.blind_control=false", "eval_batch_size=64"]
+"""What makes a training of the README one of seconds."""
 
 
-def test_the_readme_shows_the_two_commands_and_programs_to_run() -> None:
+def elsewhere(arguments: list[str]) -> bool:
+    return any(ELSEWHERE.search(part) for part in arguments)
+
+
+def shorten(program: str, arguments: list[str]) -> list[str]:
+    """Leave two jobs of a sweep's every axis, and make a training small."""
+    if program != "train":
+        return arguments
+    parts = [part.replace("glob(*)", "baseline,con") for part in arguments]
+    return [re.sub(r"^([\w.]+=[\w+]+,[\w+]+)(,[\w+,]+)$", r"\1", part) for part in parts] + SMALL
+
+
+def run(program: str, arguments: list[str], folder: Path) -> None:
+    done = execute(program, *arguments, cwd=folder)
+    assert done.returncode == 0, f"{program} {shlex.join(arguments)}: {done.stderr}"
+
+
+def test_the_readme_shows_the_two_commands_and_every_program() -> None:
     assert "make train" in README
-    assert {program for program, _ in COMMANDS} == {"train", "evaluate", "benchmark", "convert", "report", "figures"}
-    assert len(HYDRA) >= 8
+    programs = {"train", "evaluate", "predict", "convert", "export", "check_data", "report", "demo", "figures"}
+    assert {program for program, _ in COMMANDS} == programs
+    assert "python -m crislit.benchmark" in README
+    assert all(program in ("train", "evaluate") for program, arguments in COMMANDS if elsewhere(arguments))
 
 
-@pytest.mark.parametrize(("program", "rest"), HYDRA)
-def test_every_command_of_the_readme_composes(program: str, rest: str, tmp_path: Path) -> None:
-    overrides = [part for part in shlex.split(rest) if part != "-m"]
-    overrides = [re.sub(r"=([\w+]+),.*", r"=\1", part.replace("glob(*)", "baseline")) for part in overrides]  # a first job
-    command = [sys.executable, "-m", f"crislit.{program}", *overrides, "--cfg", "job"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(("program", "arguments"), [command for command in COMMANDS if elsewhere(command[1])])
+def test_every_command_that_needs_gpus_or_refcoco_composes(program: str, arguments: list[str], tmp_path: Path) -> None:
+    parts = [re.sub(r"=([\w+]+),.*", r"=\1", part) for part in arguments if part != "-m"]  # a sweep's first job
+    run(program, [*parts, "--cfg", "job"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_other_commands_run_in_their_order(four_networks: list[Path], small_shapes: Path, tmp_path: Path) -> None:
-    from crislit.checkpoint import record
-    from crislit.models.released import to_released
-
+@pytest.mark.slow
+def test_every_other_command_runs_on_embedded_data(four_networks: list[Path], small_shapes: Path, tmp_path: Path) -> None:
     clip = {
         "embed_dim": 32,
         "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32},
@@ -47,22 +71,45 @@ def test_the_other_commands_run_in_their_order(four_networks: list[Path], small_
     }
     model = build_cris(clip=clip, neck=(8, 64, 16), decoder_layers=1)
     torch.save(to_released(model.state_dict()), tmp_path / "cris_r50.pth")
-    kept = record(model.settings, {"image_size": 416, "threshold": 0.35}, "random")
-    (tmp_path / "RUN/checkpoints").mkdir(parents=True)
-    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"state_dict": weights, "crislit": kept, "global_step": 1}, tmp_path / "RUN/checkpoints/best.ckpt")
     for name, network in zip(("BASELINE", "CON", "DEC1", "FULL"), four_networks, strict=True):
         (tmp_path / f"{name}.ckpt").symlink_to(network)
-    (tmp_path / "data").symlink_to(small_shapes)
-    (tmp_path / "results").symlink_to(ROOT / "results")
-    for program, rest in OTHERS:
-        command = [sys.executable, "-m", f"crislit.{program}", *shlex.split(rest)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "cris_r50/model.safetensors").is_file()
+    examples = ROOT / "src/crislit/assets/examples"
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    shutil.copytree(examples, tmp_path / "PICTURES", ignore=shutil.ignore_patterns("*.txt"))
+    shutil.copy(examples / "places.txt", tmp_path / "SENTENCES.txt")
+    (tmp_path / "results").mkdir()
+    shutil.copy(ROOT / "results/table1.csv", tmp_path / "results")
+    shutil.copytree(small_shapes, tmp_path / "data")
+    for name in ("shapes+", "gshapes"):
+        scenes = {"train": 12, "val": 6, "testA": 6, "testB": 6} if name == "shapes+" else {"train": 12, "val": 6, "test": 6}
+        shapes.write(tmp_path / "data", name, scenes=scenes).rename(tmp_path / "data" / f"{name}-v{shapes.VERSION}")
+    draw = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), re.DOTALL)[0]
+    subprocess.run([sys.executable, "-c", draw], cwd=tmp_path, check=True)
+
+    here = [(program, arguments) for program, arguments in COMMANDS if not elsewhere(arguments) and program != "demo"]
+    first = next(command for command in here if "hydra.run.dir=RUN" in command[1])  # whose folder others name
+    for program, arguments in [first, *here]:
+        run(program, shorten(program, arguments), tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True)
+
+    assert len(list((tmp_path / "predictions").glob("*-mask.png"))) == 2
+    assert len(list((tmp_path / "masks").glob("*-mask.png"))) == 3 * len((tmp_path / "SENTENCES.txt").read_text().splitlines())
+    assert all((tmp_path / folder / "model.safetensors").is_file() for folder in ("cris_r50", "mine"))
+    assert (tmp_path / "onnx/grounding.onnx").is_file()
     assert all((tmp_path / f"{kind}.png").is_file() for kind in ("compare", "failures", "attention", "threshold"))
     assert (tmp_path / "report/report.md").is_file()
     assert all(name.startswith("module.") for name in torch.load(tmp_path / "ours.pth", weights_only=True)["state_dict"])
+    recorded = len((ROOT / "results/table1.csv").read_text().splitlines())
+    assert len((tmp_path / "results/table1.csv").read_text().splitlines()) > recorded
+
+
+def test_the_backbone_that_the_readme_shows_is_the_file() -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
+    file = (ROOT / "conf/model/rn50x4.yaml").read_text()
+    assert shown.startswith("# @package _global_")
+    assert file.startswith("# @package _global_")
+    assert yaml.safe_load(shown) == yaml.safe_load(file)
 
 
 def test_the_scripts_that_the_readme_calls_know_the_options() -> None:

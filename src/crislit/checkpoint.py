@@ -91,11 +91,12 @@ def record(settings: Mapping[str, Any], config: Mapping[str, Any], initial_weigh
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a run's checkpoint, or a folder (or its safetensors file) that :func:`write_folder` wrote.
+    """Read a run's checkpoint, a folder (or its safetensors file) that :func:`write_folder` wrote, or what ships by its name.
 
     Raises:
         InputError: If there is none, it is damaged, or another program wrote it.
     """
+    path = find_shipped(path)
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
         return _read_folder(path)
     if not path.is_file():
