@@ -21,17 +21,18 @@ def main(path: Path) -> None:
     """Segment, draw and save."""
     segmenter = crislit.load("shapes-tiny")
     pictures = sorted(EXAMPLES.glob("*.jpg"))
-    figure = Figure(figsize=(11, 7.4), layout="constrained")
+    figure = Figure(figsize=(11, 7.1))
+    figure.subplots_adjust(left=0, right=1, top=1, bottom=0.22, wspace=0.02, hspace=0.02)
     grid = figure.subplots(2, len(pictures))
     for (above, below), file in zip(grid.T, pictures, strict=True):
         image, sentences = open_picture(file), file.with_suffix(".txt").read_text().splitlines()[:SHOWN]
         above.imshow(image)
         below.imshow(paint(image, [result.mask for result in segmenter(image, sentences)]))
         for number, sentence in enumerate(sentences):
-            red, green, blue = (part / 255 for part in colour_of(number))
-            place = {"xy": (0, -0.06 - 0.085 * number), "xycoords": "axes fraction", "va": "top", "fontsize": 11}
-            below.annotate("■", color=(red, green, blue), **place)
-            below.annotate(f"     “{sentence}”", **place)
+            place = {"xycoords": "axes fraction", "va": "top", "fontsize": 11}
+            colour = tuple(part / 255 for part in colour_of(number))
+            below.annotate("■", (0.01, -0.03 - 0.1 * number), color=colour, **place)
+            below.annotate(f"“{sentence}”", (0.07, -0.03 - 0.1 * number), **place)
         above.axis("off")
         below.axis("off")
     figure.savefig(path, dpi=100)

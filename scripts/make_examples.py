@@ -12,7 +12,7 @@ import PIL.Image
 from crislit.data.expressions import describe
 from crislit.data.shapes import SETS, draw_scene
 
-EXAMPLES = {"places": "shapes", "attributes": "shapes+", "relations": "gshapes"}
+EXAMPLES = {"places": "shapes", "attributes": "shapes+", "mixture": "shapes"}
 """The pictures' names, and the data sets in whose language they are described."""
 SEED = 2_000_003
 """Apart from all data sets' scenes."""
