@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import crislit
@@ -11,6 +12,8 @@ from crislit.checkpoint import CONFIG, read_checkpoint
 from crislit.data import shapes
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.data.refer import ReferIndex
+from crislit.demo import EXAMPLES
+from crislit.export import export
 from crislit.metrics import METRICS, intersection_and_union, iou
 from crislit.models.clip_weights import SHIPPED
 
@@ -50,3 +53,13 @@ def test_it_does_on_scenes_of_val_what_is_recorded(tmp_path: Path) -> None:
     reached = [iou(*intersection_and_union(found[n][0].mask, data.truth(n))) for n in numbers]
     recorded = json.loads((FOLDER / CONFIG).read_text())["results"]["splits"]["val"]["mIoU"]
     assert sum(reached) / len(reached) == pytest.approx(recorded, abs=0.06)
+
+
+@pytest.mark.slow
+def test_onnx_runtime_computes_it_alike(tmp_path: Path) -> None:
+    export(Path("shapes-tiny"), tmp_path / "onnx")
+    ours, theirs = crislit.load("shapes-tiny"), crislit.load(tmp_path / "onnx", backend="onnx")
+    for picture in EXAMPLES.glob("*.jpg"):
+        sentences = picture.with_suffix(".txt").read_text().splitlines()
+        for one, other in zip(ours(picture, sentences), theirs(picture, sentences), strict=True):
+            np.testing.assert_allclose(one.probability, other.probability, atol=1e-4)
