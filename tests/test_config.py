@@ -14,6 +14,7 @@ from crislit.models.cris import count_parameters
 from crislit.models.projector import PixelClassifier
 from crislit.task import CRISTask
 from crislit.train import build_data, build_model
+from tests.runs import execute
 
 MODELS = ("tiny", "rn50", "rn101", "rn50x4")
 EMBEDDED = ("shapes", "shapes+", "gshapes")
@@ -124,3 +125,12 @@ def test_evaluation_composes_for_every_data_set_and_leaves_sizes_to_the_checkpoi
         assert config["dataset"]["name"] == dataset
         assert config["image_size"] is None
         assert config["threshold"] is None
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_help_says_what_the_program_does_and_lists_every_key(program: str, tmp_path: Path) -> None:
+    done = execute(program, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith({"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program])
+    for key in load_config(name=program):
+        assert f"\n{key}:" in done.stdout

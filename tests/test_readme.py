@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from crislit import report
 from crislit.data import shapes
 from crislit.models.cris import build_cris
 from crislit.models.released import to_released
@@ -133,6 +134,11 @@ def test_every_key_and_choice_that_the_readme_lists_composes() -> None:
 def test_links_and_pictures_lead_to_files() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_tables_of_the_report_show_the_recorded_runs() -> None:
+    records = [ROOT / "results/table1.csv", ROOT / "results/random_weights.csv"]
+    assert report.fill_blocks(README, report.blocks(report.by_setting(report.collect(records)))) == README
 
 
 def test_the_result_table_shows_the_recorded_run() -> None:

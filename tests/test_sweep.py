@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from crislit.config import config_dir, load_settings
-from crislit.sweep import quoted
+from crislit.record import identify
+from crislit.sweep import quoted, run_job
 from crislit.train import build_data
 from tests.runs import environment
 
@@ -118,6 +119,16 @@ def test_results_whose_row_was_lost_are_recorded_without_another_run(small_shape
     other = sweep(tmp_path, small_shapes, "ablation=dec1", *job[1:])
     assert other.returncode == 1
     assert "holds another run" in other.stderr
+
+
+def test_no_process_of_a_finished_job_starts_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(["record=null"])
+    measured = {"experiment": identify(settings)["experiment"], "splits": {"val": {"mIoU": 0.5}}}
+    (tmp_path / "results.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for process in ("0", "1"):  # of a job on two nodes
+        monkeypatch.setenv("SLURM_PROCID", process)
+        assert run_job(settings, [], tmp_path, "group") == 0.5
 
 
 def children(pid: int) -> set[int]:

@@ -101,7 +101,10 @@ def results_table(checkpoint: Checkpoint) -> str:
         known = [f"{100 * table[split]['mIoU']:.2f}" if split in table else "-" for table in (blind, ceiling)]
         lines.append([split, str(values["samples"]), *(f"{100 * values[metric]:.2f}" for metric in METRICS), *known])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    told = f"Data set `{checkpoint.config['dataset']['name']}`, threshold {results['threshold']}, {results['protocol']}."
+    told = (
+        f"Data set `{checkpoint.config['dataset']['name']}`, threshold {results['threshold']}, {results['protocol']}; "
+        f"commit {results['commit']}, on {results['hardware']}."
+    )
     explained = (
         "mIoU is the mean over sentences (the paper's IoU), oIoU total intersection over total union. *Blind* is the same\n"
         "network when sentences change places among a picture's objects, *ceiling* a perfect prediction at its resolution."
@@ -112,7 +115,7 @@ def results_table(checkpoint: Checkpoint) -> str:
 def recipe(checkpoint: Checkpoint) -> str:
     """Say how a network was trained, as far as it is known."""
     lines = [f"- encoders from: {checkpoint.initial_weights}"]
-    config, results = checkpoint.config, checkpoint.results
+    config = checkpoint.config
     if checkpoint.steps:
         lines.append(f"- {checkpoint.steps} optimizer steps")
     if config:
@@ -121,8 +124,6 @@ def recipe(checkpoint: Checkpoint) -> str:
             f"- pictures of {config['image_size']} pixels, {config['batch_size']} sentences a step, seed {config['seed']}",
             f"- optimizer: Adam, {json.dumps(config['recipe']['optimizer'])}",
         ]
-    if results:
-        lines += [f"- code: commit {results['commit']}", f"- hardware: {results['hardware']}"]
     network = {key: value for key, value in checkpoint.settings.items() if key != "clip"}
     lines.append(f"- network: {json.dumps(network)}")
     return "\n".join(lines)

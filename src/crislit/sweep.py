@@ -48,8 +48,8 @@ def run_job(settings: Mapping[str, Any], arguments: Sequence[str], folder: Path,
         return value
     results = folder / "results.json"
     first = not int(os.environ.get("SLURM_PROCID", "0"))  # of a job's processes on several nodes
-    if results.is_file() and first:
-        return keep(results, settings, record)
+    if results.is_file():
+        return keep(results, settings, record if first else None)
     if (folder / "checkpoints").is_dir() and first and settings["resume"] != "auto":
         log.warning("%s holds a broken run, without results: it is run again", folder)
         shutil.rmtree(folder / "checkpoints")
