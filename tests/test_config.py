@@ -132,5 +132,5 @@ def test_help_says_what_the_program_does_and_lists_every_key(program: str, tmp_p
     done = execute(program, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith({"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program])
-    for key in load_config(name=program):
+    for key in map(str, load_config(name=program)):
         assert f"\n{key}:" in done.stdout

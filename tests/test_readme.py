@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from crislit import report
 from crislit.data import shapes
@@ -110,7 +110,7 @@ def test_the_backbone_that_the_readme_shows_is_the_file() -> None:
     file = (ROOT / "conf/model/rn50x4.yaml").read_text()
     assert shown.startswith("# @package _global_")
     assert file.startswith("# @package _global_")
-    assert yaml.safe_load(shown) == yaml.safe_load(file)
+    assert OmegaConf.create(shown) == OmegaConf.create(file)
 
 
 def test_the_scripts_that_the_readme_calls_know_the_options() -> None:
