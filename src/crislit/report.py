@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from crislit.data.shapes import SETS
 from crislit.errors import InputError, one_line_errors
 from crislit.metrics import METRICS
 from crislit.models.clip_weights import OPENAI
@@ -160,9 +161,10 @@ def beside(ours: Measured | None, paper: float | None) -> str:
 
 
 def datasets_of(runs: Runs, published: bool) -> list[str]:
-    """Return the data sets of a table 1: those that ran, and the paper's three where its numbers are to stand."""
-    ran = [dataset for dataset, _, _ in runs]
-    return list(dict.fromkeys([*(TABLE1_RESULTS if published else ()), *ran]))
+    """Return the data sets of a table 1: those that ran, in the paper's order, and its three where its numbers are to stand."""
+    found = dict.fromkeys([*(TABLE1_RESULTS if published else ()), *(dataset for dataset, _, _ in runs)])
+    order = [*TABLE1_RESULTS, *SETS]
+    return sorted(found, key=lambda dataset: order.index(dataset) if dataset in order else len(order))
 
 
 def table1(runs: Runs, published: bool) -> list[list[str]]:
@@ -219,10 +221,11 @@ def table2(everything: Mapping[Setting, Runs]) -> list[list[str]]:
 def splits_table(runs: Runs) -> list[list[str]]:
     """Return every split of the full model (n = 3), the way table 2 does, for data sets that the paper has not."""
     lines = [["data", "split", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling"]]
-    for (dataset, name, split), rows in runs.items():
-        if name == "con_dec3" and dataset not in TABLE1_RESULTS:
-            values = [measured(rows, column) for column in lines[0][3:]]
-            lines.append([dataset, split, str(len(rows)), *(str(value) if value else "-" for value in values)])
+    for dataset in datasets_of(runs, published=False):
+        for (of, name, split), rows in runs.items():
+            if of == dataset and name == "con_dec3" and dataset not in TABLE1_RESULTS:
+                values = [measured(rows, column) for column in lines[0][3:]]
+                lines.append([dataset, split, str(len(rows)), *(str(value) if value else "-" for value in values)])
     return lines
 
 
