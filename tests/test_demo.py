@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 import crislit
 from crislit import demo
 from crislit.checkpoint import Checkpoint, write_folder
-from crislit.demo import MOST_SENTENCES, colours, save_masks, segment, show
+from crislit.demo import MOST_CHARACTERS, MOST_SENTENCES, SHOWN, colours, save_masks, segment, show
 from crislit.errors import InputError
 from crislit.models.cris import build_cris
 from crislit.overlay import COLOURS
@@ -33,13 +32,16 @@ SENTENCES = ["the man in red", "leftmost dog"]
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network about half of whose first probabilities are above its threshold."""
+    return write_network(tmp_path_factory.mktemp("networks") / "net")
+
+
+def write_network(folder: Path) -> Path:
+    """Write a network about half of whose first probabilities are above its threshold."""
     torch.manual_seed(0)
     model = build_cris(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
     with torch.no_grad():
         model.head.linear.weight.mul_(5)  # type: ignore[union-attr, operator]
     median = float(np.median(Segmenter(model, image_size=64, device="cpu")(photo(120, 160), SENTENCES)[0].probability))
-    folder = tmp_path_factory.mktemp("networks") / "net"
     write_folder(Checkpoint(model.settings, model.state_dict(), 64, round(median, 2), "random"), folder)
     return folder
 
@@ -77,6 +79,18 @@ def test_what_is_shown_is_the_segmenters(segmenter: Segmenter, picture: Path, tm
     assert not np.array(PIL.Image.open(file)).any()
 
 
+def test_a_large_picture_is_shown_small_and_its_masks_are_as_large_as_it_is(segmenter: Segmenter, tmp_path: Path) -> None:
+    PIL.Image.fromarray(photo(400, 17_000)).save(tmp_path / "wide.png")  # wider than the WebP that Gradio makes of it can be
+    marked = segment(segmenter, str(tmp_path / "wide.png"), "star")
+    probability = segmenter(tmp_path / "wide.png", "star")[0].probability
+    threshold = float(np.median(probability))  # so that there is something to see
+    (image, annotations), maps, file = show(marked, threshold, tmp_path)
+    assert image.shape == (30, SHOWN, 3)
+    assert annotations[0][0].shape == maps[0][0].shape[:2] == (30, SHOWN)
+    assert np.array_equal(np.array(PIL.Image.open(file)), np.where(probability > threshold, 255, 0))
+    assert maps[0][1].endswith(f"{100 * (probability > threshold).mean():.1f} % of the picture")
+
+
 def test_colours_are_those_of_the_overlays() -> None:
     assert colours(["a", "b"]) == {"a": "#e69f00", "b": "#56b4e9"}
     assert colours(["a"] * 8)["a"] == "#{:02x}{:02x}{:02x}".format(*COLOURS[0])
@@ -93,7 +107,11 @@ def test_masks_of_an_hour_ago_are_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(" \n", "no sentence yet"), ("a\n" * (MOST_SENTENCES + 1), f"at most {MOST_SENTENCES}")],
+    [
+        (" \n", "no sentence yet"),
+        ("a\n" * (MOST_SENTENCES + 1), f"at most {MOST_SENTENCES}"),
+        ("a" * (MOST_CHARACTERS + 1), f"of 501 characters is too long: at most {MOST_CHARACTERS}"),
+    ],
 )
 def test_bad_requests_are_one_clear_message(
     text: str, expected: str, segmenter: Segmenter, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,21 +144,26 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, monkeyp
 
 @pytest.fixture(scope="module")
 def address(network: Path) -> Iterator[str]:
-    """The page, served by the command."""
+    with serve(network) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def serve(network: Path) -> Iterator[tuple[str, int]]:
+    """Serve the page by the command; its address and process id."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = subprocess.Popen(
-        command("demo", "--checkpoint", str(network), "--port", str(port), "--device", "cpu"), env=environment()
-    )
-    for _ in range(120):
-        time.sleep(0.5)
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-    yield f"http://127.0.0.1:{port}"
-    page.terminate()
-    page.wait(30)
+    options = ("--checkpoint", str(network), "--port", str(port), "--device", "cpu")
+    served = command("demo", *options)
+    with subprocess.Popen(served, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as page:
+        try:
+            assert page.stdout is not None
+            assert "the page is at" in page.stdout.readline()  # which waits until it says so, or has ended
+            yield f"http://127.0.0.1:{port}", page.pid
+        finally:
+            page.terminate()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -30,14 +31,28 @@ MOST_SENTENCES = 20
 MOST_PIXELS = 40_000_000
 MOST_MAPS = 120_000_000
 """Pixels times sentences: what one visitor's probability maps may take, four bytes each."""
-REMEMBERED = 4
+REMEMBERED = 2
 """Answers kept, so that another threshold cuts the same maps anew."""
-MOST_WAITING = 32
+MOST_CHARACTERS = 500
+"""Of a sentence: far more than CLIP reads."""
+SHOWN = 1280
+"""Pixels of the longer side of what the page shows; masks are as large as the picture."""
+MOST_WAITING = 256
 """Requests in the queue; who comes later is told to come back."""
-LARGEST_UPLOAD = "20mb"
+LARGEST_UPLOAD = 20 * 2**20
+LARGEST_REQUEST = 2**20
+"""Bytes of any other request, such as sentences."""
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 KEPT = 3600
 """Seconds for which uploads and masks are kept."""
+
+OFFERED = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|robots\.txt|(assets|static|svelte)/.+)?"
+    r"|/gradio_api/(info|upload|upload_progress|startup-events|app_id|queue/(join|data)|call/mark(/\w+)?|cancel|reset"
+    r"|heartbeat/\w+|file=(?!https?:).+)/?",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What the page needs of Gradio, which offers more: to fetch other addresses, to keep records, to run ffmpeg."""
 
 Probability = npt.NDArray[np.float32]
 Marked = tuple[npt.NDArray[np.uint8], list[str], list[Probability]]
@@ -55,13 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         if options.port is not None and not 0 < options.port < 65536:
             raise InputError(f"--port must be between 1 and 65535, got {options.port}")
-        page = build_page(load(options.checkpoint, device=options.device))
+        segmenter = load(options.checkpoint, device=options.device)
+        # Uploads lie in a folder of this page alone, and are deleted with it.
+        folder = tempfile.TemporaryDirectory(prefix="crislit-")
+        os.environ["GRADIO_TEMP_DIR"] = folder.name
+        page = build_page(segmenter)
         try:
             _, address, _ = page.launch(
                 server_name=options.host,
                 server_port=options.port,
                 max_file_size=LARGEST_UPLOAD,
+                app_kwargs={"middleware": [(Gate, (), {})]},
                 share=False,
+                ssr_mode=False,
                 footer_links=[],
                 quiet=True,
                 prevent_thread_lock=True,
@@ -88,13 +109,13 @@ def build_page(segmenter: Segmenter) -> Any:
 
     def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
         try:
-            annotated, maps, file = show(remembered(path, text), threshold, folder)
+            annotated, maps, file = show(remembered(uploaded(path, picture.GRADIO_CACHE), text or ""), threshold, folder)
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
         return gradio.AnnotatedImage(annotated, color_map=colours([label for _, label in annotated[1]])), maps, file
 
     def cut(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
-        return mark(path, text, threshold) if path and text.strip() else (None, None, None)
+        return mark(path, text, threshold) if path and text and text.strip() else (None, None, None)
 
     temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # lives as long as the page
     folder = Path(temporary.name)
@@ -114,19 +135,84 @@ def build_page(segmenter: Segmenter) -> Any:
                 masks = gradio.File(label="Masks, as PNG", interactive=False)
         shown = [overlay, maps, masks]
         given = [picture, text, threshold]
-        gradio.on([button.click, text.submit], mark, given, shown, api_name="mark")
-        threshold.change(cut, given, shown, api_visibility="private", trigger_mode="always_last", show_progress="hidden")
+        one = "one at a time"  # whichever of the two it is
+        gradio.on([button.click, text.submit], mark, given, shown, api_name="mark", concurrency_id=one)
+        threshold.change(
+            cut, given, shown, api_visibility="private", trigger_mode="always_last", show_progress="hidden", concurrency_id=one
+        )
         examples = [[str(path), path.with_suffix(".txt").read_text()] for path in sorted(EXAMPLES.glob("*.jpg"))]
         if examples:
             gradio.Examples(examples, [picture, text], label="Examples")
+    for block in page.blocks.values():
+        block.async_move_resource_to_block_cache = here_only(block.async_move_resource_to_block_cache)
     page.temporary = temporary
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
     return page
 
 
+class Gate:
+    """Refuses, before Gradio sees it, what the page does not need and what is too large, in one line of plain text."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer or pass on one request, as ASGI has it."""
+        refusal = refuse(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        while (await receive()).get("more_body"):  # a browser shows no answer that comes before it has sent all
+            pass
+        status, reason = refusal
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": reason.encode()})
+
+
+def refuse(scope: Any) -> tuple[int, str] | None:
+    """Return the status and the reason why an HTTP request is not for the page, or None."""
+    if not OFFERED.fullmatch(scope["path"]):
+        return 404, "This page has nothing of that name."
+    if scope["method"] in ("GET", "HEAD"):
+        return None
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" in headers or not length.isdigit():
+        return 411, "A request has to say how long it is."
+    most = LARGEST_UPLOAD if scope["path"].startswith("/gradio_api/upload") else LARGEST_REQUEST
+    return (413, f"That is too large: at most {most >> 20} MB are taken.") if int(length) > most else None
+
+
+def here_only(move: Any) -> Any:
+    """Have Gradio move files, but fetch none: a path can be an address."""
+
+    async def moved(path: str | Path | None) -> Any:
+        if isinstance(path, str) and "://" in path:
+            raise ValueError("the page fetches nothing from other addresses")
+        return await move(path)
+
+    return moved
+
+
 def as_uploaded(payload: Any) -> str | None:
-    """Return where an uploaded file lies, unread."""
+    """Return where an uploaded file is said to lie, unread."""
     return payload.path if payload else None
+
+
+def uploaded(path: str | None, folder: str) -> str | None:
+    """Return the path of a file if it lies in the folder of uploads: a request can name any.
+
+    Raises:
+        InputError: If it does not, or no longer.
+    """
+    if path is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):  # names that are too long, or no names
+        real = Path(path).resolve(strict=True)
+        if real.is_file() and real.is_relative_to(Path(folder).resolve()):
+            return str(real)
+    raise InputError("That picture is not among the uploads, or no longer: upload it again.")
 
 
 def segment(segmenter: Segmenter, path: str | None, text: str) -> Marked:
@@ -142,6 +228,8 @@ def segment(segmenter: Segmenter, path: str | None, text: str) -> Marked:
         raise InputError("There is no sentence yet: write one a line, for example 'the man in red'.")
     if len(sentences) > MOST_SENTENCES:
         raise InputError(f"{len(sentences)} sentences are too many at once: at most {MOST_SENTENCES}.")
+    if (longest := max(map(len, sentences))) > MOST_CHARACTERS:
+        raise InputError(f"A sentence of {longest:,} characters is too long: at most {MOST_CHARACTERS}.")
     try:
         image = open_picture(path, MOST_PIXELS)
     except InputError as error:
@@ -156,12 +244,23 @@ def show(marked: Marked, threshold: float, folder: Path) -> tuple[Any, list[tupl
     image, sentences, probabilities = marked
     labels = [sentence if sentences.index(sentence) == i else f"{sentence} ({i + 1})" for i, sentence in enumerate(sentences)]
     masks = [probability > threshold for probability in probabilities]
-    annotations = [(mask.astype(np.float32), label) for mask, label in zip(masks, labels, strict=True)]
+    seen = shrink(image)
+    seen_probabilities = [shrink(probability) for probability in probabilities]
+    annotations = [((one > threshold).astype(np.float32), label) for one, label in zip(seen_probabilities, labels, strict=True)]
     maps = [
-        (heat(image, probability), f"{label}: {'nothing' if not mask.any() else f'{100 * mask.mean():.1f} % of the picture'}")
-        for probability, label, mask in zip(probabilities, labels, masks, strict=True)
+        (heat(seen, one), f"{label}: {'nothing' if not mask.any() else f'{100 * mask.mean():.1f} % of the picture'}")
+        for one, label, mask in zip(seen_probabilities, labels, masks, strict=True)
     ]
-    return (image, annotations), maps, str(save_masks(sentences, masks, folder))
+    return (seen, annotations), maps, str(save_masks(sentences, masks, folder))
+
+
+def shrink(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a picture or map (h, w) or (h, w, 3) no larger than the page shows."""
+    height, width = pixels.shape[:2]
+    scale = SHOWN / max(height, width)
+    if scale >= 1:
+        return pixels
+    return cv2.resize(pixels, (max(1, round(scale * width)), max(1, round(scale * height))), interpolation=cv2.INTER_AREA)
 
 
 def heat(image: npt.NDArray[np.uint8], probability: Probability) -> npt.NDArray[np.uint8]:
