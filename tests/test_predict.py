@@ -214,3 +214,11 @@ def test_pictures_of_a_pipe_are_read_whole(network: tuple[str, CRIS], monkeypatc
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.getvalue())))
     (line,) = run(capsys, network, "-", "star", "--output", "-")
     assert line["segmentation"]["size"] == [20, 30]
+
+
+def test_prediction_imports_nothing_that_takes_long_and_is_not_needed() -> None:
+    code = "import json, sys, crislit.predict, open_clip; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment())
+    loaded = {module.split(".")[0] for module in json.loads(result.stdout)}
+    needless = {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf", "matplotlib", "albumentations"}
+    assert not loaded & needless
