@@ -207,7 +207,7 @@ def test_bad_lines_are_told_with_their_numbers_and_the_good_ones_kept(tmp_path: 
     for problem, (bad, expected) in zip(data.problems, BAD, strict=True):
         assert expected in problem.reason, (bad, problem.reason)
         assert len(problem.reason) < 300
-    assert [ref["line"] for ref in data.refs] == list(range(1, 2 * len(BAD), 2))
+    assert [told["line"] for ref in data.refs for told in ref["sentences"]] == list(range(1, 2 * len(BAD), 2))
 
 
 def test_training_refuses_bad_lines_and_says_how_to_see_them_all(tmp_path: Path) -> None:
@@ -286,6 +286,17 @@ def test_check_data_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "val: 1 objects, 1 sentences, 1 pictures" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: there is no file nowhere"):
         check_data.main(["nowhere.jsonl"])
+
+
+def test_every_row_of_a_bad_annotation_or_picture_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[list[Any]] = [[8, "bird", "val"], [6, "dog", "val"], [8, "small bird", "val"], [5, "cat", "val"], [6, "a dog", "val"]]
+    file, table = coco(tmp_path, rows)  # annotation 8 belongs to no picture
+    broken = tmp_path / "photos/b.jpg"
+    broken.write_bytes(broken.read_bytes()[:-300])  # annotation 6's: its head is sound, its pixels are not
+    with pytest.raises(SystemExit, match="error: 4 problems in"):
+        check_data.main([file, "--sentences", table, "--images", str(tmp_path / "photos")])
+    told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("line ")]
+    assert told == ["line 2", "line 3", "line 4", "line 6"]
 
 
 # -- Training -----------------------------------------------------------------------------------------------------------------

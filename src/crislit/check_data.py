@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def unreadable(data: OwnData) -> list[Problem]:
     """Return the lines whose picture has pixels that cannot be read."""
-    lines: dict[int, list[int]] = defaultdict(list)
+    lines: dict[int, set[int]] = defaultdict(set)
     for ref in data.refs:
-        lines[ref["image_id"]].append(ref["line"])
+        lines[ref["image_id"]].update(told["line"] for told in ref["sentences"])
     found = []
     for image in tqdm(data.instances["images"], "reading pictures", unit="picture", mininterval=1, disable=None):
         try:
@@ -91,7 +91,7 @@ def notes(data: OwnData, max_words: int) -> list[str]:
     for split, images in sorted(splits.items(), key=lambda item: item[0]):
         if split != "train" and (shared := images & splits["train"]):
             found.append(f"{len(shared)} pictures of {split} are in train too: what is measured on {split} is too good")
-    cut = [ref["line"] for ref in data.refs if any(cut_words(told["sent"], max_words) for told in ref["sentences"])]
+    cut = [told["line"] for ref in data.refs for told in ref["sentences"] if cut_words(told["sent"], max_words)]
     if cut:
         lines = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
         found.append(f"{len(cut)} sentences longer than {max_words} tokens are cut (lines {lines}): raise dataset.max_words")

@@ -48,7 +48,7 @@ class OwnData:
     """What was read, in the shape of REFER's two files.
 
     Attributes:
-        refs: As the refs file has them, each with its ``line``.
+        refs: As the refs file has them, each sentence with its ``line``.
         instances: As ``instances.json`` has them; file names are paths.
         problems: Lines left out.
         folder: What the pictures' names are relative to.
@@ -97,7 +97,8 @@ def read_lines(path: Path) -> OwnData:
                 raise InputError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(KEYS))}")
             image = found.image(_text(sample, "image"))
             outline = found.outline(sample, image)
-            found.add(number, image, outline, _sentences(sample), _split(sample.get("split")))
+            sentences = _sentences(sample)
+            found.add([number] * len(sentences), image, outline, sentences, _split(sample.get("split")))
         except (InputError, ValueError, RecursionError) as error:
             found.problems.append(Problem(number, str(error)))
     return found.result()
@@ -121,7 +122,7 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{instances} should hold 'images' and 'annotations' of items with an 'id', as COCO's do") from error
     found = _Builder(images or instances.parent)
-    grouped: dict[int, tuple[int, list[str], str]] = {}
+    grouped: dict[int, tuple[str, list[int], list[str]]] = {}
     for number, row in _rows(table):
         try:
             if not (row["ann_id"] or "").strip().isdecimal():
@@ -130,13 +131,14 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
             if annotation not in annotations:
                 raise InputError(f"there is no annotation {annotation} in {instances.name}")
             sentence, split = _sentences({"sentence": row["sentence"] or ""})[0], _split(row.get("split") or None)
-            first, sentences, of = grouped.setdefault(annotation, (number, [], split))
+            of, lines, sentences = grouped.setdefault(annotation, (split, [], []))
             if of != split:
-                raise InputError(f"annotation {annotation} is of split {of!r} in line {first}, and of {split!r} here")
+                raise InputError(f"annotation {annotation} is of split {of!r} in line {lines[0]}, and of {split!r} here")
+            lines.append(number)
             sentences.append(sentence)
         except InputError as error:
             found.problems.append(Problem(number, str(error)))
-    for annotation, (number, sentences, split) in grouped.items():
+    for annotation, (split, lines, sentences) in grouped.items():
         try:
             about = annotations[annotation]
             picture = _number(about.get("image_id"))
@@ -148,9 +150,9 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
                 if listed.get(side, image[side]) != image[side]:
                     name = image["file_name"]
                     raise InputError(f"{name} has {side} {image[side]}, and its annotations are for {listed[side]}")
-            found.add(number, image, found.drawn(about.get("segmentation"), image), sentences, split)
+            found.add(lines, image, found.drawn(about.get("segmentation"), image), sentences, split)
         except InputError as error:
-            found.problems.append(Problem(number, str(error)))
+            found.problems += [Problem(number, str(error)) for number in lines]
     return found.result()
 
 
@@ -203,13 +205,16 @@ class _Builder:
             raise InputError("its mask marks no pixel of the picture")
         return segmentation
 
-    def add(self, line: int, image: dict[str, Any], segmentation: Any, sentences: list[str], split: str) -> None:
-        """Take a ref in, and the line it comes from."""
+    def add(self, lines: list[int], image: dict[str, Any], segmentation: Any, sentences: list[str], split: str) -> None:
+        """Take a ref in, and the line that each of its sentences comes from."""
         number = len(self.refs) + 1
         self.annotations.append({"id": number, "image_id": image["id"], "segmentation": segmentation})
-        told = [{"sent": sentence, "sent_id": self.sentences + i} for i, sentence in enumerate(sentences)]
+        told = [
+            {"sent": sentence, "sent_id": self.sentences + i, "line": line}
+            for i, (line, sentence) in enumerate(zip(lines, sentences, strict=True))
+        ]
         self.sentences += len(told)
-        ref = {"ref_id": number, "ann_id": number, "image_id": image["id"], "category_id": 1, "split": split, "line": line}
+        ref = {"ref_id": number, "ann_id": number, "image_id": image["id"], "category_id": 1, "split": split}
         self.refs.append({**ref, "sentences": told})
 
     def result(self) -> OwnData:
