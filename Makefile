@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline NO_ALBUMENTATIONS_UPDATE=1 $(BIN)/python -m pytest
 
-.PHONY: help train test test-slow test-gpu lint clean
+.PHONY: help train test test-slow test-gpu test-lowest lint audit clean
 
 help:
-	@echo "make train      install, train on the embedded data, print the result table"
-	@echo "make test       install, run the tests (test-slow: the long ones; test-gpu: those that need a GPU)"
-	@echo "make lint       ruff, ruff-format and mypy, as before every commit"
-	@echo "make clean      remove .venv and caches; data/ and outputs/ stay"
+	@echo "make train        install, train on the embedded data, print the result table"
+	@echo "make test         install, run the tests (test-slow: the long ones; test-gpu: those that need a GPU)"
+	@echo "make test-lowest  the tests with every dependency at its lowest version"
+	@echo "make audit        known vulnerabilities of what is installed; asks the network"
+	@echo "make lint         ruff, ruff-format and mypy, as before every commit"
+	@echo "make clean        remove the environments and caches; data/ and outputs/ stay"
 
 train: .venv/ready
 	$(BIN)/python -m crislit.train
@@ -23,8 +25,18 @@ test-slow: .venv/ready-dev
 test-gpu: .venv/ready-dev
 	$(TESTS) -m gpu
 
+# In an environment of its own, where old releases may warn of each other.
+test-lowest: .venv-lowest/ready
+	$(subst $(BIN),.venv-lowest/bin,$(TESTS)) -W default -n auto -m "not slow and not gpu"
+
 lint: .venv/ready-dev
 	$(BIN)/pre-commit run --all-files
+
+# pip-audit stays outside of what it audits.
+audit: .venv/ready-dev
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet "pip-audit>=2.7"; }
+	PIPAPI_PYTHON_LOCATION=$(BIN)/python .venv-audit/bin/pip-audit --skip-editable --progress-spinner off --timeout 60 \
+	  || { echo "error: there are vulnerabilities, or pip-audit could not ask for them: see above" >&2; exit 1; }
 
 .venv/bin/python:
 	@$(PYTHON) scripts/check_machine.py
@@ -40,5 +52,13 @@ lint: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ .venv/ready
 
+.venv-lowest/ready: pyproject.toml
+	@$(PYTHON) scripts/check_machine.py
+	$(PYTHON) -m venv .venv-lowest
+	@echo "installing into .venv-lowest: gigabytes, this takes minutes"
+	.venv-lowest/bin/python -m pip install --quiet "uv>=0.5"
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --compile-bytecode --editable ".[dev]"
+	@touch $@
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

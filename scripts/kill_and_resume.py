@@ -70,8 +70,11 @@ def main() -> int:
         for trial in range(options.trials):
             folder = options.folder / f"trial{trial}"
             kind = KINDS[trial % len(KINDS)]
-            moment = rng.uniform(0.8 * began, 0.7 * seconds)
-            killed = kill(start_run(folder, overrides), folder, kind, moment, rng)
+            killed = None
+            while killed is None:  # a run that ended before its kill shows nothing
+                shutil.rmtree(folder, ignore_errors=True)
+                moment = rng.uniform(0.8 * began, 0.7 * seconds)
+                killed = kill(start_run(folder, overrides), folder, kind, moment, rng)
             wait(start_run(folder, overrides), folder)
             went_on = re.findall(r"going on from .*/(\S+) at step (\d+)", (folder / "log.txt").read_text())
             checkpoint, step = went_on[-1] if went_on else ("none", 0)
@@ -100,8 +103,12 @@ def wait(child: "subprocess.Popen[bytes]", folder: Path) -> None:
         raise SystemExit(f"error: the run failed: {(folder / 'log.txt').read_text()[-2000:]}")
 
 
-def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: float, rng: random.Random) -> float:
-    """Kill a training at the first occasion of a kind after a moment, with all its processes; return after how many seconds."""
+def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: float, rng: random.Random) -> float | None:
+    """Kill a training at the first occasion of a kind after a moment, with all its processes.
+
+    Returns:
+        After how many seconds, or None if the training ended before.
+    """
     start = time.monotonic()
     checkpoints, last = folder / "checkpoints", folder / "checkpoints" / LAST
     seen, told = 0, None
@@ -123,8 +130,10 @@ def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: floa
     seconds = time.monotonic() - start
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    return seconds
+    if child.wait() == -signal.SIGKILL:
+        return seconds
+    wait(child, folder)
+    return None
 
 
 def modified(path: Path) -> int:

@@ -14,6 +14,7 @@ SOURCE = Path(crislit.__file__).parent
 # A file imports only from files of earlier rows. Files of one row do not import each other.
 ORDER = [
     ["errors"],
+    ["processes"],
     ["paper"],
     ["config"],
     ["data/refer"],
@@ -38,6 +39,7 @@ ORDER = [
     ["callbacks"],
     ["record"],
     ["resume"],
+    ["finite"],
     ["sweep"],
     ["card"],
     ["onnx_network"],

@@ -1,14 +1,17 @@
 """Every combination of the configuration composes and builds, and a data set brings the recipe that suits it."""
 
+import errno
 import itertools
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from crislit.config import config_dir, load_config
+from crislit.config import config_dir, load_config, program
 from crislit.data.datamodule import ReferDataModule
 from crislit.models.cris import count_parameters
 from crislit.models.projector import PixelClassifier
@@ -134,3 +137,17 @@ def test_help_says_what_the_program_does_and_lists_every_key(program: str, tmp_p
     assert done.stdout.startswith({"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program])
     for key in map(str, load_config(name=program)):
         assert f"\n{key}:" in done.stdout
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @program("train")
+    def main(_: DictConfig) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.csv")
+
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    monkeypatch.setattr(sys, "argv", ["train", f"hydra.run.dir={tmp_path / 'run'}", *quiet])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "error: the disk is full: [Errno 28] No space left on device: 'metrics.csv'. What" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Splits, samplers and loaders: nothing counted twice, nothing lost, the same order again."""
 
 import itertools
+import json
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,7 +17,7 @@ from crislit.data.datamodule import EvaluationSampler, ReferDataModule, TrainSam
 from crislit.data.dataset import ReferEvaluationSet, ReferTrainSet, TrainKey
 from crislit.data.letterbox import letterbox_image, normalise
 from crislit.errors import InputError
-from crislit.train import fitting_devices
+from crislit.train import fitting_devices, report_empty
 
 
 def module(minirefer: Path, folder: str = "refcoco", refs: str = "refs(unc).p", **options: Any) -> ReferDataModule:
@@ -223,3 +226,40 @@ def test_a_damaged_photograph_and_one_of_another_size_are_named(tmp_path: Path) 
     cv2.imwrite(str(path), np.zeros((50, 100, 3), dtype=np.uint8))
     with pytest.raises(InputError, match=r"\(50, 100\) pixels"):
         samples[0]
+
+
+def test_pictures_without_refs_are_no_error_and_truths_without_pixels_and_nothing_to_evaluate_are_told(tmp_path: Path) -> None:
+    root = shapes.write(tmp_path, "shapes", scenes={"train": 4, "val": 2, "testA": 2, "testB": 2})
+    instances_file, refs_file = root / "shapes/instances.json", root / "shapes/refs(crislit).p"
+    instances, refs = json.loads(instances_file.read_bytes()), pickle.loads(refs_file.read_bytes())
+    target = next(ref for ref in refs if ref["split"] == "val")
+    lonely = [ref for ref in refs if ref["split"] != "val" or ref is target]  # val: one ref, in one of its two pictures
+    next(item for item in instances["annotations"] if item["id"] == target["ann_id"])["segmentation"] = [[1, 1, 2, 2]]
+    instances["images"].append({"id": 10**6, "file_name": "nowhere.jpg", "height": 10, "width": 10})
+    instances_file.write_text(json.dumps(instances))
+    refs_file.write_bytes(pickle.dumps(lonely, 2))
+
+    data = ReferDataModule(root=root, folder="shapes", refs=refs_file.name, image_size=64, batch_size=4, workers=0)
+    data.setup("fit")
+    assert sum(len(batch.truths) for batch in data.val_dataloader()) == len(target["sentences"])
+    samples = data.evaluation_set("val")
+    assert not any(samples.truth(number).any() for number in range(len(samples)))
+    assert {samples.name(number) for number in range(len(samples))} == {
+        f"sentence {sentence['sent_id']} of ref {target['ref_id']}" for sentence in target["sentences"]
+    }
+    with pytest.raises(InputError, match="split 'val' of shapes has no sample to evaluate"):
+        data.evaluation_set("val", blind=True)  # which takes another object of the picture
+    data.trainer = SimpleNamespace(global_rank=7, world_size=8)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=rf"split 'val' has {len(samples)} samples, fewer than 8 processes"):
+        data.val_dataloader()
+
+
+def test_an_empty_truth_counts_as_zero_and_is_listed_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    truths = [np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)]
+    methods = {"__len__": lambda _: 2, "truth": lambda _, n: truths[n], "name": lambda _, n: f"sample {n}"}
+    samples: Any = type("Samples", (), methods)()
+    report_empty({"empty": 1}, samples, "val")
+    assert caplog.messages == ["val: 1 samples have a truth without pixels, counted as IoU 0: sample 0"]
+    caplog.clear()
+    report_empty({"empty": 0}, samples, "val")
+    assert caplog.messages == []

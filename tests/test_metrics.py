@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from crislit.metrics import METRICS, PRECISION_AT, SegmentationMetric, intersection_and_union, iou, reachable_iou
 
@@ -116,6 +117,24 @@ def test_reset_forgets_every_sample() -> None:
 
 
 counts = st.integers(0, 10**7).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union), st.booleans()))
+
+
+masks = npst.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+@given(prediction=masks, data=st.data())
+@settings(relaxed, max_examples=80)
+def test_any_two_masks_meet_as_their_sets_of_pixels_do(prediction: npt.NDArray[np.bool_], data: st.DataObject) -> None:
+    truth = data.draw(npst.arrays(np.bool_, st.just(prediction.shape)))
+    ours, theirs = ({tuple(place) for place in np.argwhere(mask).tolist()} for mask in (prediction, truth))
+    intersection, union = intersection_and_union(prediction, truth.astype(np.uint8))
+    assert (intersection, union) == (len(ours & theirs), len(ours | theirs))
+    assert 0 <= iou(intersection, union) < 1
+    values = values_of(metric_of([(intersection, union, not truth.any())]))
+    assert values["mIoU"] == pytest.approx(iou(intersection, union), abs=1e-6)
+    assert all(0 <= values[name] <= 1 for name in METRICS)
+    precisions = [values[f"Pr@{round(100 * at)}"] for at in PRECISION_AT]
+    assert precisions == sorted(precisions, reverse=True)
 
 
 @given(samples=st.lists(counts, min_size=1, max_size=40), data=st.data())

@@ -1,7 +1,12 @@
 """Several processes, signals, sweeps and real photographs: what only whole runs can show."""
 
 import json
+import os
+import re
+import signal
 import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,8 @@ from typing import Any
 import pytest
 
 from crislit.metrics import METRICS
-from tests.runs import execute
+from crislit.resume import PREVIOUS, newest
+from tests.runs import command, environment, execute
 
 pytestmark = pytest.mark.slow
 
@@ -25,20 +31,18 @@ def finished(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_and_three_processes_count_every_sentence_once(small_shapes: Path, minirefer: Path, tmp_path: Path) -> None:
-    run = execute(
-        "train",
-        *SMALL,
-        "trainer=cpu",
-        "trainer.max_steps=3",
-        f"data_root={small_shapes}",
-        "hydra.run.dir=one",
-        cwd=tmp_path,
-    )
-    finished(run)
-    checkpoint = results_of(tmp_path / "one")["checkpoint"]
+@pytest.fixture(scope="module")
+def checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network after three steps."""
+    folder = tmp_path_factory.mktemp("one")
+    options = ("trainer=cpu", "trainer.max_steps=3", f"data_root={small_shapes}", "hydra.run.dir=run")
+    finished(execute("train", *SMALL, *options, cwd=folder))
+    return Path(results_of(folder / "run")["checkpoint"])
+
+
+def test_two_three_and_four_processes_count_every_sentence_once(checkpoint: Path, minirefer: Path, tmp_path: Path) -> None:
     found = {}
-    for processes in (1, 2, 3):  # 11 sentences and 8: neither number divides by 2 and 3, nor by the batch
+    for processes in (1, 2, 3, 4):  # 11 sentences and 8: shares are uneven, and so are batches
         options = ["trainer=ddp_cpu", f"trainer.devices={processes}"] if processes > 1 else ["trainer=cpu"]
         overrides = [f"checkpoint={checkpoint}", "dataset=grefcoco", f"data_root={minirefer}", "eval_batch_size=2", "workers=0"]
         overrides += ["threshold=0.3"]  # three steps leave all probabilities between 0.25 and 0.5: about a quarter is above
@@ -46,11 +50,94 @@ def test_two_and_three_processes_count_every_sentence_once(small_shapes: Path, m
         found[processes] = results_of(tmp_path / f"by{processes}")["splits"]
     assert {split: values["samples"] for split, values in found[1].items()} == {"val": 11, "test": 8}
     assert found[1]["val"]["mIoU"] > 0.01  # else equality would say little
-    for several in (found[2], found[3]):
+    for several in (found[2], found[3], found[4]):
         for split, values in found[1].items():
             assert several[split]["samples"] == values["samples"]
             for metric in METRICS:
                 assert several[split][metric] == pytest.approx(values[metric], abs=1e-4)
+
+
+def processes_of(run: "subprocess.Popen[str]") -> dict[int, int]:
+    """Return the run's processes by rank: those that it was started as, and those that it has started for that."""
+    found = {0: run.pid}
+    for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
+        for entry in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"LOCAL_RANK="):
+                found.setdefault(int(entry.split(b"=")[1]), int(child))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by Linux's /proc")
+@pytest.mark.parametrize(("program", "processes", "killed"), [("train", 2, 1), ("train", 2, 0), ("evaluate", 4, 3)])
+def test_where_one_process_is_killed_the_others_end_within_a_minute(
+    program: str, processes: int, killed: int, checkpoint: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    overrides = ["trainer=ddp_cpu", f"trainer.devices={processes}", f"data_root={small_shapes}", "hydra.run.dir=run"]
+    if program == "train":
+        overrides += [*SMALL, "recipe.epochs=1000", "checkpoint_every=2"]
+        sign = tmp_path / "run/checkpoints" / PREVIOUS
+    else:
+        overrides += [f"checkpoint={checkpoint}", "eval_batch_size=1", "callbacks.pictures=36"]
+        sign = tmp_path / "run/figures/sample_00000.png"
+    run = subprocess.Popen(
+        command(program, *overrides), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not sign.exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    there = processes_of(run)
+    assert sorted(there) == list(range(processes))
+    os.kill(there[killed], signal.SIGKILL)
+    _, errors = run.communicate(timeout=60)  # ends when none is left that could write
+    assert run.returncode == (1 if killed else -signal.SIGKILL)
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"error: process {killed} of {processes}," if killed else "error: the first process of this run")
+    assert "Traceback" not in errors
+    assert program != "train" or newest(tmp_path / "run")
+
+
+SPOILT = """
+import torch
+from crislit.data.dataset import ReferTrainSet
+from crislit.train import main
+
+healthy = ReferTrainSet.__getitem__
+
+def read(self, key):
+    image, tokens, masks = healthy(self, key)
+    return (image * torch.nan if key.position == 5 else image), tokens, masks
+
+ReferTrainSet.__getitem__ = read
+main()
+"""
+
+
+def test_numbers_that_make_no_sense_in_one_process_end_all_with_one_error(small_shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    options = [
+        *SMALL,
+        "trainer=ddp_cpu",
+        "batch_size=16",
+        "batch_size_per_device=4",
+        f"data_root={small_shapes}",
+        "hydra.run.dir=run",
+    ]
+    done = subprocess.run(
+        [sys.executable, "spoilt.py", *options],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 1
+    told = re.findall(r"^error: .*", done.stderr, re.MULTILINE)
+    assert len(told) == 1
+    assert re.search(r"step \d was not taken \(epoch 1, batch \d+, process [01]\): loss nan, .* the batch's pictures", told[0])
+    assert told[0].count(" of ref ") == 4
+    assert "Traceback" not in done.stderr
 
 
 def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path: Path) -> None:

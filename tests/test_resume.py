@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import logging
 import os
 import shutil
@@ -198,6 +199,25 @@ def test_a_full_disk_ends_with_one_error_and_leaves_what_was_there(
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [LAST, PREVIOUS]
 
 
+class SmallDisk(io.FileIO):
+    """A file on a disk that has room for 3,000 bytes."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > 3000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def test_a_disk_that_gets_full_within_a_checkpoint_is_told_as_such(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = folder / "checkpoints" / LAST
+    before = last.read_bytes()
+    monkeypatch.setattr(Path, "open", lambda path, mode: SmallDisk(path, mode))
+    with pytest.raises(InputError, match=r"cannot write .*last.ckpt: the disk is full\. What was saved before stays"):
+        WholeCheckpoints().save_checkpoint({"weights": torch.randn(10_000)}, last)
+    assert last.read_bytes() == before
+    assert sorted(path.name for path in last.parent.iterdir()) == [LAST, PREVIOUS]
+
+
 def test_rows_after_the_checkpoint_are_measured_again(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     file.write_text("epoch,step,train/loss,val/mIoU\n0,9,0.5,\n0,9,,0.1\n1,19,0.4,\n1,19,,0.2\n2,29,0.3,\n2,3")
@@ -213,7 +233,7 @@ def test_rows_after_the_checkpoint_are_measured_again(tmp_path: Path) -> None:
 # -- Signals and kills --------------------------------------------------------------------------------------------------------
 
 
-LONG = (*SHORT, "recipe.epochs=20", "checkpoint_every=1000000", "resume=auto", "trainer.log_every_n_steps=1", "workers=0")
+LONG = (*SHORT, "recipe.epochs=20", "checkpoint_every=1000000", "resume=auto", "trainer.log_every_n_steps=1", "workers=1")
 STEPS = 120
 
 
@@ -224,6 +244,7 @@ def train(folder: Path, data: Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -247,7 +268,7 @@ def test_a_signal_saves_and_ends_and_the_next_start_goes_on(
     deadline = time.time() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
         time.sleep(0.05)
-    child.send_signal(getattr(signal, name))
+    os.killpg(child.pid, getattr(signal, name))  # to the data's worker too, as terminals and clusters do
     told, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + getattr(signal, name)
     assert f"told to end by {name} at step" in told + errors

@@ -1,6 +1,8 @@
 """Sentences to CLIP's token ids."""
 
 import json
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,22 @@ def test_room_for_less_than_one_word_is_a_value_error(sentences: list[str], max_
 
 def test_the_package_offers_the_same_function() -> None:
     assert crislit.tokenize is tokenize
+
+
+@pytest.mark.parametrize(
+    "typed", ["<|endoftext|>", "<end_of_text>", "<START_OF_TEXT>", "&lt;end_of_text&gt;", "a <end_of_text> dog <start_of_text>"]
+)
+def test_brackets_that_are_typed_are_text(typed: str) -> None:
+    (ids,) = tokenize([typed], 40).tolist()
+    assert (ids.count(SOS), ids.count(EOS)) == (1, 1)
+    assert ids.index(EOS) > 4, "its letters are tokens"
+
+
+def test_a_word_without_end_is_cut_before_it_takes_minutes() -> None:
+    word = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=10**6))
+    start = time.process_time()
+    assert tokenize([word], 17).shape == (1, 17)
+    assert time.process_time() - start < 5
 
 
 @given(sentence=st.text(max_size=60), max_words=st.integers(3, 25))

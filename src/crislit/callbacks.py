@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import crislit
+from crislit import processes
 from crislit.data.datamodule import EvaluationSampler
 from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet
 from crislit.data.letterbox import Image
@@ -37,6 +38,24 @@ PROTOCOLS = {
     "all_sentences": "all sentences",
     "first_sentence": "first sentence of each ref, the figure that the released code selects checkpoints by",
 }
+
+
+class Companions(L.Callback):
+    """Ends the run's processes when one of them ends too early, see :mod:`crislit.processes`."""
+
+    def __init__(self) -> None:
+        self._watching = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Watch the processes that this one has started by now."""
+        if not self._watching:
+            self._watching = True
+            processes.watch(getattr(trainer.strategy.launcher, "procs", []))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """After the evaluation, which is the last that the processes do together, each ends by itself."""
+        if stage == "test":
+            processes.go_alone()
 
 
 class Narrator(L.Callback):

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = read(options.file, options.sentences, options.images)
         problems = sorted([*data.problems, *unreadable(data)], key=lambda problem: problem.line)
         for problem in problems:
-            print(f"line {problem.line}: {problem.reason}")
+            print(
+                f"line {problem.line}: {problem.reason}".encode(errors="backslashreplace").decode()
+            )  # half characters of names
         print(summary(data))
         for note in notes(data, options.max_words):
             print(f"note: {note}")

@@ -20,10 +20,13 @@ import crislit
 from crislit.errors import InputError, check_whole
 from crislit.models.clip_weights import SHIPPED
 from crislit.models.cris import CRIS, build_cris
-from crislit.models.released import check_names, read_released, read_safetensors, read_torch
+from crislit.models.released import check_finite, check_held, check_names, read_released, read_safetensors, read_torch
 
 KEY = "crislit"
 """Under this key a Lightning checkpoint keeps what :func:`record` returns, and ``config.json`` the version that wrote it."""
+
+LARGEST_INPUT = 2048
+"""Pixels of the square input's side; what asks for more would exhaust the memory."""
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 RESULTS = ("splits", "blind", "ceiling", "threshold", "protocol", "steps", "seed", "commit", "hardware")
@@ -58,14 +61,26 @@ class Checkpoint:
 
     def check(self) -> None:
         """Raise an :class:`InputError` that names the file unless the weights are the network's; takes no memory."""
+        blocks = count_layers(self.settings)
+        if blocks > len(self.weights):  # before they are built, which may take years
+            raise InputError(
+                f"{self.source} does not describe a network of crislit: {blocks} layers, {len(self.weights)} tensors"
+            )
+        check_held(self.weights, self.source)
+        check_whole(f"{self.source}: image_size", self.image_size, 32, multiple_of=32)
+        if self.image_size > LARGEST_INPUT:
+            raise InputError(f"{self.source}: image_size must be at most {LARGEST_INPUT}, got {self.image_size}")
+        if not 0 <= self.threshold < 1:
+            raise InputError(f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}")
         with torch.device("meta"):
             self._network()
 
     def _network(self) -> CRIS:
         try:
             model = build_cris(**self.settings)
-        except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.source} does not describe a network of crislit: {error}") from error
+        except Exception as error:  # whatever a stranger's numbers lead PyTorch and open_clip to
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise InputError(f"{self.source} does not describe a network of crislit: {reason}") from error
         expected = model.state_dict()
         weights = {name: v if isinstance(v, Tensor) else torch.zeros(0, device="meta") for name, v in self.weights.items()}
         check_names(weights, expected, f"the weights in {self.source} are not the network's that the checkpoint describes")
@@ -75,11 +90,33 @@ class Checkpoint:
         """Build the network and load its weights, in evaluation mode.
 
         Raises:
-            InputError: If the weights are not the network's.
+            InputError: If the weights are not the network's, or not finite.
         """
+        self.check()
+        check_finite(self.weights, self.source)
         model = self._network()
         model.load_state_dict(self.weights)
         return model.eval()
+
+
+def count_layers(settings: Any) -> int:
+    """Return how many layers a network's settings ask for, as far as they are numbers."""
+    if isinstance(settings, Mapping):
+        own = [value for name, value in settings.items() if name in ("layers", "decoder_layers")]
+        counts = [n for value in own for n in (value if isinstance(value, list) else [value])]
+        return sum(n for n in counts if isinstance(n, int)) + sum(map(count_layers, settings.values()))
+    return 0
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Return what should be a dictionary.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a dictionary, found {type(value).__name__}")
+    return value
 
 
 # -- A run's own --------------------------------------------------------------------------------------------------------------
@@ -111,13 +148,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         kept = content[KEY]
         return Checkpoint(
-            settings=kept["settings"],
+            settings=mapping(kept["settings"]),
             weights={name.removeprefix("model."): v for name, v in content["state_dict"].items() if name.startswith("model.")},
             image_size=int(kept["config"]["image_size"]),
             threshold=float(kept["config"]["threshold"]),
             initial_weights=str(kept["initial_weights"]),
             steps=int(content["global_step"]),
-            config=kept["config"],
+            config=mapping(kept["config"]),
             results=results_beside(path),
             source=str(path),
         )
@@ -214,14 +251,14 @@ def _read_folder(path: Path) -> Checkpoint:
     try:
         about = json.loads(config.read_bytes())
         return Checkpoint(
-            settings=about["network"],
+            settings=mapping(about["network"]),
             weights=read_safetensors(weights),
             image_size=int(about["image_size"]),
             threshold=float(about["threshold"]),
             initial_weights=str(about["initial_weights"]),
             steps=int(about["steps"]),
-            config=about["training"],
-            results=about.get("results", {}),  # files of version 0.1 have none
+            config=mapping(about["training"]),
+            results=mapping(about.get("results", {})),  # files of version 0.1 have none
             source=str(path),
         )
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:

@@ -1,20 +1,25 @@
 """Where the configuration files are, and how a Hydra program starts and fails. The only file that knows."""
 
+import errno
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
+from crislit import processes
 from crislit.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room, or no more for this user."""
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for a job, which the job may use although it is not empty."""
 FULL_ERROR = "CRISLIT_FULL_ERROR"
@@ -105,7 +110,16 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
                     if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's other jobs go on
                         raise
                     _fail(error)
+                except Exception as error:
+                    if isinstance(error, OSError) and error.errno in DISK_FULL:
+                        _fail(
+                            InputError(f"the disk is full: {error}. What was written before stays; make room and start again")
+                        )
+                    if "LOCAL_RANK" in os.environ:  # another process may have failed before: who watches it ends this one
+                        time.sleep(processes.PATIENCE)
+                    raise
 
+            processes.begin()
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
             except (InputError, HydraException, OmegaConfBaseException) as error:
@@ -121,7 +135,7 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
 
 
 def _fail(error: Exception) -> None:
-    """Print an error, Hydra's own shortened to one line, and exit; only the first of several processes speaks."""
+    """Print an error, Hydra's own shortened to one line, and exit; of several processes that fail alike, the first speaks."""
     message = str(error)
     if isinstance(error, InputError):
         message = message.rsplit(f"{InputError.__name__}: ", 1)[-1].rstrip()  # a data worker's comes with its traceback
@@ -138,7 +152,8 @@ def _fail(error: Exception) -> None:
         message = " ".join(dict.fromkeys(line for line in lines if not line.startswith(noise)))
         key = getattr(error, "full_key", None)
         message += f" ({key})" if key and str(key) not in message else ""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0" or processes.await_the_first():
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)
+        processes.end_the_others()
     raise SystemExit(1)

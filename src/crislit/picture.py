@@ -1,6 +1,7 @@
 """A user's pictures, of every kind, as the network takes them."""
 
 import os
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -64,6 +65,8 @@ def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int | Non
     Raises:
         Exception: Whatever PIL's readers do; see :func:`open_picture`.
     """
+    if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
+        raise OSError("not a file")  # a pipe would be waited for
     PIL.Image.init()
     picture = PIL.Image.open(source, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
     if most_pixels is not None and picture.width * picture.height > most_pixels:

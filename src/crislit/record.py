@@ -84,6 +84,8 @@ def identify(settings: Settings) -> dict[str, str]:
     common["loss"] = {name: value for name, value in settings["loss"].items() if name != "contrastive"}
     elsewhere = ("evaluation_splits", "blind_control", "file", "sentences", "images")
     own = {name: value for name, value in dataset.items() if name not in elsewhere}
+    if own.get("on_error") == "raise":  # as it was before there was a choice
+        del own["on_error"]
     own |= {"seed": settings["seed"], "content": data_content(settings)}
     return {"experiment": digest(facts | {"dataset": own}), "setting": digest(common)}
 

@@ -5,7 +5,6 @@ process: these choose its samples, their sentences and what dropout drops. No ra
 """
 
 import contextlib
-import errno
 import logging
 import os
 import random
@@ -22,6 +21,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from crislit.config import DISK_FULL
 from crislit.data.datamodule import batches_done
 from crislit.errors import InputError
 
@@ -71,11 +71,15 @@ class WholeCheckpoints(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise InputError(
-                f"cannot write {path}: {'the disk is full' if full else error}. "
+                f"cannot write {path}: {'the disk is full' if for_want_of_room(error) else error}. "
                 "What was saved before stays; make room and go on with resume=auto"
             ) from error
+
+
+def for_want_of_room(error: BaseException | None) -> bool:
+    """Whether an error is that of a full disk, or came while one was handled: PyTorch ends an archive on its own terms."""
+    return error is not None and (getattr(error, "errno", None) in DISK_FULL or for_want_of_room(error.__context__))
 
 
 def sync_folder(folder: Path) -> None:

@@ -254,8 +254,8 @@ class Segmenter:
                 raise InputError("a sentence is empty: say what is to be marked, for example 'the man in red'")
             if cut := cut_words(sentence, self.model.max_words):
                 warnings.warn(
-                    f"the network reads {self.model.max_words - 2} tokens of a sentence, and {sentence!r} has more: "
-                    f"not read is {cut!r}",
+                    f"the network reads {self.model.max_words - 2} tokens of a sentence, and {shortened(sentence)!r} has more: "
+                    f"not read is {shortened(cut)!r}",
                     stacklevel=3,
                 )
         return said
@@ -326,6 +326,11 @@ def choose_device(name: str | None) -> torch.device:
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text, or the beginning of a long one."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def portions(counts: Sequence[int], most: int) -> Iterator[list[int]]:

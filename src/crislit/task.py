@@ -83,9 +83,13 @@ class CRISTask(L.LightningModule):
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = text_to_pixel_contrastive_loss(self.model(batch.images, batch.tokens), batch.masks)
+        loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
         return loss
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Return the loss of a batch, and log nothing."""
+        return text_to_pixel_contrastive_loss(self.model(batch.images, batch.tokens), batch.masks)
 
     def configure_optimizers(self) -> Any:
         """Return Adam over the encoders (without position embeddings) and the rest, and their schedule."""

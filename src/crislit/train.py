@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
 from crislit.callbacks import (
+    Companions,
     Narrator,
     Pictures,
     commit,
@@ -31,9 +32,10 @@ from crislit.callbacks import (
 )
 from crislit.checkpoint import Checkpoint, read_checkpoint
 from crislit.config import program
-from crislit.data.datamodule import ReferDataModule
+from crislit.data.datamodule import ReferDataModule, Skips
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.errors import InputError, check_whole
+from crislit.finite import FiniteNumbers
 from crislit.loggers import (
     choose_wandb_mode,
     close_loggers,
@@ -105,7 +107,10 @@ def build_data(settings: Settings) -> ReferDataModule:
     dataset = {key: value for key, value in settings["dataset"].items() if key not in ("name", "blind_control")}
     names = ("batch_size", "batch_size_per_device", "eval_batch_size", "image_size", "protocol", "workers", "seed")
     given = {name: settings[name] for name in names if name in settings}
-    return ReferDataModule(root=Path(str(settings["data_root"])).expanduser(), **dataset, **given)
+    try:
+        return ReferDataModule(root=Path(str(settings["data_root"])).expanduser(), **dataset, **given)
+    except TypeError as error:  # of a checkpoint that somebody else made; Hydra knows the keys of one's own
+        raise InputError(f"these are no settings of a data set: {error}") from error
 
 
 def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback], logger: Logger | bool) -> L.Trainer:
@@ -126,7 +131,7 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
     options |= {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": [WholeCheckpoints()]}
     try:
-        return L.Trainer(**options, callbacks=callbacks, logger=logger)
+        return L.Trainer(**options, callbacks=[Companions(), *callbacks], logger=logger)
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision"))
         raise InputError(f"this machine cannot run {asked}: {error}. It has {torch.cuda.device_count()} GPUs") from error
@@ -218,7 +223,9 @@ def run(settings: Settings, folder: Path) -> float:
         folder / "checkpoints", filename="best", monitor=f"{selects}/mIoU", mode="max", enable_version_counter=False
     )
     last = LastCheckpoint(folder / "checkpoints", settings["checkpoint_every"])
-    callbacks: list[L.Callback] = [best, last, StepSeeds(settings["seed"]), Narrator(selects)]
+    skips = [Skips(data)] if data.on_error == "skip" else []
+    seeds = StepSeeds(settings["seed"])
+    callbacks: list[L.Callback] = [*skips, best, last, seeds, FiniteNumbers(seeds, last.folder), Narrator(selects)]
     goes_on = resume is not None and source is not None and source.parent == folder / "checkpoints"
     logger = build_logger(settings, folder, resume.steps if goes_on and resume else 0)
     if isinstance(logger, Logger):
@@ -233,8 +240,9 @@ def run(settings: Settings, folder: Path) -> float:
     try:
         trainer.fit(task, data, ckpt_path=source)
     except Stopped as stop:
-        if trainer.is_global_zero:
-            log.warning("%s; go on with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last.path)
+        if not trainer.is_global_zero:
+            raise SystemExit(0) from stop  # the first process's is the run's exit code, and a failure would end it at once
+        log.warning("%s; go on with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last.path)
         raise SystemExit(128 + stop.number) from stop
 
     steps = trainer.global_step
@@ -255,6 +263,8 @@ def run(settings: Settings, folder: Path) -> float:
         "initial_weights": initial_weights,
         "seconds": time.perf_counter() - start,
     }
+    if skips:
+        results["skipped"] = [{"sample": sample, "reason": reason} for sample, reason in skips[0].found.items()]
     finish(trainer, results, folder)
     if trainer.is_global_zero:
         log_checkpoint(trainer.loggers, checkpoint, {"results": results["splits"], "commit": results["commit"]})

@@ -37,10 +37,12 @@ class Problem:
     Attributes:
         line: Its number, from 1.
         reason: Why.
+        split: What the line is for, None if that cannot be known.
     """
 
     line: int
     reason: str
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def read_lines(path: Path) -> OwnData:
     """
     found = _Builder(path.parent)
     for number, line in tqdm(_lines(path), f"reading {path.name}", unit="line", mininterval=1, disable=None):
+        split = None
         try:
             sample = json.loads(line)
             if not isinstance(sample, dict):
@@ -95,12 +98,13 @@ def read_lines(path: Path) -> OwnData:
                 raise InputError("this is a COCO instances file, which needs a table of sentences: see check_data --help")
             if unknown := sorted(set(sample) - KEYS):
                 raise InputError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(KEYS))}")
+            split = _split(sample.get("split"))
             image = found.image(_text(sample, "image"))
             outline = found.outline(sample, image)
             sentences = _sentences(sample)
-            found.add([number] * len(sentences), image, outline, sentences, _split(sample.get("split")))
+            found.add([number] * len(sentences), image, outline, sentences, split)
         except (InputError, ValueError, RecursionError) as error:
-            found.problems.append(Problem(number, str(error)))
+            found.problems.append(Problem(number, str(error), split))
     return found.result()
 
 
@@ -119,25 +123,27 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
     try:
         pictures = {int(image["id"]): image for image in content["images"]}
         annotations = {int(annotation["id"]): annotation for annotation in content["annotations"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{instances} should hold 'images' and 'annotations' of items with an 'id', as COCO's do") from error
     found = _Builder(images or instances.parent)
     grouped: dict[int, tuple[str, list[int], list[str]]] = {}
     for number, row in _rows(table):
+        split = None
         try:
+            split = _split(row.get("split") or None)
             if not (row["ann_id"] or "").strip().isdecimal():
                 raise InputError(f"ann_id must be a number, found {row['ann_id']!r}")
             annotation = int(row["ann_id"])
             if annotation not in annotations:
                 raise InputError(f"there is no annotation {annotation} in {instances.name}")
-            sentence, split = _sentences({"sentence": row["sentence"] or ""})[0], _split(row.get("split") or None)
+            sentence = _sentences({"sentence": row["sentence"] or ""})[0]
             of, lines, sentences = grouped.setdefault(annotation, (split, [], []))
             if of != split:
                 raise InputError(f"annotation {annotation} is of split {of!r} in line {lines[0]}, and of {split!r} here")
             lines.append(number)
             sentences.append(sentence)
-        except InputError as error:
-            found.problems.append(Problem(number, str(error)))
+        except (InputError, ValueError) as error:
+            found.problems.append(Problem(number, str(error), split))
     for annotation, (split, lines, sentences) in grouped.items():
         try:
             about = annotations[annotation]
@@ -151,8 +157,8 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
                     name = image["file_name"]
                     raise InputError(f"{name} has {side} {image[side]}, and its annotations are for {listed[side]}")
             found.add(lines, image, found.drawn(about.get("segmentation"), image), sentences, split)
-        except InputError as error:
-            found.problems += [Problem(number, str(error)) for number in lines]
+        except (InputError, ValueError) as error:
+            found.problems += [Problem(number, str(error), split) for number in lines]
     return found.result()
 
 
@@ -266,17 +272,21 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
     """
     try:
         with open_file(path) as picture:
+            if (picture.height, picture.width) != size:  # before memory is taken for what a few bytes speak of
+                raise InputError(
+                    f"the mask {path} has {(picture.height, picture.width)} pixels (height, width), its picture {size}"
+                )
             values = np.array(picture if picture.mode in ("P", "1") else picture.convert("L"))
             palette = picture.mode == "P"
             transparent = not palette and see_through(picture)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"there is no mask {path}") from error
     except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
         raise InputError(f"{path} is no mask that can be read") from error
     if transparent:
         raise InputError(f"the mask {path} has transparent pixels: save it in black and white, without")
-    if values.shape != size:
-        raise InputError(f"the mask {path} has {values.shape} pixels (height, width), its picture {size}")
     marked = values > 0 if palette or values.max() <= 1 else values > 127
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
     return {"size": list(size), "counts": runs["counts"].decode()}
@@ -335,6 +345,10 @@ def _sentences(sample: dict[str, Any]) -> list[str]:
     sentences = [one] if several is None else several
     if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
         raise InputError(f"a sentence must be text that is not empty, found {sentences!r}"[:200])
+    try:
+        "".join(sentences).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"a sentence holds half a character: {error}"[:200]) from error
     return sentences
 
 

@@ -1,9 +1,13 @@
 """Splits, samplers and loaders of one data set."""
 
+import logging
+import os
 import random
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import lightning as L
@@ -12,9 +16,23 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from crislit.data import custom, shapes
-from crislit.data.dataset import Protocol, ReferEvaluationSet, ReferTrainSet, TrainKey
+from crislit.data.dataset import (
+    Protocol,
+    ReferEvaluationSet,
+    ReferTrainSet,
+    Skip,
+    SkippingTrainSet,
+    TrainBatch,
+    TrainKey,
+    epoch_order,
+)
 from crislit.data.refer import Ints, ReferIndex
 from crislit.errors import InputError, check_whole
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+"""What becomes of training samples that cannot be used."""
 
 
 class ReferDataModule(L.LightningDataModule):
@@ -40,6 +58,9 @@ class ReferDataModule(L.LightningDataModule):
         max_images: Keep only the first images of each split, by image id.
         workers: Processes that load data; None takes one a core, at most 4.
         seed: Order of training and choice of sentences.
+        on_error: What becomes of training samples that cannot be used, whose picture is missing or damaged, whose mask has no
+            pixel, or whose line in one's own data is wrong: ``raise`` ends with an error, ``skip`` trains on others in their
+            place. Evaluation never skips.
 
     Raises:
         InputError: If a size or number makes no sense.
@@ -67,8 +88,11 @@ class ReferDataModule(L.LightningDataModule):
         max_images: int | None = None,
         workers: int | None = None,
         seed: int = 0,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"dataset.on_error must be raise or skip, got {on_error!r}")
         check_whole("image_size", image_size, 32, multiple_of=32)
         check_whole("dataset.sentences_per_image", sentences_per_image, 1)
         check_whole("batch_size", batch_size, 1)
@@ -102,6 +126,8 @@ class ReferDataModule(L.LightningDataModule):
         self.max_images = max_images
         self.workers = min(torch.multiprocessing.cpu_count(), 4) if workers is None else workers
         self.seed = seed
+        self.on_error = on_error
+        self.unusable: list[Skip] = []
         self._index: ReferIndex | None = None
 
     # -- What is on disk
@@ -115,7 +141,7 @@ class ReferDataModule(L.LightningDataModule):
         """The data set."""
         if self._index is None:
             if self.file is not None:
-                self._index = open_own(self.file, self.sentences_file, self.images)
+                self._index, self.unusable = open_own(self.file, self.sentences_file, self.images, self.on_error)
                 return self._index
             assert self.folder is not None
             assert self.refs_file is not None
@@ -135,8 +161,14 @@ class ReferDataModule(L.LightningDataModule):
             InputError: If a split or an image is missing, or there is not one whole training batch.
         """
         splits = [*self.splits, "train", self.select_split] if stage == "fit" else self.splits
+        evaluated = [*self.splits, self.select_split]
         for split in dict.fromkeys(splits):
-            self.index.check_images(self.refs_of(split))
+            try:
+                self.index.check_images(self.refs_of(split))
+            except InputError as error:
+                if self.on_error == "raise" or split in evaluated:
+                    raise
+                log.warning("%s; training goes on without them (dataset.on_error=skip)", error)
         if stage == "fit":
             sentences = len(self.train_set()) * self.sentences_per_image
             if sentences < self.batch_size:
@@ -194,18 +226,26 @@ class ReferDataModule(L.LightningDataModule):
         sampler = TrainSampler(len(data), self.batch_size // k, per_device // k, rank, processes, self.seed)
         if self.trainer is not None:
             sampler.go_on(self.trainer.current_epoch, batches_done(self.trainer))
+        if self.on_error == "skip":
+            return self._loader(SkippingTrainSet(data), sampler, per_device // k, SkippingTrainSet.collate)
         return self._loader(data, sampler, per_device // k, ReferTrainSet.collate)
 
     def train_set(self) -> ReferTrainSet:
-        """Return the training samples."""
+        """Return the training samples; with ``on_error=skip`` without those whose mask has no pixel."""
+        refs = self.refs_of("train")
         return ReferTrainSet(
             self.index,
-            self.refs_of("train").tolist(),
+            (refs if self.on_error == "raise" else np.setdiff1d(refs, self.index.without_pixels(refs))).tolist(),
             image_size=self.image_size,
             max_words=self.max_words,
             sentences_per_image=self.sentences_per_image,
             seed=self.seed,
         )
+
+    def never_usable(self) -> list[Skip]:
+        """Return the training samples that ``on_error=skip`` left out before training began."""
+        empty = self.index.without_pixels(self.refs_of("train"))
+        return [*self.unusable, *(Skip(f"ref {self.index.ref_id(int(ref))}", "its mask has no pixel") for ref in empty)]
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every sentence of the selecting split, once over all processes."""
@@ -268,19 +308,62 @@ def batches_done(trainer: L.Trainer) -> int:
     return fit.epoch_loop.batch_progress.current.ready if within else 0
 
 
-def open_own(file: str, sentences: str | None, images: str | None) -> ReferIndex:
-    """Open somebody's own data.
+def open_own(file: str, sentences: str | None, images: str | None, on_error: OnError) -> tuple[ReferIndex, list[Skip]]:
+    """Open somebody's own data, and return with it the lines of the train split that were skipped.
 
     Raises:
-        InputError: If a file is missing, or a line cannot be used.
+        InputError: If a file is missing, or a line cannot be used that may not be skipped.
     """
     data = custom.read(file, sentences, images)
-    if data.problems:
-        first = "; ".join(f"line {problem.line}: {problem.reason}" for problem in data.problems[:3])
+    skipped = [problem for problem in data.problems if on_error == "skip" and problem.split == "train"]
+    if problems := [problem for problem in data.problems if problem not in skipped]:
+        first = "; ".join(f"line {problem.line}: {problem.reason[:250]}" for problem in problems[:3])
         raise InputError(
-            f"{len(data.problems)} lines of {sentences or file} cannot serve: {first}. `python -m crislit.check_data` shows all"
+            f"{len(problems)} lines of {sentences or file} cannot serve: {first}. `python -m crislit.check_data` shows all"
         )
-    return ReferIndex.of(data.refs, data.instances, Path(file), data.folder)
+    index = ReferIndex.of(data.refs, data.instances, Path(file), data.folder)
+    return index, [Skip(f"line {problem.line} of {sentences or file}", problem.reason) for problem in skipped]
+
+
+class Skips(L.Callback):
+    """Counts and lists the training samples that ``on_error=skip`` left out, over all workers and processes.
+
+    Args:
+        data: The data module.
+    """
+
+    def __init__(self, data: ReferDataModule) -> None:
+        self.found = dict(data.never_usable())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        """Take down what a batch says."""
+        self.found |= dict(batch.skipped)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was skipped until here, by every process."""
+        self.gather(trainer)
+        checkpoint["skipped"] = self.found
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember what was skipped before."""
+        self.found |= checkpoint.get("skipped", {})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was skipped."""
+        self.gather(trainer)
+        if trainer.is_global_zero and self.found:
+            told = "".join(f"\n  {sample}: {reason}" for sample, reason in self.found.items())
+            log.warning("%d training samples could not be used, and others stood for them:%s", len(self.found), told)
+
+    def gather(self, trainer: L.Trainer) -> None:
+        """Put together what all processes found; every one of them must call it."""
+        if trainer.world_size > 1:
+            parts: list[dict[str, str]] = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(parts, self.found)
+            self.found = {sample: reason for part in parts for sample, reason in part.items()}
+        self.found = dict(sorted(self.found.items()))
 
 
 class TrainSampler(Sampler[TrainKey]):
@@ -313,12 +396,20 @@ class TrainSampler(Sampler[TrainKey]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[TrainKey]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        whole = order[: self.size // self.batch_size * self.batch_size]
-        shares = whole.reshape(-1, self.processes, self.per_device)[:, self.rank]
+        shares = self._shares()
         if self.epoch == self.resumed:
             shares = shares[self.start :]
         return (TrainKey(self.epoch, int(position)) for position in shares.flat)
+
+    def keys(self, batch: int) -> list[TrainKey]:
+        """Return what this process's batch of a number, counted from the epoch's first, holds."""
+        return [TrainKey(self.epoch, int(position)) for position in self._shares()[batch]]
+
+    def _shares(self) -> Ints:
+        """Return this process's batches of the epoch, (batches, samples)."""
+        order = epoch_order(self.seed, self.epoch, self.size)
+        whole = order[: self.size // self.batch_size * self.batch_size]
+        return whole.reshape(-1, self.processes, self.per_device)[:, self.rank]
 
     def __len__(self) -> int:
         return self.size // self.batch_size * (self.batch_size // self.processes)
@@ -339,7 +430,24 @@ class EvaluationSampler(Sampler[int]):
 
 def worker_init(_: int) -> None:
     """Seed what augmentations may draw from, by the loader's own seed, and keep each worker to one thread."""
+    outlive_signals()
     cv2.setNumThreads(0)
     seed = torch.initial_seed() % 2**32  # differs between workers and epochs
     np.random.seed(seed)
     random.seed(seed)
+
+
+def outlive_signals() -> None:
+    """Let a worker go on where a terminal or a cluster signals all of a run: it is the run that ends, and then the worker."""
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed_the_loader, daemon=True).start()
+
+
+def _heed_the_loader() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,13 +1,15 @@
 """Samples for training (a ref and one of its sentences) and for evaluation (a sentence and its truth), and their batches."""
 
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import albumentations as A
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,9 +19,17 @@ from crislit.data.refer import Mask, ReferIndex
 from crislit.data.tokenizer import tokenize
 from crislit.data.transform import Letterbox
 from crislit.errors import InputError
+from crislit.picture import open_file
 
 Protocol = Literal["all_sentences", "first_sentence"]
 """Which sentences are evaluated: all, as the field does, or each ref's first, as the released code chose checkpoints."""
+
+
+class Skip(NamedTuple):
+    """A training sample that cannot be used, and why."""
+
+    sample: str
+    reason: str
 
 
 @dataclass
@@ -31,11 +41,13 @@ class TrainBatch:
             image's, and so on.
         tokens: (B, L) long.
         masks: (B, 1, S, S) in [0, 1], soft at the edges.
+        skipped: Samples that others of the batch stand for.
     """
 
     images: Tensor
     tokens: Tensor
     masks: Tensor
+    skipped: tuple[Skip, ...] = ()
 
 
 @dataclass
@@ -64,7 +76,16 @@ class TrainKey(NamedTuple):
     position: int
 
 
-class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
+TrainSample = tuple[Tensor, Tensor, Tensor]
+"""Image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
+    """Return the positions of all training samples in the order of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+class ReferTrainSet(Dataset[TrainSample]):
     """Refs of one split; each visit draws one of a ref's sentences, by seed, epoch and ref alone.
 
     Args:
@@ -113,7 +134,7 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: TrainKey) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, key: TrainKey) -> TrainSample:
         """Return image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
         refs = self.draw_refs(key)
         rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
@@ -137,11 +158,71 @@ class ReferTrainSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
         rng = np.random.default_rng([self.seed, epoch, ref, 1 + visit])
         return int(rng.choice(self.index.sentence_rows(ref)))
 
+    def names(self, key: TrainKey) -> list[str]:
+        """Return how a message should call the sentences of a sample."""
+        rows = [(ref, self.draw_sentence(key.epoch, ref, visit)) for visit, ref in enumerate(self.draw_refs(key))]
+        return [f"sentence {self.index.sentence_id(row)} of ref {self.index.ref_id(ref)}" for ref, row in rows]
+
     @staticmethod
-    def collate(samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TrainBatch:
+    def collate(samples: Sequence[TrainSample]) -> TrainBatch:
         """Stack pictures, and chain their sentences and masks."""
         images, tokens, masks = zip(*samples, strict=True)
         return TrainBatch(torch.stack(images), torch.cat(tokens), torch.cat(masks))
+
+
+class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
+    """A training set that stands for its samples that cannot be used with others.
+
+    In the place of such a sample is the next one of the epoch's order that can be used, and behind the last the first. So a
+    batch keeps its size, and what is in it depends on seed, epoch and position alone, as it does without.
+
+    Args:
+        data: The training set.
+    """
+
+    def __init__(self, data: ReferTrainSet) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: TrainKey) -> tuple[TrainSample, tuple[Skip, ...]]:
+        """Return a sample, and the samples that it stands for if they are not itself.
+
+        Raises:
+            InputError: If no sample can be used.
+        """
+        _, sample, skipped = self._find(key)
+        return sample, skipped
+
+    def names(self, key: TrainKey) -> list[str]:
+        """Return how a message should call the sentences of a sample, or of the one in its place."""
+        return self.data.names(self._find(key)[0])
+
+    def _find(self, key: TrainKey) -> tuple[TrainKey, TrainSample, tuple[Skip, ...]]:
+        try:
+            return key, self.data[key], ()
+        except InputError as error:
+            skipped = self.skip(key, error)
+        order = epoch_order(self.data.seed, key.epoch, len(self))
+        start = int(np.flatnonzero(order == key.position)[0])
+        for position in np.roll(order, -start)[1:]:
+            other = TrainKey(key.epoch, int(position))
+            try:
+                return other, self.data[other], tuple(skipped)
+            except InputError as error:
+                skipped += self.skip(other, error)
+        raise InputError(f"none of {len(self)} training samples can be used; {skipped[0].sample}: {skipped[0].reason}")
+
+    def skip(self, key: TrainKey, error: InputError) -> list[Skip]:
+        """Return what a list shall say of a sample that cannot be used."""
+        return [Skip(f"ref {self.data.index.ref_id(ref)}", str(error)) for ref in dict.fromkeys(self.data.draw_refs(key))]
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[TrainSample, tuple[Skip, ...]]]) -> TrainBatch:
+        """Stack samples as :meth:`ReferTrainSet.collate` does, and keep what was skipped."""
+        found, skipped = zip(*samples, strict=True)
+        return replace(ReferTrainSet.collate(found), skipped=tuple(skip for some in skipped for skip in some))
 
 
 EvaluationSample = tuple[Tensor, Tensor, Mask, int]
@@ -244,10 +325,27 @@ def read_image(index: ReferIndex, ref: int) -> Image:
 
 def decode_image(path: Path, size: tuple[int, int]) -> Image:
     """Read a photograph of this (height, width), see :func:`read_image`."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if path.is_file() else None
-    if image is None:
-        reason = "damaged, or of a kind that OpenCV cannot read" if path.exists() else "missing"
-        raise InputError(f"image {path} is {reason}; fetch it again, or save it as PNG or JPEG")
-    if image.shape[:2] != size:
-        raise InputError(f"image {path} has {image.shape[:2]} pixels (height, width), its annotation {size}")
+    if not path.is_file():
+        raise InputError(f"image {path} is {'no file' if path.exists() else 'missing'}; fetch it again")
+    try:
+        content = path.read_bytes()
+        with open_file(io.BytesIO(content)) as picture:  # its head, before memory is taken for the pixels that it speaks of
+            width, height = picture.size
+            cut = picture.format in ("JPEG", "MPO") and content.rfind(END_OF_IMAGE) < content.rfind(START_OF_SCAN)
+        if (height, width) != size:
+            raise InputError(f"image {path} has {(height, width)} pixels (height, width), its annotation {size}")
+        image = (
+            None if cut else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        )
+    except InputError:
+        raise
+    except Exception as error:  # PIL's and OpenCV's readers raise whatever damaged bytes lead them to
+        raise InputError(f"image {path} is {DAMAGED}; fetch it again, or save it as PNG or JPEG") from error
+    if image is None or image.shape[:2] != size:
+        raise InputError(f"image {path} is {'cut off' if cut else DAMAGED}; fetch it again, or save it as PNG or JPEG")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+DAMAGED = "damaged, or of a kind that cannot be read"
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+"""JPEG's, which cannot occur within a scan. OpenCV fills up with grey what a picture that is cut off lacks."""

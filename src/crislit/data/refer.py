@@ -33,6 +33,12 @@ FORMAT = 1
 LARGEST_SIDE = 2**15
 """Pixels; what claims more is damaged, and drawing its mask would exhaust the memory."""
 
+LONGEST_OUTLINE = 2**20
+"""Pixels along a polygon's sides, for each of which the rasteriser takes memory; a coast in a large picture has thousands."""
+
+LARGEST_INDEX = 2**27
+"""Numbers and characters of an index; RefCOCO's has 30 million. A few bytes of a pickle can refer to a long text many times."""
+
 IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
 
 TREE = """  {root}/
@@ -52,13 +58,76 @@ Mask = npt.NDArray[np.uint8]
 # -- Reading files that strangers wrote ------------------------------------------------------------------------------------
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Builds containers, numbers and strings, and nothing that would run code."""
+PLAIN = """PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+    GLOBAL STACK_GLOBAL REDUCE"""
+"""Opcodes of which pickles of plain data consist; the last three for byte strings alone."""
+
+REFUSAL = "and only plain containers, numbers and strings are read"
+
+
+_READ: dict[int, Any] = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, n)[0] for n in PLAIN.split())}
+"""What Python does at each."""
+
+
+class _Opcodes(dict[int, Any]):
+    def __missing__(self, code: int) -> Any:
+        raise pickle.UnpicklingError(f"it has the opcode {chr(code)!r}, {REFUSAL}")
+
+
+class _DataUnpickler(pickle._Unpickler):
+    """Builds containers, numbers and strings, and nothing that would run code.
+
+    It is Python's own in Python: the one in C reserves whatever memory a few bytes ask for.
+    """
+
+    dispatch = _Opcodes(_READ)
+    stack: list[Any]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin-1")
+        self._room = len(content)  # for byte strings
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes byte strings below protocol 3
-            return lambda text, encoding: text.encode("latin-1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain containers, numbers and strings are read")
+            return self._encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, {REFUSAL}")
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        self._room -= len(text)
+        if self._room < 0:
+            raise pickle.UnpicklingError("its byte strings are longer than the file")
+        return text.encode("latin-1")
+
+    def _check_keys(self, keys: Sequence[Any]) -> None:
+        if not all(isinstance(key, (str, bytes, int, float, type(None))) for key in keys):
+            raise pickle.UnpicklingError("a dictionary's key is neither number nor string")  # tuples may take years to hash
+
+    def load_reduce(self) -> None:
+        if not callable(self.stack[-2]) or not isinstance(self.stack[-1], tuple):  # Python's own error would print both
+            raise pickle.UnpicklingError("it calls what is no function")
+        _READ[pickle.REDUCE[0]](self)
+
+    def load_dict(self) -> None:
+        self._check_keys(self.stack[::2])
+        _READ[pickle.DICT[0]](self)
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        _READ[pickle.SETITEM[0]](self)
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        _READ[pickle.SETITEMS[0]](self)
+
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
 
 
 def load_pickle(path: Path) -> Any:
@@ -68,9 +137,9 @@ def load_pickle(path: Path) -> Any:
         InputError: If it is damaged, or holds anything but built-in containers, numbers and strings.
     """
     try:
-        return _DataUnpickler(io.BytesIO(path.read_bytes()), encoding="latin-1").load()
+        return _DataUnpickler(path.read_bytes()).load()
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        raise InputError(f"cannot read {path}: {error}. Fetch it again, from a source that you trust") from error
+        raise InputError(f"cannot read {path}: {_told(error)}. Fetch it again, from a source that you trust") from error
 
 
 def load_json(path: Path) -> Any:
@@ -81,8 +150,14 @@ def load_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}. Fetch it again, it may have been cut off") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"cannot read {path}: {_told(error)}. Fetch it again, it may have been cut off") from error
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says, in one line that is not as long as what it is about."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 200 else f"{said[:200]}..."
 
 
 # -- The index --------------------------------------------------------------------------------------------------------------
@@ -220,7 +295,7 @@ class ReferIndex:
         first, last = _span(self._arrays.ref_runs_ends, ref)
         if last > first:
             runs = self._arrays.runs[first:last]
-            flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8)
+            flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
             return np.ascontiguousarray(flat.reshape(w, h).T)
         polygons = [
             self._arrays.points[slice(*_span(self._arrays.polygons_ends, i))].tolist()
@@ -230,6 +305,11 @@ class ReferIndex:
             return np.zeros((h, w), dtype=np.uint8)
         mask: Mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w)))
         return mask
+
+    def without_pixels(self, refs: Ints) -> Ints:
+        """Return those of the refs whose mask has no pixel."""
+        drawn = np.diff(self._arrays.ref_polygons_ends, prepend=0) + np.diff(self._arrays.ref_runs_ends, prepend=0)
+        return refs[drawn[refs] == 0]
 
     def check_images(self, refs: Ints) -> None:
         """Look for the refs' photographs.
@@ -275,70 +355,81 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
     if not isinstance(refs, list):
         raise InputError(f"{source} should hold a list of refs, and holds {type(refs).__name__}")
     image_rows: dict[int, int] = {}
-    texts: dict[str, list[str]] = {"split_names": [], "file_names": [], "sentences": []}
+    split_rows: dict[str, int] = {}
+    texts: dict[str, list[str]] = {"file_names": [], "sentences": []}
     numbers: dict[str, list[Any]] = {field.name: [] for field in fields(_Arrays)}
     points: list[npt.NDArray[np.float64]] = []
-    empty = []
+    runs: list[Ints] = []
+    empty, seen, room = [], set(), LARGEST_INDEX
     for ref in tqdm(refs, desc=f"indexing {source.name}", unit="ref", mininterval=1, disable=len(refs) < 5000):
         try:
-            image, annotation = images[ref["image_id"]], annotations[ref["ann_id"]]
+            image, annotation = images[_key(ref["image_id"])], annotations[_key(ref["ann_id"])]
             if annotation["image_id"] != ref["image_id"]:
                 raise InputError(
                     f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not {ref['image_id']}"
                 )
             size = _size(image)
-            polygons, runs = outlines(annotation["segmentation"], size)
+            polygons, lengths = outlines(annotation["segmentation"], size)
             if ref["image_id"] not in image_rows:
                 image_rows[ref["image_id"]] = len(image_rows)
                 numbers["image_id"].append(_number(ref["image_id"]))
                 numbers["image_size"].append(size)
                 texts["file_names"].append((_file_name if plain_names else _string)(image["file_name"]))
-            split = _string(ref["split"])
-            if split not in texts["split_names"]:
-                texts["split_names"].append(split)
+            split = split_rows.setdefault(_string(ref["split"]), len(split_rows))
             sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"]]
             if not sentences:
                 raise InputError("it has no sentence")
+            room -= sum(100 + len(sentence) for sentence, _ in sentences) + sum(map(len, polygons)) + len(lengths)
+            if room < 0:
+                raise InputError(f"up to it there are more than {LARGEST_INDEX:,} characters and numbers")
             row = {
                 "ref_id": _number(ref["ref_id"]),
                 "category": _number(ref["category_id"]),
                 "ref_image": image_rows[ref["image_id"]],
             }
+            if row["ref_id"] in seen:
+                raise InputError("its ref_id occurs twice, and it would count twice")
+            seen.add(row["ref_id"])
         except InputError as error:
-            raise InputError(f"{source}: ref {_name_of(ref)}: {error}") from error
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            what = f"{type(error).__name__} {error}"
+            raise InputError(f"{source}: ref {_name_of(ref)}: {_told(error)}") from error
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
+            what = f"{type(error).__name__} {_told(error)}"
             raise InputError(
                 f"{source}: ref {_name_of(ref)} or its image or annotation is not as REFER has them: {what}"
             ) from error
         for name, value in row.items():
             numbers[name].append(value)
-        numbers["split"].append(texts["split_names"].index(split))
+        numbers["split"].append(split)
         texts["sentences"] += [sentence for sentence, _ in sentences]
         numbers["sentence_id"] += [number for _, number in sentences]
         numbers["ref_sentences_ends"].append(len(texts["sentences"]))
         points += polygons
         numbers["ref_polygons_ends"].append(len(points))
-        numbers["runs"] += runs
-        numbers["ref_runs_ends"].append(len(numbers["runs"]))
-        if not polygons and not runs:
+        runs.append(np.array(lengths, dtype=np.int64))
+        if not polygons and not lengths:
             empty.append(row["ref_id"])
     if empty:
         log.warning("%s: %d refs have a mask without pixels: ref_id %s", source, len(empty), ", ".join(map(str, empty[:20])))
     arrays: dict[str, Any] = {name: np.array(values, dtype=np.int64) for name, values in numbers.items() if name not in texts}
-    for name, strings in texts.items():
+    for name, strings in {**texts, "split_names": [*split_rows]}.items():
         arrays[name], arrays[name + "_ends"] = _join([np.frombuffer(s.encode(), dtype=np.uint8) for s in strings], np.uint8)
     arrays["points"], arrays["polygons_ends"] = _join(points, np.float64)
+    arrays["runs"], arrays["ref_runs_ends"] = _join(runs, np.int64)
     arrays["image_size"] = arrays["image_size"].reshape(-1, 2)
     return _Arrays(**arrays)
 
 
 def _by_id(instances: Any, kind: str, source: Path) -> dict[int, Any]:
     path = source.with_name("instances.json")
+    found: dict[int, Any] = {}
     try:
-        return {item["id"]: item for item in instances[kind]}
-    except (KeyError, TypeError) as error:
+        for item in instances[kind]:
+            other = found.setdefault(item["id"], item)
+            if other is not item and other != item:
+                raise InputError(f"{path}: the id {item['id']!r:.40} occurs twice among the {kind}, for different ones")
+    except (KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} should hold a list {kind!r} of items with an 'id', as COCO's does") from error
+    return found
 
 
 def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray[np.float64]], list[int]]:
@@ -353,10 +444,14 @@ def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray
             raise InputError(f"its run lengths do not fill its image of {size[0]} x {size[1]} pixels")
         return [], runs if sum(runs[1::2]) else []
     polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
-    polygons = [polygon for polygon in polygons if polygon.ndim == 1 and len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if any(polygon.ndim != 1 for polygon in polygons):
+        raise InputError("a polygon of its mask is not a flat list x, y, x, y, ... of numbers")
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     limit = 10 * max(size)  # far beyond the picture is no slip of the mouse, and overflows the rasteriser
     if any(not np.isfinite(polygon).all() or (abs(polygon) > limit).any() for polygon in polygons):
         raise InputError("a polygon of its mask has points that are not numbers, or far outside the image")
+    if sum(abs(np.diff(polygon.reshape(-1, 2), axis=0)).max(axis=1).sum() for polygon in polygons) > LONGEST_OUTLINE:
+        raise InputError(f"the sides of its polygons are longer than {LONGEST_OUTLINE:,} pixels in all")
     if polygons and not coco_mask.area(coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], *size))):
         return [], []
     return polygons, []
@@ -389,10 +484,17 @@ def _join(parts: Sequence[npt.NDArray[Any]], dtype: type) -> tuple[npt.NDArray[A
 
 def _string(value: Any) -> str:
     if not isinstance(value, (str, bytes)):
-        raise TypeError(f"expected a string, found {value!r}")
+        raise TypeError(f"expected a string, found {type(value).__name__}")
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     text.encode()  # raises where it holds half a character
     return text
+
+
+def _key(value: Any) -> int | str:
+    """Return an id if it is one: hashing anything else may take years."""
+    if not isinstance(value, (int, str)):
+        raise TypeError(f"expected an id, found {type(value).__name__}")
+    return value
 
 
 def _number(value: Any) -> int:
@@ -411,13 +513,18 @@ def _size(image: Any) -> tuple[int, int]:
 
 def _file_name(value: Any) -> str:
     name = _string(value)
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise InputError(f"its image's file name {name!r} is not a plain name")
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name or len(name.encode()) > 255:
+        raise InputError(f"its image's file name {name[:80]!r} is not a plain name")
     return name
 
 
 def _name_of(ref: Any) -> str:
-    return str(ref.get("ref_id", "without ref_id")) if isinstance(ref, dict) else repr(ref)[:40]
+    if not isinstance(ref, dict):
+        return f"of type {type(ref).__name__}"
+    name = ref.get("ref_id", "without ref_id")
+    if isinstance(name, str) or (isinstance(name, int) and abs(name) < 2**80):
+        return str(name)[:40]
+    return f"with {type(name).__name__} for ref_id"
 
 
 # -- The cache --------------------------------------------------------------------------------------------------------------

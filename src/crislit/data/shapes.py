@@ -266,6 +266,8 @@ def write(root: Path, name: str, seed: int = 0, scenes: dict[str, int] | None = 
     Raises:
         InputError: If the folder cannot be written.
     """
+    if name not in SETS:
+        raise InputError(f"there is no embedded data set {name!r}, only {', '.join(SETS)}")
     counts = scenes or SETS[name].splits
     suffix = (f"-seed{seed}" if seed else "") + ("-" + "-".join(map(str, counts.values())) if scenes else "")
     target = root / f"{name}-v{VERSION}{suffix}"

@@ -1,10 +1,17 @@
 """Sentences to CLIP's token ids."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
+
+BRACKETS = re.compile("<(start_of_text|end_of_text)>", re.IGNORECASE)
+"""What open_clip takes for [SOS] and [EOS] wherever it is written; somebody's sentence cannot contain them."""
+
+LONGEST = 2048
+"""Characters of a sentence that are read: many times what CLIP's context holds; a single word of more would take minutes."""
 
 _tokenizer: SimpleTokenizer | None = None
 
@@ -43,4 +50,6 @@ def _clip_tokenizer() -> SimpleTokenizer:
     global _tokenizer
     if _tokenizer is None:
         _tokenizer = SimpleTokenizer()
+        clean = _tokenizer.clean_fn
+        _tokenizer.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", clean(text)[:LONGEST])
     return _tokenizer

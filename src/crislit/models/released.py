@@ -129,6 +129,7 @@ def load_released(path: str | Path, max_words: int, decoder_heads: int = 8, deco
             those that are missing, unexpected, or of another shape.
     """
     settings, weights = read_released(Path(path), max_words, decoder_heads)
+    check_finite(weights, str(path))
     model = build_cris(**(settings | {"decoder_dropout": decoder_dropout}))
     model.load_state_dict(weights)
     return model.eval()
@@ -308,7 +309,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict: expected tensors by name, alone or under 'state_dict'")
+    check_held(state, str(path))
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def check_held(weights: Mapping[str, Any], source: str) -> None:
+    """Raise an :class:`InputError` if tensors are larger than what the file holds: a few bytes may pose as gigabytes."""
+    tensors = [value for value in weights.values() if isinstance(value, Tensor) and value.device.type != "meta"]
+    if any(value.layout != torch.strided for value in tensors):
+        raise InputError(f"{source} holds sparse tensors, and a network's are dense")
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
+    if sum(value.numel() * value.element_size() for value in tensors) > 2 * sum(held.values()):  # tied weights are held once
+        raise InputError(f"{source} is damaged: its tensors are larger than what it holds of them")
+
+
+def check_finite(weights: Mapping[str, Any], source: str) -> None:
+    """Raise an :class:`InputError` if weights are not finite: nothing can be computed with them."""
+    odd = [n for n, v in weights.items() if isinstance(v, Tensor) and v.is_floating_point() and not torch.isfinite(v).all()]
+    if odd:
+        raise InputError(
+            f"{source} holds numbers that are NaN or infinite: its training went wrong, or it is damaged: {_list(odd)}"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -330,8 +351,13 @@ def read_torch(path: Path) -> Any:
         InputError: If it is damaged, or would run code.
     """
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise ValueError("it is compressed, which PyTorch's are not")  # and may be larger than the memory
         with torch.serialization.safe_globals(NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:  # PyTorch's text advises to run its code
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds {code[1]}, and only tensors and plain containers are read" if code else "its bytes make no sense"
