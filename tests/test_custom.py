@@ -289,7 +289,7 @@ def test_check_data_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_row_of_a_bad_annotation_or_picture_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows: list[list[Any]] = [[8, "bird", "val"], [6, "dog", "val"], [8, "small bird", "val"], [5, "cat", "val"], [6, "a dog", "val"]]
+    rows = [[8, "bird", "val"], [6, "dog", "val"], [8, "small bird", "val"], [5, "cat", "val"], [6, "a dog", "val"]]
     file, table = coco(tmp_path, rows)  # annotation 8 belongs to no picture
     broken = tmp_path / "photos/b.jpg"
     broken.write_bytes(broken.read_bytes()[:-300])  # annotation 6's: its head is sound, its pixels are not

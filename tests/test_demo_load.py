@@ -313,9 +313,12 @@ def test_sentences_and_thresholds_of_every_kind_end_in_silence(served: tuple[str
         upload = await client.post("/gradio_api/upload", files={"files": ("a.png", encoded(photo()))})
         mine = {"path": upload.json()[0]}
         hostile = {"path": "http://127.0.0.1/x", "meta": {"_type": "gradio.FileData"}}
-        for text in (5, [], {"a": 1}, "\0", "\x1b[31m", "<script>alert(1)</script>", "‮star", "🟦" * 99, "../../x", hostile):
+        markup, marks = ("<script>alert(1)</script>", "\x1b[31m", "\0"), ("‮star", "🟦" * 99)
+        texts: tuple[Any, ...] = (5, [], {"a": 1}, *markup, *marks, "../../x", hostile)
+        for text in texts:
             check_silent((await mark(client, [mine, text, 0.5])).seen)
-        for threshold in (None, "x", -1, 5, [], {"path": str(secret)}, 1e999):
+        thresholds: tuple[Any, ...] = (None, "x", -1, 5, [], {"path": str(secret)}, 1e999)
+        for threshold in thresholds:
             with_it = json.dumps({"data": [mine, "star", threshold]})
             joined = await client.post("/gradio_api/call/mark", content=with_it, headers={"content-type": "application/json"})
             check_silent(joined.text)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def spoil(root: Path, split: str = "train") -> list[str]:
     refs = index.refs_of(split)
     images = list(dict.fromkeys(index.image_ids(refs).tolist()))[:3]
     paths = [index.image_path(int(refs[index.image_ids(refs) == image][0])) for image in images]
-    harms = (
+    harms: tuple[Callable[[Path], object], ...] = (
         Path.unlink,
         lambda path: path.write_bytes(path.read_bytes()[:-300]),
         lambda path: PIL.Image.new("RGB", (64, 48)).save(path),

@@ -309,7 +309,8 @@ class ReferIndex:
     def without_pixels(self, refs: Ints) -> Ints:
         """Return those of the refs whose mask has no pixel."""
         drawn = np.diff(self._arrays.ref_polygons_ends, prepend=0) + np.diff(self._arrays.ref_runs_ends, prepend=0)
-        return refs[drawn[refs] == 0]
+        none: Ints = refs[drawn[refs] == 0]
+        return none
 
     def check_images(self, refs: Ints) -> None:
         """Look for the refs' photographs.
@@ -490,7 +491,7 @@ def _string(value: Any) -> str:
     return text
 
 
-def _key(value: Any) -> int | str:
+def _key(value: Any) -> Any:
     """Return an id if it is one: hashing anything else may take years."""
     if not isinstance(value, (int, str)):
         raise TypeError(f"expected an id, found {type(value).__name__}")
