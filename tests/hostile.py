@@ -783,7 +783,7 @@ def posing(state: dict[str, Any]) -> None:
     """Let one number pose as all of every weight."""
     import torch
 
-    state.update({name: torch.zeros(1, dtype=value.dtype).expand(value.shape) for name, value in state.items()})
+    state.update({name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()})
 
 
 def repacked(folder: Path, change: Callable[[zipfile.ZipFile, zipfile.ZipInfo, bytes], object]) -> list[Any]:
