@@ -93,6 +93,8 @@ class _DataUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes byte strings below protocol 3
             return self._encode
+        if (module, name) == ("__builtin__", "bytes"):  # and an empty one
+            return self._no_bytes
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, {REFUSAL}")
 
     def _encode(self, text: str, encoding: str) -> bytes:
@@ -100,6 +102,9 @@ class _DataUnpickler(pickle._Unpickler):
         if self._room < 0:
             raise pickle.UnpicklingError("its byte strings are longer than the file")
         return text.encode("latin-1")
+
+    def _no_bytes(self) -> bytes:
+        return b""
 
     def _check_keys(self, keys: Sequence[Any]) -> None:
         if not all(isinstance(key, (str, bytes, int, float, type(None))) for key in keys):
