@@ -1,6 +1,7 @@
 """The README's commands are accepted, its links lead somewhere, and its numbers are the recorded ones."""
 
 import csv
+import importlib
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from crislit import report
@@ -57,9 +59,20 @@ def test_the_readme_shows_the_two_commands_and_every_program() -> None:
 
 
 @pytest.mark.parametrize(("program", "arguments"), [command for command in COMMANDS if elsewhere(command[1])])
-def test_every_command_that_needs_gpus_or_refcoco_composes(program: str, arguments: list[str], tmp_path: Path) -> None:
+def test_every_command_that_needs_gpus_or_refcoco_composes(
+    program: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     parts = [re.sub(r"=([\w+]+),.*", r"=\1", part) for part in arguments if part != "-m"]  # a sweep's first job
-    run(program, [*parts, "--cfg", "job"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"crislit.{program}", *parts, "--cfg", "job"])
+    GlobalHydra.instance().clear()
+    importlib.import_module(f"crislit.{program}").main()
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert shown.dataset.name in ("refcoco", "refcoco+", "grefcoco", "custom", "shapes")
     assert list(tmp_path.iterdir()) == []
 
 
