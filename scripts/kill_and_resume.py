@@ -1,6 +1,7 @@
 """Kills trainings at random moments, lets them go on, and compares their weights with a run's that nobody disturbed.
 
 python scripts/kill_and_resume.py --trials 20 --log results/kills.csv
+python scripts/kill_and_resume.py --trials 8 --processes 2 --log results/kills_two_processes.csv
 
 Every trial starts a training in a process group of its own, kills all of it (SIGKILL) at a moment of one of four kinds, drawn
 by the seed, and starts it again with resume=auto, until it ends. A line of the log is a trial: its kind, when the kill came,
@@ -69,7 +70,7 @@ def main() -> int:
         log.writeheader()
         for trial in range(options.trials):
             folder = options.folder / f"trial{trial}"
-            kind = KINDS[trial % len(KINDS)]
+            kind = KINDS[(trial + 3 * (options.processes - 1)) % len(KINDS)]
             killed = None
             while killed is None:  # a run that ended before its kill shows nothing
                 shutil.rmtree(folder, ignore_errors=True)

@@ -223,7 +223,7 @@ def test_training_refuses_bad_lines_and_says_how_to_see_them_all(tmp_path: Path)
         ("mine.jsonl", None, "there is no file"),
         ("mine.jsonl", b"\n\n", "holds no line"),
         ("mine.jsonl", b"\xff\xfe\x00", "is not UTF-8"),
-        ("instances.json", b"{}", "should hold 'images' and 'annotations'"),
+        ("instances.json", b"{}", "should hold a list 'images'"),
         ("instances.json", b"{", "cannot read"),
         ("said.csv", b"id,text\n1,dog\n", "should begin with the columns ann_id, sentence, split, and begins with id, text"),
         ("said.csv", b"", "and begins with nothing"),

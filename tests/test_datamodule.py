@@ -14,7 +14,7 @@ import torch
 
 from crislit.data import shapes
 from crislit.data.datamodule import EvaluationSampler, ReferDataModule, TrainSampler
-from crislit.data.dataset import ReferEvaluationSet, ReferTrainSet, TrainKey
+from crislit.data.dataset import NO_SAMPLE, ReferEvaluationSet, ReferTrainSet, TrainKey
 from crislit.data.letterbox import letterbox_image, normalise
 from crislit.errors import InputError
 from crislit.train import fitting_devices, report_empty
@@ -29,7 +29,8 @@ def module(minirefer: Path, folder: str = "refcoco", refs: str = "refs(unc).p", 
 @pytest.mark.parametrize("size", [1, 2, 5, 12, 13])
 def test_evaluation_shares_are_a_partition(size: int, processes: int) -> None:
     shares = [list(EvaluationSampler(size, rank, processes)) for rank in range(processes)]
-    assert sorted(number for share in shares for number in share) == list(range(size))
+    assert sorted(number for share in shares for number in share if number != NO_SAMPLE) == list(range(size))
+    assert all(share and (NO_SAMPLE not in share or share == [NO_SAMPLE]) for share in shares), "everyone has a batch"
     assert [len(EvaluationSampler(size, rank, processes)) for rank in range(processes)] == [len(share) for share in shares]
 
 
@@ -249,9 +250,12 @@ def test_pictures_without_refs_are_no_error_and_truths_without_pixels_and_nothin
     }
     with pytest.raises(InputError, match="split 'val' of shapes has no sample to evaluate"):
         data.evaluation_set("val", blind=True)  # which takes another object of the picture
-    data.trainer = SimpleNamespace(global_rank=7, world_size=8)  # type: ignore[assignment]
-    with pytest.raises(InputError, match=rf"split 'val' has {len(samples)} samples, fewer than 8 processes"):
-        data.val_dataloader()
+    shares = []
+    for rank in range(8):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=8)  # type: ignore[assignment]
+        (batch,) = data.val_dataloader()
+        shares += batch.samples
+    assert sorted(shares) == [NO_SAMPLE] * (8 - len(samples)) + list(range(len(samples)))
 
 
 def test_an_empty_truth_counts_as_zero_and_is_listed_by_name(caplog: pytest.LogCaptureFixture) -> None:

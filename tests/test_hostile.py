@@ -19,8 +19,8 @@ from tests.runs import environment
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process's memory are Linux's")
 
 ROOT = Path(__file__).parents[1]
-SECONDS, MEGABYTES = 10, 600
-"""Of computing, and of memory beyond what the programs take anyway, that an input may cost."""
+SECONDS, MEGABYTES = 60, 600
+"""Of a busy machine, and of memory beyond what the programs take anyway, that an input may cost."""
 
 
 class Sandbox:
@@ -32,7 +32,7 @@ class Sandbox:
         self.errors = home / "stderr"
         self.process: subprocess.Popen[str] | None = None
 
-    def attempt(self, name: str, folder: Path, patience: float = 300) -> dict[str, Any]:
+    def attempt(self, name: str, folder: Path, patience: float = 2 * SECONDS) -> dict[str, Any]:
         """Try an input in a folder of its own, and return how it ended."""
         if self.process is not None and self.process.poll() is not None:
             self.close()
@@ -117,7 +117,7 @@ def test_the_sandbox_sees_what_it_is_there_to_see(sandbox: Sandbox, tmp_path: Pa
     assert ends["writes outside"]["outside"] == [str(tmp_path / "elsewhere")]
     assert ends["makes a folder outside"]["outside"] == [str(tmp_path / "folder")]
     assert ends["starts a program"]["started"]
-    assert ends["takes memory"]["megabytes"] > MEGABYTES / 3, "beyond the most that there was before"
+    assert ends["takes memory"]["megabytes"] > MEGABYTES
     assert "MemoryError" in ends["takes more memory than there is"]["crash"]
     assert ends["computes"]["seconds"] > 0.5
     assert "ended the process" in ends["ends the process"]["crash"]

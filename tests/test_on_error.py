@@ -197,6 +197,24 @@ def test_lines_of_ones_own_data_are_skipped_where_they_are_for_training(tmp_path
             _ = ReferDataModule(root=tmp_path, file=file, on_error="skip").index
 
 
+def test_lines_for_training_are_not_skipped_where_they_are_evaluated(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    file = write(tmp_path, GOOD, {**GOOD, "sentence": ""}, {**GOOD, "split": "val"})
+    for options in ({"evaluation_splits": ["train"]}, {"select_split": "train"}):
+        with pytest.raises(InputError, match=r"1 lines of .* line 2"):
+            _ = ReferDataModule(root=tmp_path, file=file, on_error="skip", **options).index
+
+
+def test_masks_without_pixels_are_told_at_every_start_where_they_are_trained_on(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = erase(root)
+    for _ in range(2):  # indexed, then read from the cache
+        caplog.clear()
+        module(root, on_error="raise").setup("fit")
+        assert f"training on 1 refs whose mask has no pixel: ref_id {last.split()[1]}" in caplog.messages
+
+
 def test_only_raise_and_skip_can_be_chosen(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"dataset\.on_error must be raise or skip, got 'ignore'"):
         module(tmp_path, on_error="ignore")

@@ -57,6 +57,21 @@ def test_two_three_and_four_processes_count_every_sentence_once(checkpoint: Path
                 assert several[split][metric] == pytest.approx(values[metric], abs=1e-4)
 
 
+def test_fewer_samples_than_processes_are_counted_once_too(checkpoint: Path, minirefer: Path, tmp_path: Path) -> None:
+    found = {}
+    for processes in (1, 4):
+        options = ["trainer=ddp_cpu", f"trainer.devices={processes}"] if processes > 1 else ["trainer=cpu"]
+        overrides = [f"checkpoint={checkpoint}", "dataset=grefcoco", f"data_root={minirefer}", "workers=0", "threshold=0.3"]
+        overrides += ["dataset.max_images=1", "protocol=first_sentence"]
+        finished(execute("evaluate", *overrides, *options, f"hydra.run.dir=by{processes}", cwd=tmp_path))
+        found[processes] = results_of(tmp_path / f"by{processes}")["splits"]
+    assert all(0 < values["samples"] < 4 for values in found[1].values())
+    for split, values in found[1].items():
+        assert found[4][split]["samples"] == values["samples"]
+        for metric in METRICS:
+            assert found[4][split][metric] == pytest.approx(values[metric], abs=1e-4)
+
+
 def processes_of(run: "subprocess.Popen[str]") -> dict[int, int]:
     """Return the run's processes by rank: those that it was started as, and those that it has started for that."""
     found = {0: run.pid}

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
+from safetensors.numpy import load_file, save_file
 
 from crislit.data import refer
 from crislit.data.refer import LARGEST_SIDE, Mask, ReferIndex, build_index, load_json, load_pickle, outlines, parse_runs
@@ -938,6 +939,64 @@ def test_a_damaged_cache_is_built_again_with_a_warning(
     no_building()
     open_set(root)
     assert not caplog.records, "the next open reads a whole one"
+
+
+FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a path for a file name": lambda a: a.update(text(["../../../etc/passwd"], "file_names")),
+    "a folder for a file name": lambda a: a.update(text([".."], "file_names")),
+    "sentences that end beyond the end": lambda a: a.update(sentences_ends=a["sentences_ends"] + 1),
+    "ends that go back": lambda a: a.update(polygons_ends=np.array([8, -4, 8])),
+    "a ref too many": lambda a: a.update(ref_id=np.array([1, 2])),
+    "an image that is not there": lambda a: a.update(ref_image=a["ref_image"] + 1),
+    "a split before the first": lambda a: a.update(split=a["split"] - 1),
+    "a picture without end": lambda a: a.update(image_size=np.array([[2**40, 2**40]])),
+    "a picture without height": lambda a: a.update(image_size=np.array([[0, 20]])),
+    "one side only": lambda a: a.update(image_size=np.array([[12]])),
+    "fractions for ids": lambda a: a.update(ref_id=a["ref_id"] + 0.5),
+    "runs that fill more": lambda a: a.update(runs=np.array([2**40]), ref_runs_ends=np.array([1])),
+    "runs that wrap around": lambda a: a.update(runs=np.full(4, 2**62), ref_runs_ends=np.array([4])),
+    "a negative run": lambda a: a.update(runs=np.array([-5, 245]), ref_runs_ends=np.array([2])),
+    "NaN for a point": lambda a: a.update(points=a["points"] * np.nan),
+    "points far away": lambda a: a.update(points=a["points"] * 1e9),
+    "half a point": lambda a: a.update(points=a["points"][:-1], polygons_ends=np.array([7])),
+    "an endless outline": lambda a: a.update(points=np.tile([0.0, 0, 3e5, 3e5], 9), polygons_ends=np.array([36])),
+}
+
+
+def text(strings: list[str], name: str) -> dict[str, Any]:
+    joined = [np.frombuffer(string.encode(), np.uint8) for string in strings]
+    return {name: np.concatenate(joined), f"{name}_ends": np.cumsum([len(part) for part in joined])}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_a_cache_that_another_made_is_checked(
+    forge: Callable[[dict[str, Any]], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_set(tmp_path / "data")
+    open_set(root)
+    (cache,) = caches(root)
+    arrays = load_file(cache)
+    save_file(arrays, cache)
+    open_set(root)
+    assert not caplog.records, "what was only written again is taken"
+    forge(arrays)
+    save_file(arrays, cache)
+    index = open_set(root)
+    assert [index.sentence(0), index.image_path(0).name, index.mask(0).sum()] == ["a square", "seven.jpg", 36]
+    assert any(record.getMessage().startswith(f"ignoring the damaged cache {cache}") for record in caplog.records)
+
+
+def test_a_refs_file_of_too_many_containers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refer, "MOST_CONTAINERS", 1000)
+    path = tmp_path / "refs.p"
+    for protocol in PROTOCOLS:
+        crowds: list[list[Any]] = [[[] for _ in range(1001)], [{} for _ in range(1001)], [(i,) for i in range(1001)]]
+        for value in crowds:
+            path.write_bytes(pickle.dumps(value, protocol))
+            with pytest.raises(InputError, match=r"refs\.p: it has more than 1,000 lists, tuples and dictionaries"):
+                load_pickle(path)
+        path.write_bytes(pickle.dumps(["x"] * 10_000, protocol))
+        assert len(load_pickle(path)) == 10_000
 
 
 def test_a_read_only_data_folder_is_cached_elsewhere_and_stays_untouched(

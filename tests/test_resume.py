@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from crislit.checkpoint import damage
 from crislit.errors import InputError
 from crislit.loggers import earlier_rows, earlier_run
-from crislit.resume import LAST, NEXT, PREVIOUS, LastCheckpoint, WholeCheckpoints, damage, newest
+from crislit.resume import LAST, NEXT, PREVIOUS, LastCheckpoint, WholeCheckpoints, newest
 from crislit.train import find_resume
 from tests.runs import command, environment, run
 
@@ -173,6 +175,34 @@ def test_every_flipped_bit_of_the_weights_is_noticed(folder: Path) -> None:
         assert damage(last)
 
 
+def test_whatever_byte_of_a_checkpoint_is_changed_it_is_told_or_harmless(folder: Path) -> None:
+    last = folder / "checkpoints" / LAST
+    whole, saved = last.read_bytes(), content(last)
+    start = whole.index(saved["weights"].numpy().tobytes())
+    harmless = 0
+    for place in [*range(start), *range(start + 4000, len(whole))]:  # the weights' own bytes are the test's above
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << place % 8
+        last.write_bytes(harmed)
+        if damage(last) is None:  # of what the archive says twice, or of what fills it up
+            harmless += 1
+            found = torch.load(last, weights_only=True)
+            assert found["step"] == saved["step"]
+            assert torch.equal(found["weights"], saved["weights"])
+    assert harmless < len(whole) - 4000
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_out_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(zipfile, "ZipFile", fail)
+    with pytest.raises(InputError, match=rf"^cannot read .*{LAST}: Input/output error"):
+        newest(folder)
+
+
 def test_a_kill_between_two_renames_loses_nothing(folder: Path) -> None:
     checkpoints = folder / "checkpoints"
     WholeCheckpoints().save_checkpoint({"step": 3}, checkpoints / NEXT)
@@ -237,9 +267,9 @@ LONG = (*SHORT, "recipe.epochs=20", "checkpoint_every=1000000", "resume=auto", "
 STEPS = 120
 
 
-def train(folder: Path, data: Path) -> "subprocess.Popen[str]":
+def train(folder: Path, data: Path, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        command("train", *LONG, "trainer.check_val_every_n_epoch=50", f"data_root={data}", f"hydra.run.dir={folder}"),
+        command("train", *LONG, "trainer.check_val_every_n_epoch=50", f"data_root={data}", f"hydra.run.dir={folder}", *more),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -280,6 +310,21 @@ def test_a_signal_saves_and_ends_and_the_next_start_goes_on(
     assert child.returncode == 0, errors
     assert content(last)["global_step"] == STEPS
     assert same_state(last, undisturbed)
+
+
+@pytest.mark.slow
+def test_several_processes_end_in_order_at_a_signal(small_shapes: Path, tmp_path: Path) -> None:
+    child = train(tmp_path / "run", small_shapes, "trainer=ddp_cpu", "trainer.devices=2")
+    metrics = tmp_path / "run/metrics.csv"
+    deadline = time.time() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGTERM)
+    told, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert "told to end by SIGTERM at step" in told + errors
+    assert "error:" not in errors
+    assert 0 < content(tmp_path / "run/checkpoints" / LAST)["global_step"] < STEPS
 
 
 @pytest.mark.slow

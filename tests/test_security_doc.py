@@ -17,3 +17,8 @@ def test_every_test_that_security_md_names_exists() -> None:
             assert f"def {test}(" in source, (file, test)
             checked += 1
     assert checked >= 15
+
+
+def test_every_file_that_security_md_names_exists() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    assert all((ROOT / name).is_file() for name in re.findall(r"`((?:results|scripts|docs)/[\w./]+)`", text))

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import platform
 import statistics
 import subprocess
@@ -214,7 +215,10 @@ def hardware() -> str:
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write ``results.json``, whole or not at all."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2) + "\n")
+    with part.open("w") as file:
+        file.write(json.dumps(results, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

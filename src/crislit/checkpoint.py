@@ -3,9 +3,11 @@
 A run writes Lightning checkpoints. For everybody else there is a folder with ``model.safetensors`` and ``config.json``.
 """
 
+import errno
 import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +121,28 @@ def mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a run's checkpoint, by the checksums that its archive holds, or None.
+
+    Raises:
+        InputError: If the disk does not give it out, which says nothing of the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+        if record is None:
+            read_torch(path)
+    except InputError as error:
+        return str(error.__cause__ or error).splitlines()[0][:200]
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a place before the file's beginning
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return str(error)
+    except Exception as error:  # zipfile raises whatever damaged bytes lead it to
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the checksum of {record} is wrong" if record else None
+
+
 # -- A run's own --------------------------------------------------------------------------------------------------------------
 
 
@@ -139,12 +163,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; a run keeps its own under checkpoints/best.ckpt and checkpoints/last.ckpt")
     content = read_torch(path)
+    reason = damage(path) if zipfile.is_zipfile(path) else None
     if not isinstance(content, dict) or KEY not in content:
         found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise InputError(
             f"{path} is no checkpoint of crislit: expected the entry {KEY!r}, found {found or 'nothing'}. "
             "`python -m crislit.convert` reads those of the authors' code"
         )
+    if reason:
+        raise InputError(f"{path} is damaged ({reason}): a run keeps last.ckpt and the one before it, previous.ckpt, too")
     try:
         kept = content[KEY]
         return Checkpoint(

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import logging
 import os
 import sys
 import time
@@ -155,5 +156,7 @@ def _fail(error: Exception) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0" or processes.await_the_first():
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)
-        processes.end_the_others()
+        if processes.end_the_others():
+            logging.shutdown()
+            os._exit(1)  # before Lightning takes the others' end for the reason, and ends this one by a signal
     raise SystemExit(1)

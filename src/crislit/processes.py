@@ -60,19 +60,24 @@ def _wait(process: "subprocess.Popen[bytes]", rank: int) -> None:
         reason = f"{signal.strsignal(-code)}{', as when memory runs out' if code == -signal.SIGKILL else ''}"
         sys.stdout.flush()
         print(
-            f"error: process {rank} of {len(_started) + 1}, counted from 0, was ended by a signal ({reason}), and the others "
-            "end with it; a training goes on from its last checkpoint with resume=auto hydra.run.dir=FOLDER",
+            f"error: process {rank} of {len(_started) + 1}, counted from 0 on this machine, was ended by a signal ({reason}), "
+            "and the others end with it; a training goes on from its last checkpoint with resume=auto hydra.run.dir=FOLDER",
             file=sys.stderr,
             flush=True,
         )
     os._exit(1)
 
 
-def end_the_others() -> None:
-    """End the processes that this one started, as it is about to end itself and has said why, or will."""
+def end_the_others() -> bool:
+    """End the processes that this one started, as it is about to end itself and has said why, or will.
+
+    Returns:
+        Whether there were any.
+    """
     _ending.acquire(blocking=False)  # for good: who watches one of them shall not take its end for the reason
     for process in _started:
         process.kill()
+    return bool(_started)
 
 
 def await_the_first() -> bool:

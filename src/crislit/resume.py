@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import threading
-import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from crislit.checkpoint import damage
 from crislit.config import DISK_FULL
 from crislit.data.datamodule import batches_done
 from crislit.errors import InputError
@@ -92,21 +92,11 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's bytes, by the checksums that its archive holds, or None."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        return str(error)
-    return f"the checksum of {record} is wrong" if record else None
-
-
 def newest(folder: Path) -> Path | None:
     """Return the newest undamaged checkpoint of a run's folder, or None if it has none at all.
 
     Raises:
-        InputError: If there are some, and all are damaged.
+        InputError: If there are some, and all are damaged, or one cannot be read at all.
     """
     there = [path for name in (NEXT, LAST, PREVIOUS) if (path := folder / "checkpoints" / name).is_file()]
     for path in there:

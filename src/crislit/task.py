@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crislit import checkpoint as checkpoints
-from crislit.data.dataset import EvaluationBatch, TrainBatch
+from crislit.data.dataset import NO_SAMPLE, EvaluationBatch, TrainBatch
 from crislit.data.letterbox import restore, upsample_probabilities
 from crislit.errors import InputError, check_whole
 from crislit.losses import text_to_pixel_contrastive_loss
@@ -160,8 +160,9 @@ class CRISTask(L.LightningModule):
 
     def _count(self, metric: SegmentationMetric, batch: EvaluationBatch) -> Masks:
         masks = self.predict_masks(batch)
-        counts = [intersection_and_union(mask, truth) for mask, truth in zip(masks, batch.truths, strict=True)]
-        empty = [not truth.any() for truth in batch.truths]
+        counted = [i for i, number in enumerate(batch.samples) if number != NO_SAMPLE]
+        counts = [intersection_and_union(masks[i], batch.truths[i]) for i in counted]
+        empty = [not batch.truths[i].any() for i in counted]
         metric.update([i for i, _ in counts], [u for _, u in counts], empty)
         return masks
 

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
+from crislit import processes
 from crislit.callbacks import (
     Companions,
     Narrator,
@@ -30,7 +31,7 @@ from crislit.callbacks import (
     split_results,
     write_results,
 )
-from crislit.checkpoint import Checkpoint, read_checkpoint
+from crislit.checkpoint import Checkpoint, damage, read_checkpoint
 from crislit.config import program
 from crislit.data.datamodule import ReferDataModule, Skips
 from crislit.data.dataset import ReferEvaluationSet
@@ -48,7 +49,7 @@ from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
 from crislit.record import identify
-from crislit.resume import PREVIOUS, LastCheckpoint, StepSeeds, Stopped, WholeCheckpoints, damage, newest
+from crislit.resume import PREVIOUS, LastCheckpoint, StepSeeds, Stopped, WholeCheckpoints, newest
 from crislit.sweep import run_job
 from crislit.task import CRISTask
 
@@ -240,6 +241,7 @@ def run(settings: Settings, folder: Path) -> float:
     try:
         trainer.fit(task, data, ckpt_path=source)
     except Stopped as stop:
+        processes.go_alone()  # all of them end, each by itself
         if not trainer.is_global_zero:
             raise SystemExit(0) from stop  # the first process's is the run's exit code, and a failure would end it at once
         log.warning("%s; go on with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last.path)
@@ -297,7 +299,12 @@ def finished(settings: Settings, folder: Path) -> float:
     Raises:
         InputError: If the folder holds another run.
     """
-    results = json.loads((folder / "results.json").read_text())
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{folder / 'results.json'} is damaged: remove it, and the run goes on from its last checkpoint"
+        ) from error
     if results.get("experiment") != identify(settings)["experiment"]:
         raise InputError(f"{folder} holds a run with other settings: resume=auto goes on with a run, not with another one")
     log.info("resume=auto: finished before, nothing is left to do in %s", folder)

@@ -20,7 +20,7 @@ import PIL.Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from crislit.data.refer import load_json, outlines
+from crislit.data.refer import by_id, load_json, outlines
 from crislit.errors import InputError
 from crislit.picture import open_file
 
@@ -120,11 +120,7 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
         InputError: If a file is missing, or is none of its kind.
     """
     content = load_json(_existing(instances))
-    try:
-        pictures = {int(image["id"]): image for image in content["images"]}
-        annotations = {int(annotation["id"]): annotation for annotation in content["annotations"]}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{instances} should hold 'images' and 'annotations' of items with an 'id', as COCO's do") from error
+    pictures, annotations = by_id(content, "images", instances, int), by_id(content, "annotations", instances, int)
     found = _Builder(images or instances.parent)
     grouped: dict[int, tuple[str, list[int], list[str]]] = {}
     for number, row in _rows(table):

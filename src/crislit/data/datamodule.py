@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from crislit.data import custom, shapes
 from crislit.data.dataset import (
+    NO_SAMPLE,
     Protocol,
     ReferEvaluationSet,
     ReferTrainSet,
@@ -58,9 +59,9 @@ class ReferDataModule(L.LightningDataModule):
         max_images: Keep only the first images of each split, by image id.
         workers: Processes that load data; None takes one a core, at most 4.
         seed: Order of training and choice of sentences.
-        on_error: What becomes of training samples that cannot be used, whose picture is missing or damaged, whose mask has no
-            pixel, or whose line in one's own data is wrong: ``raise`` ends with an error, ``skip`` trains on others in their
-            place. Evaluation never skips.
+        on_error: What becomes of training samples that cannot be used: ``raise`` ends with an error where a picture is missing
+            or damaged, or a line of one's own data is wrong; ``skip`` trains on others in their place, and in that of samples
+            whose mask has no pixel. Evaluation never skips, and annotations of REFER's files that make no sense are an error.
 
     Raises:
         InputError: If a size or number makes no sense.
@@ -141,7 +142,9 @@ class ReferDataModule(L.LightningDataModule):
         """The data set."""
         if self._index is None:
             if self.file is not None:
-                self._index, self.unusable = open_own(self.file, self.sentences_file, self.images, self.on_error)
+                evaluated = [*(self.evaluation_splits or []), self.select_split]
+                skip = self.on_error == "skip" and "train" not in evaluated
+                self._index, self.unusable = open_own(self.file, self.sentences_file, self.images, skip)
                 return self._index
             assert self.folder is not None
             assert self.refs_file is not None
@@ -170,6 +173,10 @@ class ReferDataModule(L.LightningDataModule):
                     raise
                 log.warning("%s; training goes on without them (dataset.on_error=skip)", error)
         if stage == "fit":
+            empty = self.index.without_pixels(self.refs_of("train"))
+            if len(empty) and self.on_error == "raise":
+                told = ", ".join(str(self.index.ref_id(int(ref))) for ref in empty[:20]) + (", ..." if len(empty) > 20 else "")
+                log.warning("training on %d refs whose mask has no pixel: ref_id %s", len(empty), told)
             sentences = len(self.train_set()) * self.sentences_per_image
             if sentences < self.batch_size:
                 raise InputError(
@@ -260,8 +267,6 @@ class ReferDataModule(L.LightningDataModule):
         """Return the loader of a split, or of its blind control."""
         data = self.evaluation_set(split, blind)
         rank, processes = self._place()
-        if len(data) < processes:
-            raise InputError(f"split {split!r} has {len(data)} samples, fewer than {processes} processes")
         return self._loader(
             data, EvaluationSampler(len(data), rank, processes), self.eval_batch_size, ReferEvaluationSet.collate
         )
@@ -308,14 +313,14 @@ def batches_done(trainer: L.Trainer) -> int:
     return fit.epoch_loop.batch_progress.current.ready if within else 0
 
 
-def open_own(file: str, sentences: str | None, images: str | None, on_error: OnError) -> tuple[ReferIndex, list[Skip]]:
-    """Open somebody's own data, and return with it the lines of the train split that were skipped.
+def open_own(file: str, sentences: str | None, images: str | None, skip: bool) -> tuple[ReferIndex, list[Skip]]:
+    """Open somebody's own data, and return with it the lines of the train split that were skipped, if they may be.
 
     Raises:
         InputError: If a file is missing, or a line cannot be used that may not be skipped.
     """
     data = custom.read(file, sentences, images)
-    skipped = [problem for problem in data.problems if on_error == "skip" and problem.split == "train"]
+    skipped = [problem for problem in data.problems if skip and problem.split == "train"]
     if problems := [problem for problem in data.problems if problem not in skipped]:
         first = "; ".join(f"line {problem.line}: {problem.reason[:250]}" for problem in problems[:3])
         raise InputError(
@@ -416,10 +421,15 @@ class TrainSampler(Sampler[TrainKey]):
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every process's own run of samples, none twice and none left out: shares may differ by one."""
+    """Every process's own run of samples, none twice and none left out: shares may differ by one.
+
+    Where there are fewer samples than processes, one without a sample is given :data:`NO_SAMPLE`: a process that had no batch
+    would not take part in what the others do together at one.
+    """
 
     def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
-        self.share = range(rank * size // processes, (rank + 1) * size // processes)
+        share = range(rank * size // processes, (rank + 1) * size // processes)
+        self.share: Sequence[int] = share or [NO_SAMPLE]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)

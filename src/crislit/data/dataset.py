@@ -50,6 +50,10 @@ class TrainBatch:
     skipped: tuple[Skip, ...] = ()
 
 
+NO_SAMPLE = -1
+"""The number of an evaluation sample (the set's last) that a process computes and does not count."""
+
+
 @dataclass
 class EvaluationBatch:
     """What an evaluation step sees.
@@ -59,7 +63,7 @@ class EvaluationBatch:
         tokens: (B, L) long.
         owners: (B,) long, the number of each sentence's image.
         truths: B masks at their pictures' own sizes, (h, w) uint8, 0 or 1.
-        samples: Numbers of the samples in their data set.
+        samples: Numbers of the samples in their data set, :data:`NO_SAMPLE` for one that does not count.
     """
 
     images: Tensor
@@ -331,7 +335,7 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
         content = path.read_bytes()
         with open_file(io.BytesIO(content)) as picture:  # its head, before memory is taken for the pixels that it speaks of
             width, height = picture.size
-            cut = picture.format in ("JPEG", "MPO") and content.rfind(END_OF_IMAGE) < content.rfind(START_OF_SCAN)
+            cut = picture.format in ("JPEG", "MPO") and not has_end(content)
         if (height, width) != size:
             raise InputError(f"image {path} has {(height, width)} pixels (height, width), its annotation {size}")
         image = (
@@ -347,5 +351,15 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
 
 
 DAMAGED = "damaged, or of a kind that cannot be read"
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-"""JPEG's, which cannot occur within a scan. OpenCV fills up with grey what a picture that is cut off lacks."""
+
+
+def has_end(jpeg: bytes) -> bool:
+    """Whether a JPEG's pixels are followed by its end marker; OpenCV fills up with grey what a picture that is cut off lacks.
+
+    A file that is damaged within its pixels cannot be told from a sound one: JPEG has no checksum.
+    """
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and jpeg[place + 1 : place + 2] != b"\xda":  # a segment, thumbnails' included
+        fill = jpeg[place + 1 : place + 2] == b"\xff"
+        place += 1 if fill else 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return jpeg.find(b"\xff\xd9", place) >= 0

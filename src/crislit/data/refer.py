@@ -6,12 +6,13 @@ in one file beside the data, keyed by the two files' sizes and times. Masks are 
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ LARGEST_SIDE = 2**15
 
 LONGEST_OUTLINE = 2**20
 """Pixels along a polygon's sides, for each of which the rasteriser takes memory; a coast in a large picture has thousands."""
+
+FARTHEST = 10
+"""Sides of the picture that a polygon's point may be away: more is no slip of the mouse, and overflows the rasteriser."""
 
 LARGEST_INDEX = 2**27
 """Numbers and characters of an index; RefCOCO's has 30 million. A few bytes of a pickle can refer to a long text many times."""
@@ -65,6 +69,9 @@ PLAIN = """PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BIN
     GLOBAL STACK_GLOBAL REDUCE"""
 """Opcodes of which pickles of plain data consist; the last three for byte strings alone."""
 
+MOST_CONTAINERS = 5_000_000
+"""Lists, tuples and dictionaries of a refs file; RefCOCO's has half a million. One of a byte takes 64 in memory."""
+
 REFUSAL = "and only plain containers, numbers and strings are read"
 
 
@@ -75,6 +82,14 @@ _READ: dict[int, Any] = {code: pickle._Unpickler.dispatch[code] for code in (get
 class _Opcodes(dict[int, Any]):
     def __missing__(self, code: int) -> Any:
         raise pickle.UnpicklingError(f"it has the opcode {chr(code)!r}, {REFUSAL}")
+
+
+def _counted(load: Any) -> Any:
+    def counting(self: "_DataUnpickler") -> None:
+        self._count()
+        load(self)
+
+    return counting
 
 
 class _DataUnpickler(pickle._Unpickler):
@@ -89,6 +104,7 @@ class _DataUnpickler(pickle._Unpickler):
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin-1")
         self._room = len(content)  # for byte strings
+        self._containers = MOST_CONTAINERS
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes byte strings below protocol 3
@@ -116,6 +132,7 @@ class _DataUnpickler(pickle._Unpickler):
         _READ[pickle.REDUCE[0]](self)
 
     def load_dict(self) -> None:
+        self._count()
         self._check_keys(self.stack[::2])
         _READ[pickle.DICT[0]](self)
 
@@ -127,6 +144,12 @@ class _DataUnpickler(pickle._Unpickler):
         self._check_keys(self.stack[::2])
         _READ[pickle.SETITEMS[0]](self)
 
+    def _count(self) -> None:
+        self._containers -= 1
+        if self._containers < 0:
+            raise pickle.UnpicklingError(f"it has more than {MOST_CONTAINERS:,} lists, tuples and dictionaries")
+
+    dispatch |= {code: _counted(_READ[code]) for code in b"(])}lt\x85\x86\x87"}
     dispatch |= {
         pickle.REDUCE[0]: load_reduce,
         pickle.DICT[0]: load_dict,
@@ -357,7 +380,8 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
     Raises:
         InputError: If something is missing or of the wrong kind; the message names the ref.
     """
-    images, annotations = _by_id(instances, "images", source), _by_id(instances, "annotations", source)
+    path = source.with_name("instances.json")
+    images, annotations = by_id(instances, "images", path), by_id(instances, "annotations", path)
     if not isinstance(refs, list):
         raise InputError(f"{source} should hold a list of refs, and holds {type(refs).__name__}")
     image_rows: dict[int, int] = {}
@@ -425,15 +449,21 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
     return _Arrays(**arrays)
 
 
-def _by_id(instances: Any, kind: str, source: Path) -> dict[int, Any]:
-    path = source.with_name("instances.json")
+def by_id(instances: Any, kind: str, path: Path, number: Callable[[Any], Any] = lambda value: value) -> dict[int, Any]:
+    """Return COCO's images or annotations by their ids.
+
+    Raises:
+        InputError: If there is none, or an id stands for two different ones.
+    """
     found: dict[int, Any] = {}
     try:
         for item in instances[kind]:
-            other = found.setdefault(item["id"], item)
+            other = found.setdefault(number(item["id"]), item)
             if other is not item and other != item:
                 raise InputError(f"{path}: the id {item['id']!r:.40} occurs twice among the {kind}, for different ones")
-    except (KeyError, TypeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} should hold a list {kind!r} of items with an 'id', as COCO's does") from error
     return found
 
@@ -453,7 +483,7 @@ def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray
     if any(polygon.ndim != 1 for polygon in polygons):
         raise InputError("a polygon of its mask is not a flat list x, y, x, y, ... of numbers")
     polygons = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    limit = 10 * max(size)  # far beyond the picture is no slip of the mouse, and overflows the rasteriser
+    limit = FARTHEST * max(size)
     if any(not np.isfinite(polygon).all() or (abs(polygon) > limit).any() for polygon in polygons):
         raise InputError("a polygon of its mask has points that are not numbers, or far outside the image")
     if sum(abs(np.diff(polygon.reshape(-1, 2), axis=0)).max(axis=1).sum() for polygon in polygons) > LONGEST_OUTLINE:
@@ -545,13 +575,66 @@ def _cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crislit"
 
 
+def _check(arrays: _Arrays) -> None:
+    """Raise a ValueError unless an index is one that :func:`build_index` may make: whoever sends data may send a cache."""
+    a = arrays
+    kinds = {"split_names": np.uint8, "file_names": np.uint8, "sentences": np.uint8, "points": np.float64}
+    for field in fields(a):
+        array = getattr(a, field.name)
+        if array.dtype != kinds.get(field.name, np.int64) or array.ndim != 1 + (field.name == "image_size"):
+            raise ValueError(f"{field.name} is no index's")
+    per_ref = (a.split, a.ref_image, a.category, a.ref_sentences_ends, a.ref_polygons_ends, a.ref_runs_ends)
+    per_image = (a.image_size[:, :1], a.file_names_ends)
+    flat = {
+        "split_names": len(a.split_names),
+        "file_names": len(a.file_names),
+        "sentences": len(a.sentences),
+        "ref_sentences": len(a.sentence_id),
+        "polygons": len(a.points),
+        "ref_polygons": len(a.polygons_ends),
+        "ref_runs": len(a.runs),
+    }
+    lengths = [len(x) == len(a.ref_id) for x in per_ref] + [len(x) == len(a.image_id) for x in per_image]
+    lengths += [a.image_size.shape[1] == 2, len(a.sentences_ends) == len(a.sentence_id)]
+    if not all(lengths):
+        raise ValueError("its arrays are not of one length")
+    for name, length in flat.items():
+        ends = getattr(a, f"{name}_ends")
+        if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if len(ends) else 0) != length:
+            raise ValueError(f"{name}_ends do not end where they should")
+    for rows, count in ((a.split, len(a.split_names_ends)), (a.ref_image, len(a.image_id))):
+        if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+            raise ValueError("a ref belongs to nothing")
+    for name in _strings(a.file_names, a.file_names_ends):
+        _file_name(name)
+    if len(a.image_size) and not 0 < a.image_size.min() <= a.image_size.max() <= LARGEST_SIDE:
+        raise ValueError("a picture has a size that none has")
+    pixels = a.image_size.prod(axis=1)[a.ref_image]
+    filled = np.diff(np.concatenate([[0], a.runs.cumsum()])[a.ref_runs_ends], prepend=0)
+    if (len(a.runs) and not 0 <= a.runs.min() <= a.runs.max() <= LARGEST_SIDE**2) or ((filled != 0) & (filled != pixels)).any():
+        raise ValueError("run lengths do not fill their picture")
+    if not (np.abs(a.points) <= FARTHEST * LARGEST_SIDE).all() or (a.polygons_ends % 2).any():
+        raise ValueError("polygons have points that are not numbers, or far away")
+    steps = np.abs(np.diff(a.points.reshape(-1, 2), axis=0, prepend=0)).max(axis=1)
+    steps[np.concatenate([[0], a.polygons_ends[:-1]])[np.diff(a.polygons_ends, prepend=0) > 0] // 2] = 0  # from another polygon
+    along = np.concatenate([[0.0], steps.cumsum()])[np.concatenate([[0], a.polygons_ends])[a.ref_polygons_ends] // 2]
+    if (np.diff(along, prepend=0) > LONGEST_OUTLINE + 1).any():
+        raise ValueError("polygons are too long")
+
+
+def _strings(characters: Bytes, ends: Ints) -> list[str]:
+    return [characters[start:end].tobytes().decode() for start, end in itertools.pairwise([0, *ends.tolist()])]
+
+
 def _read_cache(path: Path) -> _Arrays | None:
     try:
         with safe_open(path, framework="numpy") as file:
-            return _Arrays(**{field.name: file.get_tensor(field.name) for field in fields(_Arrays)})
+            arrays = _Arrays(**{field.name: file.get_tensor(field.name) for field in fields(_Arrays)})
+        _check(arrays)
+        return arrays
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, IndexError) as error:
         log.warning("ignoring the damaged cache %s (%s)", path, error)
         return None
 
