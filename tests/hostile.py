@@ -963,9 +963,9 @@ def attempt(act: Act, folder: Path) -> dict[str, Any]:
     """Run a case in a folder of its own, and return how it ended and what it cost."""
     folder.mkdir()
     os.chdir(folder)
+    before, start = now_and_forget_the_peak(), time.monotonic()
     outside.clear()
     started.clear()
-    before, start = now_and_forget_the_peak(), time.monotonic()
     end: dict[str, Any]
     try:
         end = {"value": act(folder)}
