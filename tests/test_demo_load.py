@@ -4,6 +4,7 @@ import asyncio
 import io
 import itertools
 import json
+import math
 import os
 import re
 import struct
@@ -21,7 +22,7 @@ import PIL.Image
 import pytest
 
 import crislit
-from crislit.demo import MOST_CHARACTERS, MOST_SENTENCES, refuse, uploaded
+from crislit.demo import MOST_CHARACTERS, MOST_MAPS, MOST_PIXELS, MOST_SENTENCES, refuse, uploaded
 from crislit.errors import InputError
 from crislit.segmenter import Segmenter
 from tests.test_demo import serve, write_network
@@ -31,8 +32,8 @@ httpx = pytest.importorskip("httpx", reason="Gradio brings it")
 
 GOOD, BAD = 100, 100
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # an idle connection may be closed at any time
-MOST_GROWTH = 600
-"""Megabytes that the server may take for all of them beyond what it takes at rest."""
+MOST_GROWTH, MOST_GROWTH_OF_LARGEST = 600, 4000
+"""Megabytes that the server may take for all of them beyond what it takes at rest: for small pictures, and for the largest."""
 WORDS = ("the man in red", "leftmost dog", "star", "the big blue circle", "the cup that is behind the plate")
 
 
@@ -229,6 +230,29 @@ def test_under_200_requests_at_once_each_gets_its_own_masks_or_a_clear_message(s
             return await ask(client, last)
 
     check_masks(segmenter, last, asyncio.run(once()))
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_that_are_taken_are_marked_in_bounded_memory(network: Path) -> None:
+    side = math.isqrt(MOST_PIXELS)
+    text = "\n".join(WORDS[: MOST_MAPS // side**2])
+    requests = [
+        Request("photo.jpg", encoded(np.full((side, side, 3), 40 * i, np.uint8), "JPEG"), text) for i in range(3)
+    ]  # two are remembered
+    with serve(network) as (address, process):
+
+        async def visit() -> list[Answer]:
+            async with visitor(address) as client:
+                return await asyncio.gather(*(ask(client, request) for request in requests))
+
+        before = megabytes(process, "VmRSS")
+        answers = asyncio.run(visit())
+        growth = megabytes(process, "VmHWM") - before
+    for answer in answers:
+        check_silent(answer.seen)
+        assert answer.masks is not None, answer.message
+        assert [mask.shape for mask in answer.masks] == [(side, side)] * len(text.splitlines())
+    assert growth < MOST_GROWTH_OF_LARGEST
 
 
 def check_masks(segmenter: Segmenter, request: Request, answer: Answer) -> None:
