@@ -19,7 +19,7 @@ import torch
 import crislit
 from crislit import demo
 from crislit.checkpoint import Checkpoint, write_folder
-from crislit.demo import MOST_CHARACTERS, MOST_SENTENCES, SHOWN, colours, save_masks, segment, show
+from crislit.demo import EXAMPLES, MOST_CHARACTERS, MOST_SENTENCES, SHOWN, colours, save_masks, segment, show
 from crislit.errors import InputError
 from crislit.models.cris import build_cris
 from crislit.overlay import COLOURS
@@ -149,14 +149,13 @@ def address(network: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serve(network: Path) -> Iterator[tuple[str, int]]:
-    """Serve the page by the command; its address and process id."""
+def serve(network: Path | None) -> Iterator[tuple[str, int]]:
+    """Serve the page by the command, with its own network if none is given; its address and process id."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ("--checkpoint", str(network), "--port", str(port), "--device", "cpu")
-    served = command("demo", *options)
+    served = command("demo", *(("--checkpoint", str(network)) if network else ()), "--port", str(port), "--device", "cpu")
     with subprocess.Popen(served, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as page:
         try:
             assert page.stdout is not None
@@ -224,6 +223,27 @@ def test_upload_type_click_and_the_mask_is_the_segmenters(visit: Any, picture: P
     assert not np.array_equal(mask > 0, expected.mask)
     wide = visit.evaluate("document.documentElement.scrollWidth > window.innerWidth")
     assert not wide, "nothing has to be scrolled to the side"
+
+
+@pytest.mark.slow
+def test_the_page_as_it_comes_marks_its_example_and_answers_this_machine_alone(browser: Any) -> None:
+    example = EXAMPLES / "places.jpg"
+    sentences = example.with_suffix(".txt").read_text().splitlines()
+    with serve(None) as (address, _):
+        visit = browser.new_page()
+        visit.goto(address)
+        visit.locator("tr.tr-body").filter(has_text=sentences[0]).click()
+        visit.get_by_role("button", name="Remove").or_(visit.get_by_label("Clear")).first.wait_for()
+        visit.get_by_role("button", name="Mark", exact=True).click()
+        with zipfile.ZipFile(io.BytesIO(download(visit, "masks.zip"))) as archive:
+            masks = [np.array(PIL.Image.open(io.BytesIO(archive.read(name)))) > 0 for name in archive.namelist()]
+        visit.close()
+        port = int(address.rsplit(":", 1)[1])
+        with pytest.raises(ConnectionRefusedError):  # where a page that served all addresses would answer, too
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+    expected = crislit.load("shapes-tiny", device="cpu")(example, sentences)
+    assert len(masks) == len(sentences) > 1
+    assert all(np.array_equal(mask, result.mask) for mask, result in zip(masks, expected, strict=True))
 
 
 @pytest.mark.slow

@@ -379,6 +379,17 @@ def test_no_address_of_the_page_serves_a_file_that_is_no_upload(served: tuple[st
             assert (await client.post(f"/gradio_api/{path}", json=body)).status_code == 404
         for path in ("runs", "deep_link?session_hash=x", "openapi.json", "custom_component/x/client/y/z", "dev/reload"):
             assert (await client.get(f"/gradio_api/{path}")).status_code == 404
+        shown = 0
+        for number in range(8):  # examples are shown out of turn, and nothing else is
+            direct = {"data": [{"path": str(secret)}, "star", 0.5], "fn_index": number, "session_hash": "x"}
+            for data in (direct, direct | {"data": [0]}, direct | {"data": [{"path": str(secret)}]}):
+                answer = await client.post("/gradio_api/run/predict", json=data)
+                check_silent(answer.text)
+                assert secret.name not in answer.text
+                if answer.status_code == 200:
+                    shown += 1
+                    assert "attributes.jpg" in answer.text
+        assert shown == 1
         for bad_json in (b"{", b"[" * 100_000, b"\xff"):
             kind = {"content-type": "application/json"}
             broken = await client.post("/gradio_api/call/mark", content=bad_json, headers=kind)
@@ -405,6 +416,7 @@ def scope(path: str, method: str = "GET", **headers: str) -> dict[str, Any]:
 def test_only_what_the_page_needs_is_let_through() -> None:
     for path in ("/", "/config", "/assets/index-1.js", "/gradio_api/info", "/gradio_api/file=/tmp/gradio/a b.png"):
         assert refuse(scope(path)) is None
+    assert refuse(scope("/gradio_api/run/predict", "POST", content_length="9")) is None
     fetching = ("/gradio_api/proxy=http://a", "/gradio_api/file=http://a/b", "/gradio_api/file=HTTPS://a/b")
     for path in (*fetching, "/gradio_api/run/mark", "/monitoring", "//", ""):
         assert refuse(scope(path)) == (404, "This page has nothing of that name.")

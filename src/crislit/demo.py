@@ -48,7 +48,7 @@ KEPT = 3600
 
 OFFERED = re.compile(
     r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|robots\.txt|(assets|static|svelte)/.+)?"
-    r"|/gradio_api/(info|upload|upload_progress|startup-events|app_id|queue/(join|data)|call/mark(/\w+)?|cancel|reset"
+    r"|/gradio_api/(info|upload|upload_progress|startup-events|app_id|queue/(join|data)|run/predict|call/mark(/\w+)?|cancel|reset"
     r"|heartbeat/\w+|file=(?!https?:).+)/?",
     re.IGNORECASE | re.DOTALL,
 )
