@@ -55,11 +55,20 @@ def test_every_way_to_give_a_mask_gives_the_same_mask(tmp_path: Path) -> None:
     palette = PIL.Image.fromarray(3 * marked(), "P")
     palette.putpalette([0, 0, 0] * 256)
     palette.save(tmp_path / "palette.png")
+    for name, (off, on) in {"black first": (0, 255), "white first": (255, 0)}.items():
+        grey = PIL.Image.fromarray((marked() == (0 if off else 1)).astype(np.uint8), "P")
+        grey.putpalette([off] * 3 + [on] * 3)
+        grey.save(tmp_path / f"{name}.png")
+    coloured = PIL.Image.fromarray(2 * marked(), "P")
+    coloured.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 128])
+    coloured.save(tmp_path / "coloured.png")
     rle = coco_mask.encode(np.asfortranarray(marked()))
     runs = {"size": [40, 60], "counts": rle["counts"].decode()}
     flat = np.concatenate([[0], marked().T.ravel(), [0]])
     plain = np.diff(np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]), [40 * 60]])).tolist()
-    ways = [{"mask": f"{name}.png"} for name in ("grey", "ones", "bits", "rgb", "palette")]
+    ways = [
+        {"mask": f"{name}.png"} for name in ("grey", "ones", "bits", "rgb", "palette", "black first", "white first", "coloured")
+    ]
     ways += [{"polygons": BOX}, {"rle": runs}, {"rle": {"size": [40, 60], "counts": plain}}]  # type: ignore[dict-item]
     file = write(tmp_path, *({"image": a, "sentence": "the box", **way} for way in ways))
     index = index_of(file)

@@ -28,7 +28,12 @@ def run(command: list[str], folder: Path) -> str:
 def test_the_worked_example_leads_from_nothing_to_masks(tmp_path: Path) -> None:
     draw, use = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
     commands = [shlex.split(line) for line in re.findall(r"^    python (-m .*)$", DOC, re.MULTILINE)]
+    coco = [command for command in commands if "instances.json" in " ".join(command)]
+    commands = [command for command in commands if command not in coco]
     assert [command[1] for command in commands] == ["crislit.check_data", "crislit.train", "crislit.predict"]
+    assert [command[1] for command in coco] == ["crislit.check_data", "crislit.train"]
+    assert "file: instances.json" in run([sys.executable, *coco[1], "--cfg", "job"], tmp_path)
+    assert set(coco[0]) >= {"--sentences", "--images"}
     (tmp_path / "draw.py").write_text(draw)
     run([sys.executable, "draw.py"], tmp_path)
     checked = run([sys.executable, *commands[0]], tmp_path)

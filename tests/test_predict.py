@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -214,3 +216,48 @@ def test_pictures_of_a_pipe_are_read_whole(network: tuple[str, CRIS], monkeypatc
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.getvalue())))
     (line,) = run(capsys, network, "-", "star", "--output", "-")
     assert line["segmentation"]["size"] == [20, 30]
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    python = f"{shlex.quote(sys.executable)} -m crislit.predict"
+    return subprocess.run(
+        line.replace("PREDICT", python), shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shells and devices differ")
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("PREDICT - star <&-", "error: the standard input is closed"),
+        ("PREDICT a.png --sentences - <&-", "error: the standard input is closed"),
+        ("PREDICT " + "x" * 300 + " star", "error: .*File name too long"),
+        ("PREDICT a.png star --output - > /dev/full", "error: .*No space left on device"),
+    ],
+)
+def test_what_the_shell_does_wrong_is_one_line(line: str, told: str, tmp_path: Path) -> None:
+    PIL.Image.fromarray(photo()).save(tmp_path / "a.png")
+    done = shell(line, tmp_path)
+    assert done.returncode == 1
+    assert re.search(told, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_sentence(network: tuple[str, CRIS], tmp_path: Path) -> None:
+    PIL.Image.fromarray(photo()).save(tmp_path / "a.png")
+    line = f"PREDICT a.png --sentences - --checkpoint {network[0]} --output -"
+    done = shell(f"printf '\\357\\273\\277red disc\\n' | {line}", tmp_path)
+    assert json.loads(done.stdout)["sentence"] == "red disc"
+
+
+def test_a_link_to_nothing_is_a_bad_file_of_a_folder_and_a_long_name_is_none(
+    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    PIL.Image.fromarray(photo()).save(folder / f"{'n' * 200}.png")
+    with pytest.raises(SystemExit, match="error: 1 of 2 pictures could not be segmented"):
+        predict.main([str(folder), "word " * 10, "--checkpoint", network[0], "--output", str(tmp_path / "out")])
+    assert "no picture at" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 2

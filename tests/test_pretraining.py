@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from crislit.config import load_settings
+from crislit.data.letterbox import letterbox_image
 from crislit.data.shapes import SETS, make_scene
 from crislit.models.clip_weights import SHIPPED
 from crislit.models.cris import build_clip
@@ -69,11 +71,35 @@ def test_a_simple_scene_shows_few_objects_and_says_something_of_each_it_can(name
 
 @pytest.mark.parametrize("name", SETS)
 def test_training_scenes_are_never_those_of_an_evaluation_split(name: str, script: ModuleType) -> None:
-    drawn = [script.draw(number, name, "train", 64) for number in (0, 1, 3000, 7999)]
-    evaluated = [make_scene(0, name, split, number) for split in SETS[name].splits if split != "train" for number in (0, 1)]
-    assert script.draw(0, name, "train", 64)[1] == drawn[0][1]
-    for _, sentences in drawn:
-        assert all(sentences != [said for _, said in described] for _, _, described in evaluated)
+    drawn = [script.draw_simple(number, name, 64)[0].tobytes() for number in range(20)]
+    drawn += [script.draw(number, name, "train", 64)[0].tobytes() for number in range(20)]
+    places = [(split, number) for split in SETS[name].splits if split != "train" for number in range(20)]
+    evaluated = {letterbox_image(make_scene(0, name, *place)[0], 64).tobytes() for place in places}
+    assert not evaluated.intersection(drawn)
+
+
+def test_all_that_is_learnt_from_is_drawn_as_training_scenes(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, dict[str, Any], range]] = []
+
+    class Pool:
+        """Takes down what is to be drawn."""
+
+        def __init__(self, _: int) -> None: ...
+
+        def __enter__(self) -> "Pool":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def map(self, work: Any, numbers: range, chunksize: int) -> list[Any]:
+            asked.append((work.func, work.keywords, numbers))
+            return []
+
+    monkeypatch.setattr(script, "ProcessPoolExecutor", Pool)
+    script.draw_all(8000, 64)
+    scenes = [(keywords, numbers) for work, keywords, numbers in asked if work is script.draw]
+    assert scenes == [({"name": name, "split": "train", "size": 64}, range(SETS[name].splits["train"])) for name in SETS]
+    assert {work for work, _, _ in asked} == {script.draw, script.draw_simple}, "which the test above shows to be others"
 
 
 def test_retrieval_of_towers_that_know_is_perfect_and_of_others_is_chance(

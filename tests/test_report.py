@@ -194,6 +194,10 @@ def test_folders_files_and_records_are_read_and_a_run_counts_once(tmp_path: Path
     add_run(tmp_path / "runs.csv", made)
     rows = report.collect([tmp_path / "a", tmp_path / "a/0/results.json", tmp_path / "runs.csv"])
     assert len(rows) == 6
+    made["splits"]["val"]["mIoU"] += 0.01  # on another machine, say
+    (tmp_path / "a/1/results.json").write_text(json.dumps(made))
+    with pytest.raises(InputError, match=r"two runs of one experiment differ, shapes val, seed 0: mIoU .* and mIoU .*"):
+        report.collect([tmp_path / "runs.csv", tmp_path / "a"])
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"config": {}, "splits": {"val": {}}}'])

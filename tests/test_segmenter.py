@@ -393,3 +393,34 @@ def test_a_name_that_is_neither_file_nor_shipped_is_one_error(tmp_path: Path, mo
         crislit.load("shapes-huge")
     with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.ckpt"):
         crislit.load("runs/nowhere.ckpt")
+
+
+def test_bytes_are_a_picture_and_other_things_are_told(segmenter: Segmenter, tmp_path: Path) -> None:
+    content = saved(PIL.Image.fromarray(photo()), "PNG").getvalue()
+    same(segmenter(content, "star")[0], segmenter(photo(), "star")[0])
+    for other in (None, 7, [[1, 2]], {"a": 1}):
+        with pytest.raises(InputError, match="expected a picture: a path, .* or an array, got"):
+            segmenter(other, "star")  # type: ignore[arg-type]
+    for told in (None, 5, b"star"):
+        with pytest.raises(InputError, match="expected a sentence or a list of them, got"):
+            segmenter(photo(), told)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a sentence is empty"):
+        segmenter(photo(), "&nbsp;")
+
+
+def test_a_number_of_numpys_is_a_threshold(model: CRIS) -> None:
+    assert Segmenter(model, image_size=64, threshold=np.float32(0.25), device="cpu").threshold == 0.25  # type: ignore[arg-type]
+
+
+def test_grey_of_16_bits_that_is_almost_black_is_warned_of() -> None:
+    deep = PIL.Image.fromarray(np.linspace(0, 4000, 900).reshape(30, 30).astype(np.uint16))
+    with pytest.warns(UserWarning, match="reach 4000 of 65535 and are read as almost black"):
+        assert open_picture(deep).max() == 16
+
+
+def test_transparency_of_grey_of_16_bits_and_of_multiplied_grey_is_laid_over_white() -> None:
+    deep = PIL.Image.fromarray(np.full((10, 10), 20_000, np.uint16))
+    deep.info["transparency"] = 20_000
+    assert (open_picture(deep) == 255).all()
+    clear = PIL.Image.new("LA", (10, 10), (0, 0)).convert("La")
+    assert (open_picture(clear) == 255).all()

@@ -132,6 +132,17 @@ def test_a_card_grants_and_claims_only_what_is_known(trained: Path) -> None:
         assert "license: cc-by-4.0" in model_card(replace(known, config=known.config | config), "net", "cc-by-4.0")
 
 
+@pytest.mark.parametrize("source", ["openai (sha256 1)", "RN50.pt (sha256 1)", "tiny-clip (sha256 1)", "unknown"])
+def test_a_card_grants_nothing_of_weights_that_began_as_others(source: str, trained: Path) -> None:
+    assert "license:" not in model_card(replace(read_checkpoint(trained), initial_weights=source), "net")
+
+
+def test_a_card_grants_what_is_all_ours(trained: Path) -> None:
+    shipped = read_checkpoint(Path("shapes-tiny")).initial_weights
+    for source in ("random", shipped):
+        assert "license: mit" in model_card(replace(read_checkpoint(trained), initial_weights=source), "net")
+
+
 def test_a_hub_out_of_reach_is_one_line(trained: Path, tmp_path: Path) -> None:
     code = f"""
 import crislit

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -190,3 +191,45 @@ def test_the_slurm_example_asks_for_two_nodes_of_eight() -> None:
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
     assert (config.trainer.num_nodes, config.trainer.devices) == (2, launcher.tasks_per_node)
     assert build_data(load_settings(overrides[1:])).accumulation(16) == 1  # four samples on each of 16 devices
+
+
+class Child:
+    """Poses as a job's process, and takes down its environment."""
+
+    environment: ClassVar[dict[str, str]] = {}
+    pid = 0
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        Child.environment = env
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 0
+
+    def poll(self) -> int:
+        return 0
+
+
+def test_a_job_joins_its_sweeps_group_and_only_its_first_process_cleans_up_and_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crislit.sweep.subprocess.Popen", Child)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    settings = load_settings([f"record={tmp_path / 'record.csv'}"])
+    (tmp_path / "job/checkpoints").mkdir(parents=True)
+    assert run_job(settings, [], tmp_path / "job", "2026-11-25-10-00-00") == 0.0
+    assert Child.environment["WANDB_RUN_GROUP"] == "2026-11-25-10-00-00"
+    assert (tmp_path / "job/checkpoints").is_dir(), "the first process's, which may be writing there"
+    assert not (tmp_path / "record.csv").exists()
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    run_job(settings, [], tmp_path / "job", "2026-11-25-10-00-00")
+    assert Child.environment["WANDB_RUN_GROUP"] == "mine"
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(FileNotFoundError):  # such a child leaves no results.json
+        run_job(settings, [], tmp_path / "job", "2026-11-25-10-00-00")
+    assert not (tmp_path / "job/checkpoints").exists(), "a broken run's"

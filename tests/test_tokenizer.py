@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import crislit
-from crislit.data.tokenizer import tokenize
+from crislit.data.tokenizer import has_words, tokenize
 
 SOS, EOS = 49406, 49407
 LONG = "person standing at the very far end of the table next to the woman who is wearing a bright yellow rain coat"
@@ -113,3 +115,28 @@ def test_any_text_becomes_one_bracketed_row(sentence: str, max_words: int) -> No
     assert max(ids) == EOS, "which is how the text encoder finds it"
     assert SOS not in ids[1:]
     assert not any(ids[end + 1 :])
+
+
+FIRST_USE = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from crislit.data.tokenizer import tokenize
+together = Barrier(8)
+def first(_):
+    together.wait()
+    return tokenize(["a <end_of_text> b"], 17).tolist()
+with ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(first, range(8)))
+assert all(one == tokenize(["a <end_of_text> b"], 17).tolist() for one in found)
+assert found[0][0].count(49407) == 1
+"""
+
+
+def test_threads_that_use_it_first_all_get_the_same() -> None:
+    subprocess.run([sys.executable, "-c", FIRST_USE], check=True)
+
+
+@pytest.mark.parametrize("sentence", ["", " ", "&nbsp;", "\n\t"])
+def test_what_leaves_no_token_has_no_words(sentence: str) -> None:
+    assert not has_words(sentence)
+    assert has_words("the man in red")

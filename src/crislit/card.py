@@ -4,6 +4,7 @@ import json
 
 from crislit.checkpoint import Checkpoint
 from crislit.metrics import METRICS
+from crislit.models.clip_weights import SHIPPED, told
 
 HEADER = """---
 {licence}library_name: crislit
@@ -74,7 +75,9 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
     dataset = checkpoint.config.get("dataset", {})
     if dataset.get("embedded"):
         limits = EMBEDDED
-        licence = licence or ("mit" if not checkpoint.initial_weights.startswith("openai") else None)
+        licence = licence or (
+            "mit" if checkpoint.initial_weights in ("random", told("tiny-clip", SHIPPED / "tiny-clip.safetensors")) else None
+        )
     else:
         limits = REFERRING if dataset.get("folder") else OTHERS
     return TEMPLATE.format(
@@ -101,7 +104,7 @@ def results_table(checkpoint: Checkpoint) -> str:
         known = [f"{100 * table[split]['mIoU']:.2f}" if split in table else "-" for table in (blind, ceiling)]
         lines.append([split, str(values["samples"]), *(f"{100 * values[metric]:.2f}" for metric in METRICS), *known])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    told = (
+    measured = (
         f"Data set `{checkpoint.config['dataset']['name']}`, threshold {results['threshold']}, {results['protocol']}; "
         f"commit {results['commit']}, on {results['hardware']}."
     )
@@ -109,7 +112,7 @@ def results_table(checkpoint: Checkpoint) -> str:
         "mIoU is the mean over sentences (the paper's IoU), oIoU total intersection over total union. *Blind* is the same\n"
         "network when sentences change places among a picture's objects, *ceiling* a perfect prediction at its resolution."
     )
-    return f"{told}\n\n{table}\n\n{explained}"
+    return f"{measured}\n\n{table}\n\n{explained}"
 
 
 def recipe(checkpoint: Checkpoint) -> str:

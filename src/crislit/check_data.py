@@ -18,8 +18,8 @@ A JSON-lines file has an object of a picture in each line, with what is said of 
   {"image": "photos/8.jpg", "sentence": "leftmost dog", "split": "val", "polygons": [[10, 12, 80, 12, 80, 95]]}
   {"image": "photos/8.jpg", "sentence": "the cat", "rle": {"size": [480, 640], "counts": "..."}}
 
-mask: a picture of the same size, what is marked brighter than half (or 1 where it holds 0 and 1, or any but the palette's first
-colour). split: train where none is given; training needs a val too. A COCO instances file comes with a table:
+mask: a picture of the same size, what is marked brighter than half (or 1 where it holds 0 and 1, or any but the first entry of
+a palette with colours). split: train where none is given; training needs a val too. A COCO instances file comes with a table:
 
   ann_id,sentence,split
   17,the man in red,train

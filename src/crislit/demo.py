@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -242,7 +243,10 @@ def segment(segmenter: Segmenter, path: str | None, text: str) -> Marked:
 def show(marked: Marked, threshold: float, folder: Path) -> tuple[Any, list[tuple[Any, str]], str]:
     """Return what the page shows: annotated picture, maps with captions, and a file of masks below a folder."""
     image, sentences, probabilities = marked
-    labels = [sentence if sentences.index(sentence) == i else f"{sentence} ({i + 1})" for i, sentence in enumerate(sentences)]
+    labels: list[str] = []
+    for sentence in sentences:
+        names = itertools.chain([sentence], (f"{sentence} ({number})" for number in itertools.count(2)))
+        labels.append(next(name for name in names if name not in labels))  # each has its own colour by it
     masks = [probability > threshold for probability in probabilities]
     seen = shrink(image)
     seen_probabilities = [shrink(probability) for probability in probabilities]

@@ -22,9 +22,10 @@ def one_line_errors() -> Iterator[None]:
         sys.stdout.flush()
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
-    except BrokenPipeError as error:  # such as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written
-        raise SystemExit(1) from error
+    except OSError as error:
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written
+        raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error  # such as by `| head`
 
 
 def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:

@@ -1,6 +1,8 @@
 """A user's pictures, of every kind, as the network takes them."""
 
+import io
 import os
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,8 +14,9 @@ import PIL.ImageOps
 from crislit.data.letterbox import Image
 from crislit.errors import InputError
 
-Picture = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
-"""A file (path or open), a PIL image, or an array: (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, uint8; grey may be uint16."""
+Picture = str | os.PathLike[str] | IO[bytes] | bytes | PIL.Image.Image | npt.NDArray[Any]
+"""A file (path, open, or its bytes), a PIL image, or an array: (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, uint8; grey may be
+uint16."""
 
 SMALLEST = 8
 """Pixels that a picture's sides must have at least."""
@@ -33,6 +36,12 @@ def open_picture(source: Picture, most_pixels: int | None = None) -> Image:
         InputError: If it is no picture, damaged, too small, or of too many pixels.
     """
     name = "the picture"
+    if isinstance(source, (bytes, bytearray)):
+        source = io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike, PIL.Image.Image, np.ndarray)) and not hasattr(source, "read"):
+        raise InputError(
+            f"expected a picture: a path, an open file, its bytes, a PIL image or an array, got {type(source).__name__}"
+        )
     try:
         if isinstance(source, np.ndarray):
             name = "the array"
@@ -104,7 +113,16 @@ def to_rgb(picture: PIL.Image.Image) -> Image:
         deep = np.asarray(picture, dtype=np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"grey values from {deep.min()} to {deep.max()}, expected 16 bits")
+        if 0 < deep.max() < 4096:
+            warnings.warn(
+                f"grey values of 16 bits reach {deep.max()} of 65535 and are read as almost black: stretch them if it is not",
+                stacklevel=4,
+            )
+        if isinstance(clear := picture.info.get("transparency"), int):
+            deep = np.where(deep == clear, 65535, deep)
         return np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode in ("La", "RGBa"):  # colours multiplied by their opacity
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
     if picture.mode == "F":
         raise ValueError("floating point pixels have no agreed range")
     if picture.has_transparency_data:

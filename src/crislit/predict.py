@@ -1,6 +1,7 @@
 """python -m crislit.predict IMAGE SENTENCE...: masks of what the sentences mean in a picture, or in a folder of them."""
 
 import argparse
+import hashlib
 import io
 import json
 import re
@@ -38,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "python -m crislit.predict", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("image", metavar="IMAGE", help="a picture, a folder of pictures, or - for one on the standard input")
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="a picture, a folder of pictures (not of the folders in it), or - for one on the standard input",
+    )
     parser.add_argument("sentences", metavar="SENTENCE", nargs="*", help="what is to be marked")
     parser.add_argument("--sentences", dest="file", metavar="FILE", help="sentences, one a line; - for the standard input")
     parser.add_argument("--checkpoint", default="shapes-tiny", help="the network (default: the shipped shapes-tiny)")
@@ -84,7 +89,7 @@ def read_sentences(given: Sequence[str], file: str | None, image: str) -> list[s
     if file == image == "-":
         raise InputError("the standard input holds either the picture or the sentences, not both")
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+        text = (standard_input() if file == "-" else Path(file).read_bytes()).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the sentences in {file}: {error}") from error
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
@@ -93,8 +98,19 @@ def read_sentences(given: Sequence[str], file: str | None, image: str) -> list[s
     return sentences
 
 
+def standard_input() -> bytes:
+    """Read all of it.
+
+    Raises:
+        InputError: If it is closed.
+    """
+    if sys.stdin is None:
+        raise InputError("the standard input is closed")
+    return sys.stdin.buffer.read()
+
+
 def find_pictures(image: str) -> list[str]:
-    """Return the picture, or all pictures of a folder, in order.
+    """Return the picture, or all pictures of a folder and not of the folders in it, in order.
 
     Raises:
         InputError: If a folder has none.
@@ -103,10 +119,10 @@ def find_pictures(image: str) -> list[str]:
     if image == "-" or not folder.is_dir():
         return [image]
     known = suffixes()
-    pictures = (path for path in folder.iterdir() if path.suffix.lower() in known and path.name[0] != "." and path.is_file())
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in known and path.name[0] != "." and not path.is_dir())
     found = sorted(map(str, pictures))
     if not found:
-        raise InputError(f"no picture in {folder}: expected files such as .jpg or .png")
+        raise InputError(f"no picture in {folder} itself: expected files such as .jpg or .png")
     return found
 
 
@@ -130,7 +146,7 @@ def prepare_output(output: str, image: str) -> Path | None:
 
 def predict(segmenter: Segmenter, name: str, sentences: Sequence[str], output: Path | None) -> Iterator[dict[str, Any]]:
     """Segment one picture, write its files, and yield a line for each sentence."""
-    image = open_picture(io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name)
+    image = open_picture(io.BytesIO(standard_input()) if name == "-" else name)
     stem = "picture" if name == "-" else Path(name).name
     taken: set[str] = set()
     for number, result in enumerate(segmenter.stream(image, sentences)):
@@ -156,6 +172,8 @@ def describe(name: str, result: Segmentation) -> dict[str, Any]:
 
 def file_name(stem: str, sentence: str, taken: set[str]) -> str:
     """Return how the files of a sentence begin: safe on every system, and no other sentence's."""
+    if len(stem.encode()) > 150:  # of the 255 that a name may have
+        stem = f"{stem.encode()[:140].decode(errors='ignore')}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:60] or "sentence"
     name, number = f"{stem}-{words}", 2
     while name in taken:

@@ -108,7 +108,15 @@ def collect(paths: Iterable[Path]) -> list[Row]:
                 rows += rows_of(json.loads(file.read_text()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{file} is no result of crislit.train or crislit.evaluate: {error!r}") from error
-    unique = {(row["experiment"], row["split"]): row for row in rows}  # a run may be there twice, as file and in a record
+    unique: dict[tuple[str, str], Row] = {}
+    for row in rows:  # a run may be there twice, as file and in a record
+        first = unique.setdefault((row["experiment"], row["split"]), row)
+        if any(first[name] != row[name] for name in ("mIoU", "oIoU", "samples", "threshold")):
+            found = " and ".join(f"mIoU {one['mIoU']} ({one['hardware']})" for one in (first, row))
+            raise InputError(
+                f"two runs of one experiment differ, {row['dataset']} {row['split']}, seed {row['seed']}: {found}. "
+                "Give the report one of them"
+            )
     return list(unique.values())
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from crislit.card import model_card
 from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
 from crislit.data.letterbox import Image, letterbox_image, normalise, restore, upsample_probabilities
-from crislit.data.tokenizer import cut_words, tokenize
+from crislit.data.tokenizer import cut_words, has_words, tokenize
 from crislit.errors import InputError, check_whole
 from crislit.models.cris import CRIS
 from crislit.onnx_network import CONFIG as EXPORTED
@@ -74,7 +74,7 @@ class Segmenter:
         precision: Precision = "auto",
         about: Checkpoint | None = None,
     ) -> None:
-        if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+        if not isinstance(threshold, (int, float, np.number)) or not 0 <= threshold < 1:
             raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
         check_whole("image_size", image_size, 32, multiple_of=32)
         if precision not in ("auto", "float32", "float16", "bfloat16"):
@@ -94,7 +94,7 @@ class Segmenter:
         settings = model.settings if isinstance(model, CRIS) else {}
         self.model = model
         self.about = about or Checkpoint(settings, {}, image_size, threshold, "unknown")
-        self.image_size, self.threshold = image_size, threshold
+        self.image_size, self.threshold = image_size, float(threshold)
 
     def __call__(self, image: Picture, sentences: str | Sequence[str]) -> list[Segmentation]:
         """Mark what each sentence means in one picture, which is encoded once.
@@ -246,11 +246,13 @@ class Segmenter:
 
     def _checked(self, sentences: str | Sequence[str]) -> list[str]:
         """Return the sentences as a list; called by what users call, to whom the warning is."""
+        if not isinstance(sentences, Iterable) or isinstance(sentences, bytes):
+            raise InputError(f"expected a sentence or a list of them, got {sentences!r}")
         said = [sentences] if isinstance(sentences, str) else list(sentences)
         for sentence in said:
             if not isinstance(sentence, str):
                 raise InputError(f"a sentence must be a string, got {sentence!r}")
-            if not sentence.strip():
+            if not has_words(sentence):
                 raise InputError("a sentence is empty: say what is to be marked, for example 'the man in red'")
             if cut := cut_words(sentence, self.model.max_words):
                 warnings.warn(

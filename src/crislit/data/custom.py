@@ -261,7 +261,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
     """Read a picture as a mask, in COCO's run lengths.
 
-    A palette marks by any entry but the first, a picture of 0 and 1 by 1, any other by what is brighter than half.
+    A palette of colours marks by any entry but the first, a picture of 0 and 1 by 1, any other by what is brighter than half.
 
     Raises:
         InputError: If it cannot be read, or is not of this (height, width).
@@ -272,9 +272,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
                 raise InputError(
                     f"the mask {path} has {(picture.height, picture.width)} pixels (height, width), its picture {size}"
                 )
-            values = np.array(picture if picture.mode in ("P", "1") else picture.convert("L"))
-            palette = picture.mode == "P"
-            transparent = not palette and see_through(picture)
+            palette = picture.mode == "P" and coloured(picture)
+            values = np.array(picture if palette or picture.mode == "1" else picture.convert("L"))
+            transparent = picture.mode != "P" and see_through(picture)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -286,6 +286,12 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
     marked = values > 0 if palette or values.max() <= 1 else values > 127
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
     return {"size": list(size), "counts": runs["counts"].decode()}
+
+
+def coloured(picture: PIL.Image.Image) -> bool:
+    """Whether the entries of a palette that are used are not just several greys, whose brightness says what is marked."""
+    used = np.unique(np.array(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    return len(used) < 2 or bool((used.min(axis=1) < used.max(axis=1)).any())
 
 
 def see_through(picture: PIL.Image.Image) -> bool:

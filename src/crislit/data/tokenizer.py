@@ -1,6 +1,7 @@
 """Sentences to CLIP's token ids."""
 
 import re
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ LONGEST = 2048
 """Characters of a sentence that are read: many times what CLIP's context holds; a single word of more would take minutes."""
 
 _tokenizer: SimpleTokenizer | None = None
+_making = threading.Lock()
 
 
 def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
@@ -46,10 +48,17 @@ def cut_words(sentence: str, max_words: int) -> str:
     return str(tokenizer.decode(tokenizer.encode(sentence)[max_words - 2 :])).strip()
 
 
+def has_words(sentence: str) -> bool:
+    """Whether anything of a sentence is left for the network to read."""
+    return bool(_clip_tokenizer().encode(sentence))
+
+
 def _clip_tokenizer() -> SimpleTokenizer:
     global _tokenizer
-    if _tokenizer is None:
-        _tokenizer = SimpleTokenizer()
-        clean = _tokenizer.clean_fn
-        _tokenizer.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", clean(text)[:LONGEST])
+    with _making:
+        if _tokenizer is None:
+            made = SimpleTokenizer()
+            clean = made.clean_fn
+            made.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", clean(text)[:LONGEST])
+            _tokenizer = made
     return _tokenizer

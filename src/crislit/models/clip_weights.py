@@ -57,6 +57,11 @@ def load_clip_weights(model: CRIS, source: str) -> str:
     state = unused | state
     check_names(state, wanted, f"{path} is not all of CLIP")
     model.load_state_dict(from_released({f"backbone.{name}": value for name, value in state.items()}), strict=False)
+    return told(source, path)
+
+
+def told(source: str, path: Path) -> str:
+    """Return how ``results.json`` says what a network started from."""
     return f"{source} (sha256 {sha256(path)[:16]})"
 
 
