@@ -399,7 +399,7 @@ def test_bytes_are_a_picture_and_other_things_are_told(segmenter: Segmenter, tmp
     content = saved(PIL.Image.fromarray(photo()), "PNG").getvalue()
     same(segmenter(content, "star")[0], segmenter(photo(), "star")[0])
     for other in (None, 7, [[1, 2]], {"a": 1}):
-        with pytest.raises(InputError, match="expected a picture: a path, .* or an array, got"):
+        with pytest.raises(InputError, match=r"expected a picture: a path, .* or an array, got"):
             segmenter(other, "star")  # type: ignore[arg-type]
     for told in (None, 5, b"star"):
         with pytest.raises(InputError, match="expected a sentence or a list of them, got"):
