@@ -106,6 +106,9 @@ def test_each_figure_is_one_command(kind: str, four_networks: list[Path], small_
     picture = matplotlib.image.imread(output)
     assert picture.shape[0] > 200
     assert picture[..., :3].std() > 0.05  # something is drawn
+    assert all((side[..., :3] == 1).all() for side in (picture[0], picture[-1], picture[:, 0], picture[:, -1])), (
+        "nothing is cut"
+    )
     if kind == "threshold":
         with output.with_suffix(".csv").open() as file:
             rows = list(csv.DictReader(file))

@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = [{"network": title, "threshold": t, "mIoU": f"{v:.4f}"} for title, curve in curves.items() for t, v in curve]
             write_table(output.with_suffix(".csv"), rows)
             figure = draw_threshold(curves)
-        figure.savefig(output, dpi=110)
+        figure.savefig(output, dpi=110, bbox_inches="tight", pad_inches=0.1)
         print(f"written: {output}")
 
 
