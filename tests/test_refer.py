@@ -978,7 +978,7 @@ def test_a_cache_that_another_made_is_checked(
     arrays = load_file(cache)
     save_file(arrays, cache)
     open_set(root)
-    assert not caplog.records, "what was only written again is taken"
+    assert "ignoring" not in caplog.text, "what was only written again is taken"
     forge(arrays)
     save_file(arrays, cache)
     index = open_set(root)
