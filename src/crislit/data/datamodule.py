@@ -452,12 +452,14 @@ def outlive_signals() -> None:
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
+    if hasattr(signal, "sigtimedwait"):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_heed_the_loader, daemon=True).start()
+        threading.Thread(target=_heed_the_loader, args=(os.getppid(),), daemon=True).start()
 
 
-def _heed_the_loader() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _heed_the_loader(loader: int) -> None:
+    while True:
+        heard = signal.sigtimedwait({signal.SIGTERM}, 1)
+        # Where the loader's process was killed, a worker may wait for ever for room in a queue that nobody reads.
+        if os.getppid() != loader or (heard is not None and heard.si_pid == loader):
+            os._exit(0)
