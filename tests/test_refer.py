@@ -575,16 +575,16 @@ MISSING = [
 ]
 
 
+def parts_of(refs: Refs, instances: Instances) -> dict[str, dict[str, Any]]:
+    """The dictionaries that a set of one ref consists of."""
+    (ref,), (image,), (annotation,) = refs, instances["images"], instances["annotations"]
+    return {"ref": ref, "sentence": ref["sentences"][0], "image": image, "annotation": annotation}
+
+
 @pytest.mark.parametrize(("part", "key"), MISSING)
 def test_a_missing_key_is_an_error_that_names_the_ref_and_the_key(part: str, key: str) -> None:
     refs, instances = one_ref()
-    parts = {
-        "ref": refs[0],
-        "sentence": refs[0]["sentences"][0],
-        "image": instances["images"][0],
-        "annotation": instances["annotations"][0],
-    }
-    del parts[part][key]
+    del parts_of(refs, instances)[part][key]
     with pytest.raises(InputError, match=rf"refs\(unc\)\.p: ref 3 .*KeyError '{key}'"):
         index_of(refs, instances)
 
@@ -734,12 +734,7 @@ def test_any_value_anywhere_makes_an_index_or_is_refused_with_the_refs_name(
     place: str, data: st.DataObject, value: Any
 ) -> None:
     refs, instances = one_ref()
-    part = {
-        "ref": refs[0],
-        "sentence": refs[0]["sentences"][0],
-        "image": instances["images"][0],
-        "annotation": instances["annotations"][0],
-    }[place]
+    part = parts_of(refs, instances)[place]
     part[data.draw(st.sampled_from(sorted(part)))] = value
     index, told = None, ""
     try:

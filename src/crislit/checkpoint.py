@@ -122,18 +122,29 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a run's checkpoint, by the checksums that its archive holds, or None.
+    """Return what is wrong with a run's checkpoint, by its archive's checksums and by what PyTorch says of it, or None.
 
     Raises:
         InputError: If the disk does not give it out, which says nothing of the file.
     """
+    reason = wrong_checksum(path)
+    if reason is None:
+        try:
+            read_torch(path)
+        except InputError as error:
+            return str(error.__cause__ or error).splitlines()[0][:200]
+    return reason
+
+
+def wrong_checksum(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's bytes, by the checksums that its archive holds, or None.
+
+    Raises:
+        InputError: If the disk does not give it out.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-        if record is None:
-            read_torch(path)
-    except InputError as error:
-        return str(error.__cause__ or error).splitlines()[0][:200]
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # a place before the file's beginning
             raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -163,14 +174,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; a run keeps its own under checkpoints/best.ckpt and checkpoints/last.ckpt")
     content = read_torch(path)
-    reason = damage(path) if zipfile.is_zipfile(path) else None
     if not isinstance(content, dict) or KEY not in content:
         found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise InputError(
             f"{path} is no checkpoint of crislit: expected the entry {KEY!r}, found {found or 'nothing'}. "
             "`python -m crislit.convert` reads those of the authors' code"
         )
-    if reason:
+    if zipfile.is_zipfile(path) and (reason := wrong_checksum(path)):
         raise InputError(f"{path} is damaged ({reason}): a run keeps last.ckpt and the one before it, previous.ckpt, too")
     try:
         kept = content[KEY]
