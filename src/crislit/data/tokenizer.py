@@ -12,8 +12,9 @@ BRACKETS = re.compile("<(start_of_text|end_of_text)>", re.IGNORECASE)
 """What open_clip takes for [SOS] and [EOS] wherever it is written; somebody's sentence cannot contain them."""
 
 LONGEST = 2048
-"""Characters of a sentence that are read: many times what CLIP's context holds; a single word of more would take minutes.
-Cleaning, which shortens entities and white space, sees sixteen times as many."""
+"""Characters of a sentence that are read: many times what CLIP's context holds; a single word of more would take minutes."""
+LONGEST_RAW = 16 * LONGEST
+"""Characters before CLIP's cleaning, which shortens entities and takes seconds for much more."""
 
 _tokenizer: SimpleTokenizer | None = None
 _making = threading.Lock()
@@ -60,6 +61,10 @@ def _clip_tokenizer() -> SimpleTokenizer:
         if _tokenizer is None:
             made = SimpleTokenizer()
             clean = made.clean_fn
-            made.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", clean(text[: 16 * LONGEST])[:LONGEST])
+            made.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", clean(_shortened(text))[:LONGEST])
             _tokenizer = made
     return _tokenizer
+
+
+def _shortened(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()[:LONGEST_RAW] if len(text) > LONGEST_RAW else text
