@@ -1,6 +1,7 @@
 """Every combination of the configuration composes and builds, and a data set brings the recipe that suits it."""
 
 import errno
+import importlib
 import itertools
 import os
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from crislit.config import config_dir, load_config, program
@@ -17,7 +19,6 @@ from crislit.models.cris import count_parameters
 from crislit.models.projector import PixelClassifier
 from crislit.task import CRISTask
 from crislit.train import build_data, build_model
-from tests.runs import execute
 
 MODELS = ("tiny", "rn50", "rn101", "rn50x4")
 EMBEDDED = ("shapes", "shapes+", "gshapes")
@@ -131,12 +132,17 @@ def test_evaluation_composes_for_every_data_set_and_leaves_sizes_to_the_checkpoi
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate"])
-def test_help_says_what_the_program_does_and_lists_every_key(program: str, tmp_path: Path) -> None:
-    done = execute(program, "--help", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith({"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program])
+def test_help_says_what_the_program_does_and_lists_every_key(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"crislit.{program}", "--help"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"crislit.{program}").main()
+    told = capsys.readouterr().out
+    assert told.startswith({"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program])
     for key in map(str, load_config(name=program)):
-        assert f"\n{key}:" in done.stdout
+        assert f"\n{key}:" in told
 
 
 def test_a_full_disk_is_one_line_wherever_it_is_met(

@@ -17,7 +17,7 @@ from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import read_image
 from crislit.data.refer import ReferIndex
 from crislit.errors import InputError
-from tests.runs import execute, run
+from tests.runs import run
 
 BOX = [[10, 5, 30, 5, 30, 25, 10, 25]]
 """A polygon of 20 x 20 pixels."""
@@ -324,9 +324,20 @@ def test_training_on_own_data_leaves_a_network_that_can_be_used(tmp_path: Path, 
     assert segmenter(tmp_path / "00.png", "dog")[0].mask.shape == (40, 60)
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    for given, expected in (([], "dataset.file"), (["dataset.file=nowhere.jsonl"], "there is no file nowhere.jsonl")):
-        done = execute("train", "dataset=custom", *given, cwd=tmp_path)
-        assert done.returncode != 0
-        assert expected in done.stderr
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("given", "expected"), [([], "dataset.file"), (["dataset.file=nowhere.jsonl"], "there is no file nowhere.jsonl")]
+)
+def test_a_missing_file_is_one_line(
+    given: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, tmp_path / "run", "dataset=custom", *given)
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert expected in told
+    assert "Traceback" not in told

@@ -164,6 +164,7 @@ def serve(network: Path | None) -> Iterator[tuple[str, int]]:
             yield f"http://127.0.0.1:{port}", page.pid
         finally:
             page.terminate()
+            page.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,10 @@ def test_upload_type_click_and_the_mask_is_the_segmenters(visit: Any, picture: P
 
 
 @pytest.mark.slow
-def test_the_page_as_it_comes_marks_its_example_and_answers_this_machine_alone(browser: Any) -> None:
+def test_the_page_as_it_comes_marks_its_example_answers_this_machine_alone_and_leaves_nothing(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the page's; this process knows its own already
     example = EXAMPLES / "places.jpg"
     sentences = example.with_suffix(".txt").read_text().splitlines()
     with serve(None) as (address, _):
@@ -242,6 +246,8 @@ def test_the_page_as_it_comes_marks_its_example_and_answers_this_machine_alone(b
         port = int(address.rsplit(":", 1)[1])
         with pytest.raises(ConnectionRefusedError):  # where a page that served all addresses would answer, too
             socket.create_connection(("127.0.0.2", port), timeout=5)
+        assert list(tmp_path.glob("crislit-*"))
+    assert not list(tmp_path.glob("crislit-*"))
     expected = crislit.load("shapes-tiny", device="cpu")(example, sentences)
     assert len(masks) == len(sentences) > 1
     assert all(np.array_equal(mask, result.mask) for mask, result in zip(masks, expected, strict=True))

@@ -9,7 +9,7 @@ import torch
 
 import crislit
 from crislit import export
-from crislit.checkpoint import Checkpoint, write_folder
+from crislit.checkpoint import Checkpoint, read_any, write_folder
 from crislit.errors import InputError
 from crislit.models.cris import CRIS, build_cris
 from crislit.onnx_network import CONFIG, GROUNDING, IMAGE_ENCODER, OnnxNetwork
@@ -123,16 +123,26 @@ def test_damaged_exports_are_one_error_that_names_the_file(folder: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_rn50_at_full_size_agrees_by_onnx_runtime(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = build_cris(clip="RN50-quickgelu").eval()
-    write_folder(Checkpoint(model.settings, model.state_dict(), 416, 0.35, "random"), tmp_path / "net")
-    export.main([str(tmp_path / "net"), str(tmp_path / "onnx")])
+@pytest.mark.parametrize("name", ["rn50", "shapes-tiny"])
+def test_whole_networks_agree_by_onnx_runtime_and_as_traced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, size = Path(name), 128
+    if name == "rn50":
+        torch.manual_seed(0)
+        source, size, model = tmp_path / "net", 416, build_cris(clip="RN50-quickgelu").eval()
+        write_folder(Checkpoint(model.settings, model.state_dict(), size, 0.35, "random"), source)
+    else:
+        model = read_any(source).build().eval()
+    traced: list[torch.export.ExportedProgram] = []
+    trace = export.graphs
+    monkeypatch.setattr(export, "graphs", lambda *given: traced.extend(trace(*given)) or traced)
+    export.main([str(source), str(tmp_path / "onnx")])
     network = OnnxNetwork(tmp_path / "onnx")
-    images, tokens = torch.randn(2, 3, 416, 416), crislit.tokenize(["the man in red", "leftmost dog", "a cat"], 17)
+    images, tokens = torch.randn(2, 3, size, size), crislit.tokenize(["the man in red", "leftmost dog", "a cat"], 17)
     owners = torch.tensor([0, 1, 1])
     with torch.no_grad():
         expected = model(images, tokens, owners)
-    found = network.ground(network.encode_images(images), tokens, owners)
+        by_torch = traced[1].module()(*traced[0].module()(images), tokens, owners)
+    by_onnx = network.ground(network.encode_images(images), tokens, owners)
     assert float(expected.std()) > 0.01, "else agreement would say little"
-    assert float((found - expected).abs().max()) < 1e-4
+    for found in (by_onnx, by_torch):
+        assert float((found - expected).abs().max()) < 1e-4

@@ -253,26 +253,21 @@ def python(code: str, hub: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_network_goes_to_the_hub_and_comes_back(trained: Path, hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
     address, handler = hub
-    there = f"""
+    code = f"""
 import crislit
 print(crislit.load({str(trained)!r}, device="cpu").push_to_hub("someone/net", token="secret"))
-"""
-    done = python(there, address, tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{address}/someone/net"
-    assert set(handler.files) == {"README.md", "config.json", "model.safetensors"}
-    assert b"# someone/net" in handler.files["README.md"]
-    back = """
-import crislit
 segmenter = crislit.Segmenter.from_pretrained("someone/net", device="cpu")
 total = sum(float(value.double().sum()) for value in segmenter.model.state_dict().values())
 print(segmenter.about.initial_weights, segmenter.about.steps, total)
 """
-    done = python(back, address, tmp_path / "home")
+    done = python(code, address, tmp_path / "home")
     assert done.returncode == 0, done.stderr
+    assert set(handler.files) == {"README.md", "config.json", "model.safetensors"}
+    assert b"# someone/net" in handler.files["README.md"]
     checkpoint = read_checkpoint(trained)
     total = sum(float(value.double().sum()) for value in checkpoint.weights.values())
-    words = done.stdout.split()
+    where, *words = done.stdout.split()
+    assert where == f"{address}/someone/net"
     assert words[:2] == ["random", str(checkpoint.steps)]
     assert float(words[2]) == pytest.approx(total)
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import tempfile
 import time
 import zipfile
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.port is not None and not 0 < options.port < 65536:
             raise InputError(f"--port must be between 1 and 65535, got {options.port}")
         segmenter = load(options.checkpoint, device=options.device)
-        # Uploads lie in a folder of this page alone, and are deleted with it.
+        # Uploads lie in a folder of this page alone, and are deleted with it, however it is told to end.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         folder = tempfile.TemporaryDirectory(prefix="crislit-")
         os.environ["GRADIO_TEMP_DIR"] = folder.name
         page = build_page(segmenter)
