@@ -125,13 +125,13 @@ def test_damaged_exports_are_one_error_that_names_the_file(folder: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rn50", "shapes-tiny"])
 def test_whole_networks_agree_by_onnx_runtime_and_as_traced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, size = Path(name), 128
+    source = Path(name)
     if name == "rn50":
         torch.manual_seed(0)
-        source, size, model = tmp_path / "net", 416, build_cris(clip="RN50-quickgelu").eval()
-        write_folder(Checkpoint(model.settings, model.state_dict(), size, 0.35, "random"), source)
-    else:
-        model = read_any(source).build().eval()
+        source, drawn = tmp_path / "net", build_cris(clip="RN50-quickgelu")
+        write_folder(Checkpoint(drawn.settings, drawn.state_dict(), 416, 0.35, "random"), source)
+    checkpoint = read_any(source)
+    model, size = checkpoint.build().eval(), checkpoint.image_size
     traced: list[torch.export.ExportedProgram] = []
     trace = export.graphs
     monkeypatch.setattr(export, "graphs", lambda *given: traced.extend(trace(*given)) or traced)
