@@ -134,7 +134,12 @@ def test_whole_networks_agree_by_onnx_runtime_and_as_traced(name: str, tmp_path:
     model, size = checkpoint.build().eval(), checkpoint.image_size
     traced: list[torch.export.ExportedProgram] = []
     trace = export.graphs
-    monkeypatch.setattr(export, "graphs", lambda *given: traced.extend(trace(*given)) or traced)
+
+    def keep(model: CRIS, image_size: int) -> list[torch.export.ExportedProgram]:
+        traced[:] = trace(model, image_size)
+        return traced
+
+    monkeypatch.setattr(export, "graphs", keep)
     export.main([str(source), str(tmp_path / "onnx")])
     network = OnnxNetwork(tmp_path / "onnx")
     images, tokens = torch.randn(2, 3, size, size), crislit.tokenize(["the man in red", "leftmost dog", "a cat"], 17)
