@@ -18,7 +18,7 @@ from crislit import report
 from crislit.data import shapes
 from crislit.models.cris import build_cris
 from crislit.models.released import to_released
-from tests.runs import environment
+from tests.runs import environment, execute
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -85,6 +85,13 @@ def test_every_command_that_needs_gpus_or_refcoco_composes(
     shown = OmegaConf.create(capsys.readouterr().out)
     assert shown.dataset.name in ("refcoco", "refcoco+", "grefcoco", "custom", "shapes")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["export", "report", "figures"])
+def test_a_program_runs_as_a_module(program: str, tmp_path: Path) -> None:  # the others do in the tests of their own
+    done = execute(program, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m crislit.{program}")
 
 
 @pytest.mark.slow
