@@ -27,8 +27,10 @@ ORDER = [
     ["data/custom"],
     ["data/dataset"],
     ["data/datamodule"],
+    ["models/recompute"],
     ["models/image_encoder", "models/text_encoder", "models/neck", "models/decoder", "models/projector"],  # figure 3
     ["models/cris"],
+    ["models/rearranged"],
     ["models/released"],
     ["models/clip_weights"],
     ["checkpoint"],
@@ -43,14 +45,18 @@ ORDER = [
     ["sweep"],
     ["card"],
     ["onnx_network"],
+    ["quantise"],
     ["segmenter"],
     ["overlay"],
+    ["plain", "timing"],  # of the benchmark
+    ["training_benchmark"],
     ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],
 ]
 SAME_ROW = {
     ("models/projector", "models/neck"),  # conv_bn_relu
     ("evaluate", "train"),
     ("benchmark", "train"),
+    ("benchmark", "export"),
     ("demo", "predict"),
     ("figures", "train"),
 }

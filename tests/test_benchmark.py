@@ -1,9 +1,23 @@
 """``python -m crislit.benchmark``."""
 
-import pytest
+import csv
+from pathlib import Path
+from typing import Any
 
-from crislit import benchmark
+import pytest
+import torch
+
+from crislit import benchmark, timing
+from crislit.checkpoint import Checkpoint, write_folder
+from crislit.config import load_settings
+from crislit.models.cris import build_cris
+from crislit.models.rearranged import for_inference
 from crislit.paper import TABLE1
+from crislit.plain import plain_logits
+from tests.test_models import CLIP, assert_close, experienced, pictures, sentences, tiny
+from tests.test_rearranged import ABLATIONS
+
+NECK: dict[str, Any] = {"neck": (32, 64, 128), "decoder_layers": 1, "decoder_heads": 4, "decoder_ffn": 96}
 
 PRINTED = ["131.86", "134.22", "136.07", "138.43", "142.64", "146.85", "151.06"]
 """Table 1's column "Params", row by row."""
@@ -52,8 +66,122 @@ def test_a_difference_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "+0.02" in line
 
 
-def test_without_a_task_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        benchmark.main([])
-    assert stop.value.code == 2
-    assert "--parameters" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("given", "chosen"), [([], list(benchmark.PARTS)), (["--latency", "--parameters"], ["parameters", "latency"])]
+)
+def test_without_a_part_all_are_measured(given: list[str], chosen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(benchmark, "count_all", lambda: seen.append("parameters"))
+    monkeypatch.setattr(benchmark, "parameter_table", lambda counts: "")
+    monkeypatch.setattr(benchmark, "measure", lambda options, parts, console: seen.extend(parts) or [])
+    benchmark.main(given)
+    assert seen == chosen
+
+
+@pytest.mark.parametrize("given", [["--rounds", "0"], ["--image-size", "100"], ["--model", "vit"], ["--pictures", "0"]])
+def test_what_cannot_be_measured_is_one_line(given: list[str]) -> None:
+    with pytest.raises(SystemExit, match="error: --") as stop:
+        benchmark.main(["--latency", *given])
+    assert "\n" not in str(stop.value)
+
+
+# -- The yardstick
+
+
+@pytest.mark.parametrize("changes", ABLATIONS)
+def test_plain_is_the_network_as_written(changes: dict[str, Any]) -> None:
+    model = experienced(tiny(**changes))
+    images, tokens = pictures(3, 96, 64), sentences(1, 4, 6)
+    with torch.no_grad():
+        assert_close(plain_logits(model, images, tokens), model(images, tokens))
+
+
+def test_plain_uses_no_forward_that_could_be_made_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = experienced(tiny())
+    images, tokens = pictures(1), sentences(4)
+    with torch.no_grad():
+        expected = model(images, tokens)
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError
+
+    for box in (model, *model.children(), model.image_encoder.pool, *model.decoder.layers):  # type: ignore[union-attr]
+        monkeypatch.setattr(box, "forward", forbidden)
+    with torch.no_grad():
+        assert_close(plain_logits(model, images, tokens), expected)
+
+
+def test_plain_trains_as_the_network_does() -> None:
+    gradients = []
+    for compute in (plain_logits, lambda model, *given: model(*given)):
+        model = tiny().train()
+        torch.manual_seed(3)  # of dropout
+        torch.autograd.backward(compute(model, pictures(4), sentences(1, 3, 4, 6)).square().mean())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-4
+
+
+# -- Time and cost
+
+
+def test_candidates_take_turns_and_the_first_turn_is_not_counted() -> None:
+    turns: list[str] = []
+    seconds = timing.interleave(
+        {"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 2, prepare=lambda name: turns.append(f"for {name}")
+    )
+    assert turns == ["for a", "a", "for b", "b"] * 3
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_ratios_are_of_medians_and_floors_are_of_one_thing() -> None:
+    plain, other = timing.compare(
+        "part", {"plain": [4.0, 9.0, 8.0], "other": [5.0, 4.0, 3.0]}, {"plain": 2, "other": 4}, "s", {"other": (2.0, 6.0)}
+    )
+    assert (plain.value, plain.ratio) == (4.0, 1.0)
+    assert (other.value, other.ratio, other.floor, other.moved, other.spread) == (1.0, 4.0, 0.5, 1.5, 0.5)
+
+
+def test_a_products_cost_is_two_operations_a_multiplication_and_its_three_matrices() -> None:
+    a, b = torch.randn(5, 7), torch.randn(7, 3)
+    assert timing.count_cost(lambda: a @ b) == timing.Cost(2 * 5 * 7 * 3, 4 * (5 * 7 + 7 * 3 + 5 * 3))
+    assert timing.count_cost(lambda: a.T) == timing.Cost(0, 0), "a view moves nothing"
+    assert timing.Cost(10, 20).floor(timing.Machine(5.0, 4.0)) == 2.0
+    assert timing.Cost(10, 20).moved(timing.Machine(5.0, 4.0)) == 5.0
+
+
+def test_attention_is_counted() -> None:
+    q = torch.randn(1, 2, 5, 8)
+    with torch.no_grad():
+        cost = timing.count_cost(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert cost.flops == 2 * 2 * (2 * 5 * 5 * 8)
+
+
+def test_the_rearranged_network_multiplies_less() -> None:
+    model = build_cris(clip=CLIP, neck=(32, 64, 128), decoder_heads=4).eval()
+    images, tokens = torch.randn(1, 3, 128, 128), sentences(1, 3, 4, 5, 6, 8, 9)
+    quick = for_inference(model)
+    with torch.no_grad():
+        plain = timing.count_cost(lambda: [plain_logits(model, images, row[None]) for row in tokens])
+        less = timing.count_cost(lambda: quick(images, tokens))
+    assert less.flops < plain.flops / 2
+
+
+@pytest.mark.slow
+def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shapes: Path) -> None:
+    monkeypatch.setenv("CRISLIT_DATA", str(small_shapes))
+    model = build_cris(clip=CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": 49408}}, **NECK)
+    config = load_settings(["image_size=64"])
+    write_folder(Checkpoint(model.settings, model.state_dict(), 64, 0.35, "random", config=config), tmp_path / "net")
+    small = ["--model", "tiny", "--image-size", "64", "--rounds", "2", "--pictures", "3", "--checkpoint", str(tmp_path / "net")]
+    benchmark.main([*small, "--output", str(tmp_path)])
+    with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["part"] for line in lines} == {"machine", "memory", *benchmark.PARTS} - {"parameters"}
+    assert all(float(line["value"]) >= 0 and line["commit"] and line["hardware"] and line["versions"] for line in lines)
+    for part in ("evaluation", "latency"):
+        found = {line["candidate"]: line for line in lines if line["part"] == part}
+        assert list(found) == ["plain", "for inference", "ONNX Runtime", "ONNX Runtime, int8"]
+        for name in ("for inference", "ONNX Runtime"):
+            assert float(found[name]["difference"]) < 1e-4
+    (both,) = [line for line in lines if (line["part"], line["candidate"]) == ("training", "rearrange recompute")]
+    assert 0 < float(both["difference"]) < 1e-4

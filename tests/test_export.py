@@ -81,6 +81,28 @@ def test_an_exported_network_segments_like_its_origin(folder: Path) -> None:
     assert crislit.load(folder / "onnx", threshold=0.6).threshold == 0.6
 
 
+def test_an_export_of_8_bits_is_smaller_and_nearly_the_same(folder: Path, tmp_path: Path) -> None:
+    export.main([str(folder / "net"), str(tmp_path / "int8"), "--int8"])
+    quantised, exact_size = ((place / IMAGE_ENCODER).stat().st_size for place in (tmp_path / "int8", folder / "onnx"))
+    assert quantised < 0.5 * exact_size  # most of the other graph is its vocabulary, which stays as it is
+    exact, quick = crislit.load(folder / "onnx"), crislit.load(tmp_path / "int8")
+    logits = []
+    for segmenter in (exact, quick):
+        network = segmenter.network
+        images, tokens, numbers = given([1, 0, 1])
+        logits.append(network(images, tokens, numbers))
+    assert 0 < float((logits[1] - logits[0]).norm() / (logits[0] - logits[0].mean()).norm()) < 0.3
+
+
+def test_calibration_needs_pictures_with_sentences(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: no picture with sentences in .*expected files such as a\.jpg and a\.txt"):
+        export.main([str(folder / "net"), str(tmp_path / "int8"), "--int8", "--calibrate", str(tmp_path)])
+    assert not (tmp_path / "int8").exists()
+    with pytest.raises(SystemExit) as stop:
+        export.main([str(folder / "net"), str(tmp_path / "int8"), "--calibrate", str(tmp_path)])
+    assert stop.value.code == 2
+
+
 def test_the_files_are_whole_and_self_contained(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == sorted([IMAGE_ENCODER, GROUNDING, CONFIG])
     about = json.loads((folder / "onnx" / CONFIG).read_text())

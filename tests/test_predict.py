@@ -261,3 +261,11 @@ def test_a_link_to_nothing_is_a_bad_file_of_a_folder_and_a_long_name_is_none(
         predict.main([str(folder), "word " * 10, "--checkpoint", network[0], "--output", str(tmp_path / "out")])
     assert "no picture at" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_prediction_imports_nothing_that_takes_long_and_is_not_needed() -> None:
+    code = "import json, sys, crislit.predict, open_clip; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment())
+    loaded = {module.split(".")[0] for module in json.loads(result.stdout)}
+    needless = {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf", "matplotlib", "albumentations"}
+    assert not loaded & needless

@@ -105,13 +105,13 @@ def test_sentences_and_pictures_together_equal_one_by_one(segmenter: Segmenter) 
 
 def test_many_sentences_encode_the_picture_once(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    encode = segmenter.model.encode_images
+    encode = segmenter.network.encode_images
 
     def counted(images: torch.Tensor) -> Any:
         calls.append(len(images))
         return encode(images)
 
-    monkeypatch.setattr(segmenter.model, "encode_images", counted)
+    monkeypatch.setattr(segmenter.network, "encode_images", counted)
     segmenter(photo(), [f"number {i}" for i in range(70)])
     assert calls == [1]
     segmenter.batch([photo(seed=i) for i in range(5)], [SENTENCES] * 5)

@@ -3,9 +3,12 @@
 import argparse
 import json
 import logging
+import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,9 @@ from torch import Tensor, nn
 from crislit.checkpoint import read_any, refuse_existing, write_whole, writes
 from crislit.errors import InputError, one_line_errors
 from crislit.models.cris import CRIS
+from crislit.models.rearranged import for_inference
 from crislit.onnx_network import CONFIG, GROUNDING, IMAGE_ENCODER
+from crislit.quantise import EXAMPLES, quantise
 
 EPILOG = f"""
 DIR gets three files:
@@ -53,7 +58,7 @@ class GroundingGraph(nn.Module):
 
 def graphs(model: CRIS, image_size: int) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram]:
     """Trace both graphs with ``torch.export``; the numbers of pictures and of sentences stay free, sizes do not."""
-    model = model.eval()
+    model = for_inference(model)
     pictures, sentences = torch.export.Dim("pictures", min=1), torch.export.Dim("sentences", min=1)
     images = torch.zeros(2, 3, image_size, image_size)
     tokens = torch.zeros(3, model.max_words, dtype=torch.long)
@@ -67,11 +72,17 @@ def graphs(model: CRIS, image_size: int) -> tuple[torch.export.ExportedProgram, 
     return image_graph, grounding
 
 
-def export(source: Path, target: Path, max_words: int | None = None) -> None:
+def export(source: Path, target: Path, max_words: int | None = None, calibrate: Path | None = None) -> None:
     """Write a network's two graphs and what it takes to use them.
 
+    Args:
+        source: The network.
+        target: The folder.
+        max_words: Tokens of a sentence, for a ``.pth`` of the authors' code.
+        calibrate: A folder of pictures and sentences, see :func:`crislit.quantise.quantise`: graphs of 8 bits are written.
+
     Raises:
-        InputError: If the network cannot be read, a file exists, or ONNX is not installed.
+        InputError: If the network or a picture cannot be read, a file exists, or ONNX is not installed.
     """
     try:
         import onnxscript  # noqa: F401
@@ -84,13 +95,23 @@ def export(source: Path, target: Path, max_words: int | None = None) -> None:
     print("tracing the network", flush=True)
     image_graph, grounding = graphs(model, checkpoint.image_size)
     about = {"image_size": checkpoint.image_size, "threshold": checkpoint.threshold, "max_words": model.max_words}
-    write_whole(
-        {
-            files[0]: lambda part: save_onnx(image_graph, part, ["v3", "v4", "v5"]),
-            files[1]: lambda part: save_onnx(grounding, part, ["logits"]),
-            files[2]: writes(json.dumps(about, indent=2) + "\n"),
-        }
-    )
+    writers: dict[Path, Callable[[Path], Any]] = {
+        files[0]: lambda part: save_onnx(image_graph, part, ["v3", "v4", "v5"]),
+        files[1]: lambda part: save_onnx(grounding, part, ["logits"]),
+        files[2]: writes(json.dumps(about, indent=2) + "\n"),
+    }
+    if calibrate is None:
+        write_whole(writers)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        exact, whole = Path(folder, "exact"), Path(folder, "whole")
+        for place in (exact, whole):
+            place.mkdir()
+        for file, write in writers.items():
+            write(exact / file.name)
+        quantise(exact, whole, calibrate)
+        shutil.copy(exact / CONFIG, whole)
+        write_whole({file: lambda part: shutil.copyfile(whole / part.name, part) for file in files})
 
 
 def save_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
@@ -112,9 +133,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", metavar="CHECKPOINT", type=Path, help="a run's best.ckpt, a folder, a .pth, or shapes-tiny")
     parser.add_argument("target", metavar="DIR", type=Path, help="a folder for the three files, made if there is none")
     parser.add_argument("--max-words", type=int, help="tokens of a sentence, for a .pth of the authors' code: 17, 22 for G-Ref")
+    parser.add_argument("--int8", action="store_true", help="weights and activations of 8 bits: a little less exact")
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        type=Path,
+        help="for --int8: some pictures like yours, each with its sentences in a text file of its name, one a line "
+        "(default: the shipped examples of shapes)",
+    )
     options = parser.parse_args(arguments)
+    if options.calibrate and not options.int8:
+        parser.error("--calibrate is for --int8")
+    calibrate = (options.calibrate or EXAMPLES).expanduser() if options.int8 else None
     with one_line_errors():
-        export(options.source.expanduser(), options.target.expanduser(), options.max_words)
+        export(options.source.expanduser(), options.target.expanduser(), options.max_words, calibrate)
     print(f"written to {options.target}: {IMAGE_ENCODER}, {GROUNDING}, {CONFIG}")
 
 

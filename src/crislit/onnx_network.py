@@ -49,6 +49,10 @@ class OnnxNetwork:
             sessions.append(session)
         self.image_encoder, self.grounding = sessions
 
+    def __call__(self, images: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """(P, 3, S, S), (B, L) and (B,) -> logits (B, 1, S/4, S/4)."""
+        return self.ground(self.encode_images(images), tokens, owners)
+
     def encode_images(self, images: Tensor) -> Maps:
         """(P, 3, S, S) -> the three maps of :meth:`crislit.CRIS.encode_images`."""
         v3, v4, v5 = self.image_encoder.run(None, {"images": _array(images)})

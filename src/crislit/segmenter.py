@@ -16,12 +16,12 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
-from crislit.card import model_card
 from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
 from crislit.data.letterbox import Image, letterbox_image, normalise, restore, upsample_probabilities
 from crislit.data.tokenizer import cut_words, has_words, tokenize
 from crislit.errors import InputError, check_whole
 from crislit.models.cris import CRIS
+from crislit.models.rearranged import for_inference
 from crislit.onnx_network import CONFIG as EXPORTED
 from crislit.onnx_network import OnnxNetwork
 from crislit.picture import Picture, open_picture
@@ -93,6 +93,7 @@ class Segmenter:
             model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         settings = model.settings if isinstance(model, CRIS) else {}
         self.model = model
+        self.network = for_inference(model) if isinstance(model, CRIS) else model
         self.about = about or Checkpoint(settings, {}, image_size, threshold, "unknown")
         self.image_size, self.threshold = image_size, float(threshold)
 
@@ -146,13 +147,13 @@ class Segmenter:
             return
         squares = torch.stack([normalise(letterbox_image(picture, self.image_size)) for picture in pictures])
         with self._autocast():
-            maps = self.model.encode_images(squares.to(self.device, memory_format=torch.channels_last))
+            maps = self.network.encode_images(squares.to(self.device, memory_format=torch.channels_last))
         for start in range(0, len(said), AT_ONCE):
             part = said[start : start + AT_ONCE]
             owners = torch.tensor([i for i, _ in part], device=self.device)
             tokens = tokenize([sentence for _, sentence in part], self.model.max_words).to(self.device)
             with self._autocast():
-                logits = self.model.ground(maps, tokens, owners)
+                logits = self.network.ground(maps, tokens, owners)
             for (i, sentence), square in zip(part, self._probabilities(logits), strict=True):
                 yield i, self._cut(sentence, restore(square, *pictures[i].shape[:2]))
 
@@ -182,6 +183,8 @@ class Segmenter:
         """
         if not isinstance(self.model, CRIS):
             raise InputError("an exported network cannot be shared so: share the network that it was exported from")
+        from crislit.card import model_card  # it knows the metrics, whose library takes seconds to import
+
         target = Path(folder).expanduser()
         if target.suffix == ".safetensors":
             raise InputError(f"expected a folder, found {target}")

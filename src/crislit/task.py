@@ -1,7 +1,7 @@
 """Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule. No plotting, no files."""
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -17,6 +17,7 @@ from crislit.errors import InputError, check_whole
 from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.metrics import SegmentationMetric, intersection_and_union
 from crislit.models.cris import CRIS
+from crislit.models.rearranged import for_inference
 
 Masks = list[npt.NDArray[np.bool_]]
 
@@ -73,6 +74,7 @@ class CRISTask(L.LightningModule):
             check_whole("each of recipe.optimizer.milestones", milestone, 1)
         self.milestones, self.gamma = sorted(milestones), gamma
         self.threshold = threshold
+        self.evaluated: Callable[..., Tensor] = self._as_trained
         self.splits = list(splits)
         self.select_split = select_split
         self.config, self.initial_weights = dict(config or {}), initial_weights
@@ -130,7 +132,7 @@ class CRISTask(L.LightningModule):
     def predict_probabilities(self, batch: EvaluationBatch) -> list[npt.NDArray[np.float32]]:
         """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little."""
         with torch.autocast(batch.images.device.type, enabled=False):  # mixed precision is for training only, as released
-            logits = self.model(batch.images, batch.tokens, batch.owners)
+            logits = self.evaluated(batch.images, batch.tokens, batch.owners)
         squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
         return [restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True)]
 
@@ -146,6 +148,14 @@ class CRISTask(L.LightningModule):
         """Log the selecting split's metrics."""
         self._log(self.select_split, self.validation_metric, prog_bar=True)
 
+    def on_test_start(self) -> None:
+        """Weights are fixed from here on: evaluate the network's form for that."""
+        self.evaluated = for_inference(self.model).forward  # not the module, which checkpoints would hold
+
+    def on_test_end(self) -> None:
+        """Let the network be trained again."""
+        self.evaluated = self._as_trained
+
     def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Masks]:
         """Count a batch of one of the test loaders, and return its masks."""
         metric = self.test_metrics[dataloader_idx]
@@ -157,6 +167,10 @@ class CRISTask(L.LightningModule):
         for split, metric in zip(self.splits, self.test_metrics, strict=True):
             assert isinstance(metric, SegmentationMetric)
             self._log(split, metric, prog_bar=False)
+
+    def _as_trained(self, *batch: Tensor) -> Tensor:
+        logits: Tensor = self.model(*batch)
+        return logits
 
     def _count(self, metric: SegmentationMetric, batch: EvaluationBatch) -> Masks:
         masks = self.predict_masks(batch)

@@ -48,6 +48,8 @@ from crislit.loggers import (
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
+from crislit.models.rearranged import rearrange
+from crislit.models.recompute import recompute_activations
 from crislit.record import identify
 from crislit.resume import PREVIOUS, LastCheckpoint, StepSeeds, Stopped, WholeCheckpoints, newest
 from crislit.sweep import run_job
@@ -101,6 +103,20 @@ def initialise(model: CRIS, settings: Settings) -> str:
     if not settings["dataset"]["embedded"]:
         log.warning("the encoders start from random weights, the paper's from CLIP's: model.clip_weights=openai, or a path")
     return "random"
+
+
+def prepare_training(model: CRIS, settings: Settings) -> CRIS:
+    """Give a network the form in which the configuration trains it: the same weights under the same names.
+
+    Raises:
+        InputError: If a setting is neither true nor false.
+    """
+    for name in ("rearrange", "recompute"):
+        if not isinstance(settings[name], bool):
+            raise InputError(f"{name} must be true or false, got {settings[name]!r}")
+    if settings["recompute"]:
+        recompute_activations(model)
+    return rearrange(model) if settings["rearrange"] else model
 
 
 def build_data(settings: Settings) -> ReferDataModule:
@@ -210,6 +226,7 @@ def run(settings: Settings, folder: Path) -> float:
     model = build_model(settings)
     resume = check_resume(source, settings, model)
     initial_weights = resume.initial_weights if resume else initialise(model, settings)
+    model = prepare_training(model, settings)
     selects, blind = data.select_split, blind_splits(settings, data)
     task = CRISTask(
         model,

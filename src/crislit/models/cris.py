@@ -50,7 +50,7 @@ class CRIS(nn.Module):
         self.neck = neck
         self.decoder = decoder
         self.image_projector = image_projector
-        self.head = head
+        self.head: nn.Module = head
         self.settings = dict(settings)
 
     @property

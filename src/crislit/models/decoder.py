@@ -5,8 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from crislit.models.recompute import Recomputable
 
-class Decoder(nn.Module):
+
+class Decoder(Recomputable):
     """Carries what the words say to every cell of the fused map.
 
     Args:
@@ -45,7 +47,7 @@ class Decoder(nn.Module):
         cell_positions = sine_positions_2d(h, w, fused.shape[1]).to(cells)
         word_positions = sine_positions(torch.arange(words.shape[1]), words.shape[2]).to(words)
         for layer in self.layers:
-            cells = layer(cells, words, cell_positions, word_positions, padding)
+            cells = self.run(layer, cells, words, cell_positions, word_positions, padding)
         decoded: Tensor = self.norm(cells)
         return decoded.transpose(1, 2).reshape(-1, fused.shape[1], h, w)
 

@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
+from crislit.models.recompute import Recomputable
 
-class ImageEncoder(nn.Module):
+
+class ImageEncoder(Recomputable):
     """Maps after stages 2 and 3, and CLIP's attention pooling of stage 4 kept spatial.
 
     Args:
@@ -27,11 +29,17 @@ class ImageEncoder(nn.Module):
         Returns:
             ``c3`` (B, 8w, H/8, W/8), ``c4`` (B, 16w, H/16, W/16) and ``c5`` (B, E, H/32, W/32).
         """
-        x = self.resnet.layer1(self.resnet.stem(images))  # (B, 4w, H/4, W/4)
-        c3 = self.resnet.layer2(x)
-        c4 = self.resnet.layer3(c3)
-        c5 = self.pool(self.resnet.layer4(c4))
+        x = self.stage(self.resnet.layer1, self.run(self.resnet.stem, images))  # (B, 4w, H/4, W/4)
+        c3 = self.stage(self.resnet.layer2, x)
+        c4 = self.stage(self.resnet.layer3, c3)
+        c5 = self.run(self.pool, self.stage(self.resnet.layer4, c4))
         return c3, c4, c5
+
+    def stage(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        """Apply a stage of the ResNet."""
+        for block in blocks:
+            x = self.run(block, x)
+        return x
 
 
 class SpatialAttentionPool(nn.Module):

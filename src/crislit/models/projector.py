@@ -1,13 +1,16 @@
 """The two projectors (section 3.3, equation 8) and the plain classifier that replaces them in the ablation."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crislit.models.neck import conv_bn_relu
+from crislit.models.recompute import Recomputable
 
 
-class ImageProjector(nn.Sequential):
+class ImageProjector(nn.Sequential, Recomputable):
     """Projects the decoded map to z_v at a quarter of the picture's size: (B, D, h, w') -> (B, D/2, 4h, 4w')."""
 
     def __init__(self, width: int) -> None:
@@ -18,6 +21,12 @@ class ImageProjector(nn.Sequential):
             conv_bn_relu(width, width // 2, 3),
             nn.Conv2d(width // 2, width // 2, 1),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w') -> (B, D/2, 4h, 4w')."""
+        for part in self:
+            x = self.run(part, x)
+        return x
 
 
 class TextProjector(nn.Module):
@@ -42,14 +51,26 @@ class TextProjector(nn.Module):
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         """Return the logits, (B, C, H/4, W/4) and (B, E) -> (B, 1, H/4, W/4)."""
         z_t = self.linear(sentence)
-        h, w, k = *pixels.shape[-2:], self.kernel_size
-        taps = z_t[:, :-1].reshape(z_t.shape[0], -1, k * k).transpose(1, 2)  # (B, k k, C)
-        # A convolution whose kernel is every sample's own: first the dot products of all taps with all pixels, (B, k k, h w),
-        # then each tap's map shifted to where the tap is.
-        products = F.pad((taps @ pixels.flatten(2)).unflatten(2, (h, w)), [k // 2] * 4)
-        shifted = [products[:, i * k + j, i : i + h, j : j + w] for i in range(k) for j in range(k)]
-        logits: Tensor = torch.stack(shifted).sum(dim=0) + z_t[:, -1, None, None]  # (B, h, w)
-        return logits[:, None]
+        taps = z_t[:, :-1].reshape(z_t.shape[0], -1, self.kernel_size**2).transpose(1, 2)  # (B, k k, C)
+        products = (taps @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
+        return sum_of_taps(products, z_t[:, -1])
+
+
+def sum_of_taps(products: Tensor, bias: Tensor) -> Tensor:
+    """Convolve with kernels that are every sample's own, given each tap's dot products with all pixels.
+
+    Args:
+        products: (B, k k, h, w).
+        bias: (B,).
+
+    Returns:
+        (B, 1, h, w): the sum of the taps' maps, each shifted to where its tap is.
+    """
+    k, (h, w) = math.isqrt(products.shape[1]), products.shape[-2:]
+    products = F.pad(products, [k // 2] * 4)
+    shifted = [products[:, i * k + j, i : i + h, j : j + w] for i in range(k) for j in range(k)]
+    logits: Tensor = torch.stack(shifted).sum(dim=0) + bias[:, None, None]  # (B, h, w)
+    return logits[:, None]
 
 
 class PixelClassifier(nn.Module):
