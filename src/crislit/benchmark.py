@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.peak:
             print(json.dumps(training_benchmark.peak(options.peak, network(options), options.image_size, SENTENCES)))
             return
-        console = Console(width=max(Console().width, 80))
+        console = Console(width=max(Console().width, 120))
         if "parameters" in chosen:
             console.print(parameter_table(count_all()))
             chosen.remove("parameters")
@@ -261,7 +261,8 @@ def agreement(options: argparse.Namespace, folder: Path) -> list[Measurement]:
                 logits = compute(batch.images, batch.tokens, batch.owners)
             for square, truth in zip(upsample_probabilities(logits, checkpoint.image_size).numpy(), batch.truths, strict=True):
                 mask = restore(square, *truth.shape) > checkpoint.threshold
-                metrics[name].update(*([value] for value in intersection_and_union(mask, truth)), [False])
+                intersection, union = intersection_and_union(mask, truth)
+                metrics[name].update([intersection], [union], [not truth.any()])
     values = {name: float(metric.compute()["mIoU"]) for name, metric in metrics.items()}
     return [Measurement("agreement", name, value, "mIoU", difference=value - values["plain"]) for name, value in values.items()]
 

@@ -42,13 +42,14 @@ def pool(attention: SpatialAttentionPool, stage4: Tensor) -> Tensor:
     side = round(len(grid) ** 0.5)
     positions = F.interpolate(grid.T.reshape(1, -1, side, side), size=(h, w), mode="bicubic", align_corners=False)
     x = (stage4 + positions).flatten(2).permute(2, 0, 1)  # (N, B, C)
-    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    q, k, v, out = attention.q_proj, attention.k_proj, attention.v_proj, attention.c_proj
     x = F.multi_head_attention_forward(
-        *(x, x, x, c, attention.heads, None, torch.cat([p.bias for p in projections]), None, None, False, 0.0),
-        *(attention.c_proj.weight, attention.c_proj.bias),
+        *(x, x, x, c, attention.heads, None, torch.cat([q.bias, k.bias, v.bias]), None, None, False, 0.0, out.weight, out.bias),
         need_weights=False,
         use_separate_proj_weight=True,
-        **{f"{name}_proj_weight": p.weight for name, p in zip("qkv", projections, strict=True)},
+        q_proj_weight=q.weight,
+        k_proj_weight=k.weight,
+        v_proj_weight=v.weight,
     )[0]
     x = x.permute(1, 2, 0).reshape(b, -1, h, w)
     return F.relu(x + attention.shortcut(stage4))

@@ -41,7 +41,7 @@ class CRIS(nn.Module):
         neck: Neck,
         decoder: Decoder | None,
         image_projector: ImageProjector,
-        head: TextProjector | PixelClassifier,
+        head: nn.Module,
         settings: Mapping[str, Any],
     ) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class CRIS(nn.Module):
         self.neck = neck
         self.decoder = decoder
         self.image_projector = image_projector
-        self.head: nn.Module = head
+        self.head = head
         self.settings = dict(settings)
 
     @property
@@ -97,8 +97,12 @@ class CRIS(nn.Module):
             raise ValueError(f"{len(tokens)} sentences do not divide over {len(maps[0])} images")
         words, sentence = self.text_encoder(tokens)  # (B, L, D), (B, E)
         fused = self.neck.fuse(maps, sentence, owners)  # (B, D, h, w')
+        return self.classify_pixels(fused, words, padding_mask(tokens), sentence)
+
+    def classify_pixels(self, fused: Tensor, words: Tensor, padding: Tensor, sentence: Tensor) -> Tensor:
+        """Predict from the fused map, (B, D, h, w') -> (B, 1, H/4, W/4)."""
         if self.decoder is not None:
-            fused = self.decoder(fused, words, padding_mask(tokens))
+            fused = self.decoder(fused, words, padding)
         pixels = self.image_projector(fused)  # (B, D/2, H/4, W/4)
         logits: Tensor = self.head(pixels, sentence)
         return logits

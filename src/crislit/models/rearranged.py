@@ -18,9 +18,20 @@ from crislit.models.neck import Maps, Neck, coordinates, for_each_sentence, upsa
 from crislit.models.projector import ImageProjector, TextProjector, sum_of_taps
 
 
-def rearrange(model: CRIS) -> CRIS:
+class SentenceBySentence(CRIS):
+    """A network that takes sentences one at a time through its last parts, where maps of several leave a CPU's cache."""
+
+    def classify_pixels(self, fused: Tensor, words: Tensor, padding: Tensor, sentence: Tensor) -> Tensor:
+        """Predict from the fused map, (B, D, h, w') -> (B, 1, H/4, W/4)."""
+        if fused.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().classify_pixels(fused, words, padding, sentence)
+        parts = zip(*(torch.split(x, 1) for x in (fused, words, padding, sentence)), strict=True)
+        return torch.cat([super(SentenceBySentence, self).classify_pixels(*part) for part in parts])
+
+
+def rearrange(model: CRIS, kind: type[CRIS] = CRIS) -> CRIS:
     """Return a network of the same parts, under the same names, that multiplies less; training one trains the other."""
-    return CRIS(
+    return kind(
         image_encoder=model.image_encoder,
         text_encoder=model.text_encoder,
         neck=RearrangedNeck(model.neck),
@@ -38,7 +49,7 @@ def for_inference(model: CRIS) -> CRIS:
     Weights that need no change are shared, not copied, and the others are the model's of now: make it again once those change.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    network = rearrange(copy.deepcopy(model, shared)).eval()
+    network = rearrange(copy.deepcopy(model, shared), SentenceBySentence).eval()
     fold_batchnorms(network)
     if isinstance(network.head, TextProjector):
         last = network.image_projector[-1]
@@ -105,7 +116,7 @@ def convolve_part(conv_bn_relu: nn.Sequential, x: Tensor, start: int) -> Tensor:
     assert isinstance(conv, nn.Conv2d)
     start %= conv.in_channels
     weight = conv.weight[:, start : start + x.shape[1]]
-    return F.conv2d(x, weight, conv.bias if start == 0 else None, padding=conv.padding)  # type: ignore[arg-type]
+    return F.conv2d(x, weight, conv.bias if start == 0 else None, padding=conv.padding)
 
 
 class RearrangedImageProjector(ImageProjector):
@@ -168,7 +179,7 @@ class FoldedTextProjector(nn.Module):
         self.taps = head.kernel_size**2
         mix, shift = last.weight[:, :, 0, 0], last.bias  # (C, C) and (C,)
         made = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1)  # (C k k + 1, E + 1)
-        kernels = made[:-1].unflatten(0, (-1, self.taps))
+        kernels = made[:-1].reshape(-1, self.taps, made.shape[1])
         moved, constants = torch.einsum("oi,oke->ike", mix, kernels), torch.einsum("o,oke->ke", shift, kernels)
         made = torch.cat([moved.flatten(0, 1), constants, made[-1:]])
         self.linear = nn.Linear(head.linear.in_features, len(made))
@@ -177,6 +188,6 @@ class FoldedTextProjector(nn.Module):
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         """Return the logits, (B, C, H/4, W/4) and (B, E) -> (B, 1, H/4, W/4)."""
         z_t = self.linear(sentence)
-        taps = z_t[:, : -self.taps - 1].unflatten(1, (-1, self.taps)).transpose(1, 2)  # (B, k k, C)
+        taps = z_t[:, : -self.taps - 1].reshape(z_t.shape[0], -1, self.taps).transpose(1, 2)  # (B, k k, C)
         products = taps @ pixels.flatten(2) + z_t[:, -self.taps - 1 : -1, None]
-        return sum_of_taps(products.unflatten(2, pixels.shape[-2:]), z_t[:, -1])
+        return sum_of_taps(products.reshape(*products.shape[:2], *pixels.shape[-2:]), z_t[:, -1])
