@@ -13,8 +13,10 @@ help:
 	@echo "make lint         ruff, ruff-format and mypy, as before every commit"
 	@echo "make clean        remove the environments and caches; data/ and outputs/ stay"
 
+# One thread computes and the other cores load data: the tiny network is too small for two, and its number is the same so,
+# however many cores there are.
 train: .venv/ready
-	$(BIN)/python -m crislit.train
+	OMP_NUM_THREADS=1 $(BIN)/python -m crislit.train
 
 test: .venv/ready-dev
 	$(TESTS) -n auto -m "not slow and not gpu"
@@ -44,12 +46,12 @@ audit: .venv/ready-dev
 
 .venv/ready: pyproject.toml .venv/bin/python
 	@echo "installing into .venv: PyTorch alone is some gigabytes, this takes minutes"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	@touch $@
 
 .venv/ready-dev: pyproject.toml .venv/bin/python
 	@echo "installing into .venv: PyTorch alone is some gigabytes, this takes minutes"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	@touch $@ .venv/ready
 
 .venv-lowest/ready: pyproject.toml
