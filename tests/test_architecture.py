@@ -22,6 +22,7 @@ ORDER = [
     ["picture"],
     ["data/tokenizer"],
     ["data/expressions"],
+    ["data/workers"],
     ["data/shapes"],
     ["data/transform"],
     ["data/custom"],

@@ -167,10 +167,10 @@ def test_what_is_tested_is_the_network_for_inference_and_no_checkpoint_ever_hold
         assert np.array_equal(one, other)
 
 
-def test_the_switches_are_off_and_change_no_digest() -> None:
+def test_the_switches_change_no_digest() -> None:
     default = load_settings()
-    assert (default["rearrange"], default["recompute"]) == (False, False)
-    assert identify(load_settings(["rearrange=true", "recompute=true"])) == identify(default)
+    assert (default["rearrange"], default["recompute"]) == (True, False)
+    assert identify(load_settings(["rearrange=false", "recompute=true"])) == identify(default)
 
 
 @pytest.mark.parametrize("name", ["rearrange", "recompute"])

@@ -19,9 +19,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from pycocotools import mask as coco
 
 from crislit import tokenize
+from crislit.data import shapes
 from crislit.data.refer import ReferIndex
 from crislit.data.shapes import SETS, Drawn, make_scene, write
 from crislit.errors import InputError
@@ -736,6 +738,31 @@ def test_writing_again_does_nothing(tmp_path: Path) -> None:
     before = state()
     assert write(tmp_path, "shapes", SEED, sizes("shapes", 2, 1)) == root
     assert state() == before
+
+
+def test_several_processes_write_what_one_writes_and_draw_no_number_of_torchs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for worth in (3, 1000):
+        monkeypatch.setattr(shapes, "WORTH_A_PROCESS", worth)
+        monkeypatch.setattr(shapes.os, "cpu_count", lambda: 2)
+        torch.manual_seed(5)
+        folders.append(write(tmp_path / str(worth), "gshapes", SEED, sizes("gshapes", 9, 2)))
+        assert torch.initial_seed() == 5
+        assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(5))
+    assert digests(folders[0]) == digests(folders[1])
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_no_set_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_picture = cv2.imwrite
+    monkeypatch.setattr(cv2, "imwrite", lambda path, *rest: "000000000004" not in path and write_picture(path, *rest))
+    monkeypatch.setattr(shapes, "WORTH_A_PROCESS", 3)
+    with pytest.raises(OSError, match=r"could not write .*COCO_train2014_000000000004\.jpg$"):
+        write(tmp_path, "shapes", SEED, sizes("shapes", 9, 2))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_that_cannot_be_written_is_an_input_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -1,15 +1,10 @@
 """Splits, samplers and loaders of one data set."""
 
 import logging
-import os
-import random
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import lightning as L
 import numpy as np
 import torch
@@ -28,6 +23,7 @@ from crislit.data.dataset import (
     epoch_order,
 )
 from crislit.data.refer import Ints, ReferIndex
+from crislit.data.workers import worker_init
 from crislit.errors import InputError, check_whole
 
 log = logging.getLogger(__name__)
@@ -436,30 +432,3 @@ class EvaluationSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.share)
-
-
-def worker_init(_: int) -> None:
-    """Seed what augmentations may draw from, by the loader's own seed, and keep each worker to one thread."""
-    outlive_signals()
-    cv2.setNumThreads(0)
-    seed = torch.initial_seed() % 2**32  # differs between workers and epochs
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def outlive_signals() -> None:
-    """Let a worker go on where a terminal or a cluster signals all of a run: it is the run that ends, and then the worker."""
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_heed_the_loader, args=(os.getppid(),), daemon=True).start()
-
-
-def _heed_the_loader(loader: int) -> None:
-    while True:
-        heard = signal.sigtimedwait({signal.SIGTERM}, 1)
-        # Where the loader's process was killed, a worker may wait for ever for room in a queue that nobody reads.
-        if os.getppid() != loader or (heard is not None and heard.si_pid == loader):
-            os._exit(0)

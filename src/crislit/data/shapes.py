@@ -5,10 +5,10 @@ Pictures are drawn with NumPy alone and annotated as COCO does (polygons; run le
 """
 
 import colorsys
-import itertools
 import json
 import logging
 import pickle
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,9 +19,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from crislit.data.expressions import COLOURS, HEIGHT, PATTERNS, SHAPES, WIDTH, Style, Thing, describe
+from crislit.data.workers import worker_init
 from crislit.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -294,7 +297,7 @@ def write(root: Path, name: str, seed: int = 0, scenes: dict[str, int] | None = 
 
 @dataclass
 class Difficulty:
-    """How hard a written set is: promises of its definition, counted on what was drawn.
+    """How hard a set is: promises of its definition, counted on what was drawn.
 
     Attributes:
         areas: Per target, its visible share of the picture.
@@ -308,15 +311,23 @@ class Difficulty:
     alike: list[bool] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
 
-    def add(self, drawn: list[Drawn], described: list[tuple[int, list[str]]]) -> None:
+    @classmethod
+    def of(cls, drawn: list[Drawn], described: list[tuple[int, list[str]]]) -> "Difficulty":
         """Count a scene."""
+        found = cls()
         for i, sentences in described:
             target, others = drawn[i], [d for d in drawn if d is not drawn[i]]
             pixels = np.count_nonzero(target.visible)
-            self.areas.append(pixels / (WIDTH * HEIGHT))
-            self.visible.append(pixels / np.count_nonzero(target.full))
-            self.alike.append(any(d.shape == target.shape or d.colour == target.colour for d in others))
-            self.words += [len(sentence.split()) for sentence in sentences]
+            found.areas.append(pixels / (WIDTH * HEIGHT))
+            found.visible.append(pixels / np.count_nonzero(target.full))
+            found.alike.append(any(d.shape == target.shape or d.colour == target.colour for d in others))
+            found.words += [len(sentence.split()) for sentence in sentences]
+        return found
+
+    def add(self, other: "Difficulty") -> None:
+        """Count what was counted elsewhere."""
+        for name in ("areas", "visible", "alike", "words"):
+            getattr(self, name).extend(getattr(other, name))
 
     def __str__(self) -> str:
         return (
@@ -327,34 +338,77 @@ class Difficulty:
         )
 
 
+@dataclass
+class Scene:
+    """What the files say of a picture that is written.
+
+    Attributes:
+        file_name: The picture's.
+        annotations: Its objects in COCO's format, without ids.
+        described: For each described object, its number among them and its sentences.
+        difficulty: How hard it is.
+        written: Whether the picture is, which a full disk prevents.
+    """
+
+    file_name: str
+    annotations: list[dict[str, Any]]
+    described: list[tuple[int, list[str]]]
+    difficulty: Difficulty
+    written: bool
+
+
+WORTH_A_PROCESS = 200
+"""Scenes that take one process longer than it takes to start another."""
+
+
+class _Scenes(Dataset[Scene]):
+    """Draws and writes a set's pictures, image id by image id; any process can, for scenes know nothing of each other."""
+
+    def __init__(self, folder: Path, name: str, seed: int, counts: dict[str, int]) -> None:
+        self.folder, self.name, self.seed = folder, name, seed
+        self.places = [(split, number) for split, count in counts.items() for number in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Scene:
+        split, number = self.places[index]
+        image, drawn, described = make_scene(self.seed, self.name, split, number)
+        name = f"COCO_train2014_{index + 1:012d}.jpg"
+        written = cv2.imwrite(str(self.folder / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        return Scene(name, [_annotation(d) for d in drawn], described, Difficulty.of(drawn, described), written)
+
+
 def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
-    sentence_ids = itertools.count()
+    sentences = 0
     difficulty = Difficulty()
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
-    tasks = [(split, number) for split, count in counts.items() for number in range(count)]
-    for image_id, (split, number) in enumerate(tqdm(tasks, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1):
-        image, drawn, described = make_scene(seed, name, split, number)
-        difficulty.add(drawn, described)
-        file_name = f"COCO_train2014_{image_id:012d}.jpg"
-        if not cv2.imwrite(str(folder / file_name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]):
-            raise OSError(f"could not write {folder / file_name}")
-        images.append({"id": image_id, "file_name": file_name, "height": HEIGHT, "width": WIDTH})
+    scenes = _Scenes(folder, name, seed, counts)
+    workers = min(os.cpu_count() or 1, len(scenes) // WORTH_A_PROCESS)
+    generator = torch.Generator().manual_seed(0)  # the loader's own, so that what follows draws the same with and without
+    loader = DataLoader(scenes, batch_size=None, num_workers=workers, worker_init_fn=worker_init, generator=generator)
+    for image_id, scene in enumerate(tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1):
+        if not scene.written:
+            raise OSError(f"could not write {folder / scene.file_name}")
+        difficulty.add(scene.difficulty)
+        images.append({"id": image_id, "file_name": scene.file_name, "height": HEIGHT, "width": WIDTH})
         first = len(annotations) + 1
-        annotations += [_annotation(d, first + i, image_id) for i, d in enumerate(drawn)]
-        for i, sentences in described:
-            told = [{"tokens": s.split(), "raw": s, "sent": s, "sent_id": next(sentence_ids)} for s in sentences]
+        annotations += [{"id": first + i, "image_id": image_id} | it for i, it in enumerate(scene.annotations)]
+        for i, texts in scene.described:
+            told = [{"tokens": s.split(), "raw": s, "sent": s, "sent_id": sentences + k} for k, s in enumerate(texts)]
+            sentences += len(told)
             refs.append(
                 {
                     "ref_id": len(refs),
                     "ann_id": first + i,
                     "image_id": image_id,
-                    "category_id": SHAPES.index(drawn[i].shape) + 1,
-                    "file_name": f"{file_name[:-4]}_{first + i}.jpg",
-                    "split": split,
+                    "category_id": annotations[first + i - 1]["category_id"],
+                    "file_name": f"{scene.file_name[:-4]}_{first + i}.jpg",
+                    "split": scenes.places[image_id - 1][0],
                     "sent_ids": [sentence["sent_id"] for sentence in told],
                     "sentences": told,
                 }
@@ -369,11 +423,9 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     log.info("%s, version %d: %s", name, VERSION, difficulty)
 
 
-def _annotation(drawn: Drawn, number: int, image_id: int) -> dict[str, Any]:
+def _annotation(drawn: Drawn) -> dict[str, Any]:
     rows, columns = window(drawn.visible)
     return {
-        "id": number,
-        "image_id": image_id,
         "category_id": SHAPES.index(drawn.shape) + 1,
         "segmentation": segmentation(drawn.visible),
         "area": int(np.count_nonzero(drawn.visible)),
