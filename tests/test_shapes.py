@@ -746,7 +746,7 @@ def test_several_processes_write_what_one_writes_and_draw_no_number_of_torchs(
     folders = []
     for worth in (3, 1000):
         monkeypatch.setattr(shapes, "WORTH_A_PROCESS", worth)
-        monkeypatch.setattr(shapes.os, "cpu_count", lambda: 2)
+        monkeypatch.setattr("os.cpu_count", lambda: 2)
         torch.manual_seed(5)
         folders.append(write(tmp_path / str(worth), "gshapes", SEED, sizes("gshapes", 9, 2)))
         assert torch.initial_seed() == 5
@@ -754,9 +754,7 @@ def test_several_processes_write_what_one_writes_and_draw_no_number_of_torchs(
     assert digests(folders[0]) == digests(folders[1])
 
 
-def test_a_picture_that_cannot_be_written_is_named_and_no_set_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_cannot_be_written_is_named_and_no_set_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture = cv2.imwrite
     monkeypatch.setattr(cv2, "imwrite", lambda path, *rest: "000000000004" not in path and write_picture(path, *rest))
     monkeypatch.setattr(shapes, "WORTH_A_PROCESS", 3)

@@ -7,8 +7,8 @@ Pictures are drawn with NumPy alone and annotated as COCO does (polygons; run le
 import colorsys
 import json
 import logging
-import pickle
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable

@@ -17,7 +17,6 @@ from crislit.models.cris import CRIS
 from crislit.models.neck import Maps, Neck, coordinates, for_each_sentence, upsample2
 from crislit.models.projector import ImageProjector, TextProjector, sum_of_taps
 
-
 LARGE_MAP = 2**18
 """Numbers of a sentence's z_v from which the maps of several sentences leave a CPU's cache; RN50 has 2.8 million at 416."""
 
