@@ -50,7 +50,7 @@ ORDER = [
     ["segmenter"],
     ["overlay"],
     ["plain", "timing"],  # of the benchmark
-    ["training_benchmark"],
+    ["training_benchmark", "data_benchmark"],
     ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],
 ]
 SAME_ROW = {

@@ -1,15 +1,21 @@
 """``python -m crislit.benchmark``."""
 
 import csv
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from crislit import benchmark, timing
+from crislit import benchmark, data_benchmark, timing
 from crislit.checkpoint import Checkpoint, write_folder
 from crislit.config import load_settings
+from crislit.data.datamodule import ReferDataModule
+from crislit.data.dataset import read_image
+from crislit.data.refer import ReferIndex
 from crislit.models.cris import build_cris
 from crislit.models.rearranged import for_inference
 from crislit.paper import TABLE1
@@ -166,9 +172,51 @@ def test_the_rearranged_network_multiplies_less() -> None:
     assert less.flops < plain.flops / 2
 
 
+# -- Data
+
+
+def test_drawn_photographs_are_a_set_of_cocos_size(tmp_path: Path) -> None:
+    index = ReferIndex.open(data_benchmark.draw_photographs(tmp_path, 3), "refcoco", "refs(unc).p")
+    assert len(index) == 3
+    for ref in range(3):
+        assert read_image(index, ref).shape == (480, 640, 3)
+        assert 1000 < index.mask(ref).sum() < 100_000
+        assert len(index.sentence_rows(ref)) == 3
+
+
+def test_the_set_of_full_size_has_as_many_of_everything_as_it_says(tmp_path: Path) -> None:
+    data_benchmark.write_full_size(tmp_path, {"images": 20, "refs": 50, "sentences": 142, "annotations": 200})
+    index = ReferIndex.open(tmp_path, "refcoco", "refs(unc).p")
+    assert len({index.image_id(ref) for ref in range(len(index))}) == 20
+    rows = [row for ref in range(len(index)) for row in index.sentence_rows(ref)]
+    assert (len(index), rows) == (50, list(range(142)))
+    assert len(json.loads((tmp_path / "refcoco/instances.json").read_text())["annotations"]) == 200
+    assert index.mask(0).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+def test_memory_that_is_a_workers_own_is_told_from_what_is_shared() -> None:
+    before = data_benchmark.own()
+    mine = np.ones(30_000_000, np.uint8)
+    assert 25 < data_benchmark.own() - before < 60
+    assert data_benchmark.resident() > mine.nbytes / 1e6
+
+
+def test_stages_are_compared_to_decoding_and_warping(tmp_path: Path) -> None:
+    root = data_benchmark.draw_photographs(tmp_path, 5)
+    module = ReferDataModule(root=root, folder="refcoco", refs="refs(unc).p", image_size=64, batch_size=4)
+    threads = torch.get_num_threads()
+    floor, whole, *parts = data_benchmark.stages(module, 1)
+    assert "floor" in floor.candidate
+    assert whole.ratio == floor.value / whole.value
+    assert {"read", "decode", "warp", "normalise", "mask", "collate"} < {part.candidate for part in parts}
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.slow
 def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shapes: Path) -> None:
     monkeypatch.setenv("CRISLIT_DATA", str(small_shapes))
+    monkeypatch.setattr(data_benchmark, "FULL_SIZE", {"images": 20, "refs": 50, "sentences": 142, "annotations": 200})
     model = build_cris(clip=CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": 49408}}, **NECK)
     config = load_settings(["image_size=64"])
     write_folder(Checkpoint(model.settings, model.state_dict(), 64, 0.35, "random", config=config), tmp_path / "net")

@@ -21,6 +21,7 @@ from crislit.data.letterbox import (
     letterbox_matrices,
     normalise,
     restore,
+    stack_images,
     upsample_probabilities,
 )
 from crislit.data.transform import Letterbox
@@ -220,6 +221,13 @@ def test_normalising_takes_clips_mean_colour_to_zero_and_a_deviation_more_to_one
     for channel, grey in enumerate((0.2, 0.4, 0.6)):
         expected = [(value - CLIP_MEAN[channel]) / CLIP_STD[channel] for value in (0, 1, grey)]
         assert values[channel, 0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_images_are_stacked_in_the_layout_that_convolutions_are_fast_in() -> None:
+    images = [normalise(np.random.default_rng(i).integers(0, 256, (5, 7, 3), dtype=np.uint8)) for i in range(2)]
+    stacked = stack_images(images)
+    assert torch.equal(stacked, torch.stack(images))
+    assert stacked.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_probabilities_are_upsampled_with_aligned_corners() -> None:

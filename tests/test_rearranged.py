@@ -169,8 +169,8 @@ def test_what_is_tested_is_the_network_for_inference_and_no_checkpoint_ever_hold
 
 def test_the_switches_change_no_digest() -> None:
     default = load_settings()
-    assert (default["rearrange"], default["recompute"]) == (True, False)
-    assert identify(load_settings(["rearrange=false", "recompute=true"])) == identify(default)
+    assert (default["rearrange"], default["recompute"]) == (False, False)
+    assert identify(load_settings(["rearrange=true", "recompute=true"])) == identify(default)
 
 
 @pytest.mark.parametrize("name", ["rearrange", "recompute"])

@@ -2,6 +2,7 @@
 
 import json
 import random
+import string
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 
 import crislit
 from crislit.data.tokenizer import has_words, tokenize
@@ -140,3 +142,14 @@ def test_threads_that_use_it_first_all_get_the_same() -> None:
 def test_what_leaves_no_token_has_no_words(sentence: str) -> None:
     assert not has_words(sentence)
     assert has_words("the man in red")
+
+
+@pytest.fixture(scope="module")
+def reference() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+@settings(deadline=None, database=None, derandomize=True, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(sentence=st.text(st.sampled_from(string.printable), max_size=40))
+def test_a_plain_sentence_is_cleaned_as_clip_cleans_it(reference: SimpleTokenizer, sentence: str) -> None:
+    assert torch.equal(tokenize([sentence], 22), reference([sentence], context_length=22))

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from crislit import training_benchmark
+from crislit import data_benchmark, training_benchmark
 from crislit.callbacks import commit, hardware
 from crislit.checkpoint import Checkpoint, read_any, write_folder
 from crislit.config import load_settings
@@ -44,7 +44,7 @@ from crislit.timing import Machine, Measurement, Work, compare, count_cost, inte
 from crislit.train import build_data, build_model
 
 BACKBONES = ("rn50", "rn101")
-PARTS = ("parameters", "start", "rows", "evaluation", "latency", "agreement", "training")
+PARTS = ("parameters", "start", "rows", "evaluation", "latency", "agreement", "training", "data")
 SENTENCES = (
     "the man in red",
     "leftmost dog",
@@ -73,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts.add_argument("--latency", action="store_true", help="one picture, one sentence: seconds")
     parts.add_argument("--agreement", action="store_true", help="mIoU of a trained network by every way to compute it")
     parts.add_argument("--training", action="store_true", help="a training step: seconds a sentence, memory, gradients")
+    parts.add_argument("--data", action="store_true", help="samples stage by stage, and an index of RefCOCO's size")
     parser.add_argument("--model", default="rn50", help="rn50 (default), rn101, tiny: the network whose speed is measured")
     parser.add_argument("--image-size", type=int, default=416, metavar="S", help="side of its input (default: 416)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is timed (default: 5)")
     parser.add_argument("--checkpoint", default="shapes-tiny", help="the network of --agreement (default: shapes-tiny)")
     parser.add_argument("--pictures", type=int, default=40, metavar="N", help="evaluated by --agreement (default: 40)")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="refcoco's, for --data (default: drawn pictures)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write DIR/speed.csv too")
     parser.add_argument("--peak", choices=training_benchmark.KINDS, help=argparse.SUPPRESS)  # a process of --training's own
     options = parser.parse_args(arguments)
@@ -124,6 +126,8 @@ def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console
                 networks.clear()  # their memory is needed
                 lines = training_benchmark.measure(network(options), options, SENTENCES)
                 lines += training_benchmark.memory(options)
+            elif part == "data":
+                lines = list(data_benchmark.measure(network(options), options))
             else:
                 lines = inference(part, networks, options, machine)
             console.print(line_table(part, lines))

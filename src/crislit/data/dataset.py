@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crislit.data.letterbox import Image, letterbox_image, normalise
+from crislit.data.letterbox import Image, letterbox_image, letterbox_mask, normalise, stack_images
 from crislit.data.refer import Mask, ReferIndex
 from crislit.data.tokenizer import tokenize
 from crislit.data.transform import Letterbox
@@ -119,8 +119,9 @@ class ReferTrainSet(Dataset[TrainSample]):
         self.max_words = max_words
         self.sentences_per_image = sentences_per_image
         self.seed = seed
-        self.augmented = bool(augmentations)
-        self.transform = A.Compose([*augmentations, Letterbox(image_size)])
+        self.image_size = image_size
+        # Without augmentations Albumentations would add nothing but its own time.
+        self.transform = A.Compose([*augmentations, Letterbox(image_size)]) if augmentations else None
         # The refs of one picture follow each other; a sample is (its picture's first and last row here, its number there).
         images = index.image_ids(np.asarray(refs, dtype=np.int64))
         order = np.argsort(images, kind="stable")
@@ -142,13 +143,16 @@ class ReferTrainSet(Dataset[TrainSample]):
         """Return image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
         refs = self.draw_refs(key)
         rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
-        if self.augmented:  # by the sample's own seed, not by what was drawn before
+        image, masks = read_image(self.index, refs[0]), np.stack([255 * self.index.mask(ref) for ref in refs])
+        if self.transform is None:
+            image = letterbox_image(image, self.image_size)
+            masks = np.stack([letterbox_mask(mask, self.image_size) for mask in masks])
+        else:  # by the sample's own seed, not by what was drawn before
             self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
-        warped = self.transform(
-            image=read_image(self.index, refs[0]), masks=np.stack([255 * self.index.mask(ref) for ref in refs])
-        )
-        masks = torch.from_numpy(np.stack(warped["masks"]))[:, None].float() / 255
-        return normalise(warped["image"]), tokenize([self.index.sentence(row) for row in rows], self.max_words), masks
+            warped = self.transform(image=image, masks=masks)
+            image, masks = warped["image"], np.stack(warped["masks"])
+        soft = torch.from_numpy(masks)[:, None].float().div_(255)
+        return normalise(image), tokenize([self.index.sentence(row) for row in rows], self.max_words), soft
 
     def draw_refs(self, key: TrainKey) -> list[int]:
         """Return the k refs of a sample: the epoch's share of its picture's refs, in an order of the epoch's own."""
@@ -171,7 +175,7 @@ class ReferTrainSet(Dataset[TrainSample]):
     def collate(samples: Sequence[TrainSample]) -> TrainBatch:
         """Stack pictures, and chain their sentences and masks."""
         images, tokens, masks = zip(*samples, strict=True)
-        return TrainBatch(torch.stack(images), torch.cat(tokens), torch.cat(masks))
+        return TrainBatch(stack_images(images), torch.cat(tokens), torch.cat(masks))
 
 
 class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
@@ -301,7 +305,7 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
         """Stack what can be stacked, a picture that several sentences share once."""
         images, tokens, truths, numbers = zip(*samples, strict=True)
         starts = torch.tensor([i == 0 or image is not images[i - 1] for i, image in enumerate(images)])
-        pictures = torch.stack([image for image, start in zip(images, starts, strict=True) if start])
+        pictures = stack_images([image for image, start in zip(images, starts, strict=True) if start])
         return EvaluationBatch(pictures, torch.stack(tokens), starts.cumsum(0) - 1, list(truths), list(numbers))
 
 
@@ -362,4 +366,4 @@ def has_end(jpeg: bytes) -> bool:
     while jpeg[place : place + 1] == b"\xff" and jpeg[place + 1 : place + 2] != b"\xda":  # a segment, thumbnails' included
         fill = jpeg[place + 1 : place + 2] == b"\xff"
         place += 1 if fill else 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-    return jpeg.find(b"\xff\xd9", place) >= 0
+    return jpeg.rfind(b"\xff\xd9", place) >= 0  # from the end, where it usually is

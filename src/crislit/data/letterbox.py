@@ -3,6 +3,8 @@
 The map keeps the aspect ratio: s = min(S/h, S/w), and what is left is shared by both sides, not rounded to whole pixels.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +43,18 @@ def letterbox_mask(mask: Image, size: int) -> Image:
     return cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)  # type: ignore[return-value]
 
 
+NORMALISED = ((torch.arange(256.0)[:, None] / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD))[None].numpy()
+"""(1, 256, 3): what becomes of every value of every channel."""
+
+
 def normalise(image: Image) -> Tensor:
-    """Apply CLIP's mean and standard deviation: (S, S, 3) uint8 RGB -> (3, S, S) float."""
-    mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
-    return (torch.from_numpy(image).permute(2, 0, 1).float() / 255 - mean) / std
+    """Apply CLIP's mean and standard deviation: (S, S, 3) uint8 RGB -> (3, S, S) float, channels last in memory."""
+    return torch.from_numpy(cv2.LUT(image, NORMALISED)).permute(2, 0, 1)
+
+
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """Stack what :func:`normalise` returns: (S, S) maps of 3 channels -> (B, 3, S, S), channels last in memory."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def upsample_probabilities(logits: Tensor, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -10,6 +10,9 @@ from torch import Tensor
 
 BRACKETS = re.compile("<(start_of_text|end_of_text)>", re.IGNORECASE)
 """What open_clip takes for [SOS] and [EOS] wherever it is written; somebody's sentence cannot contain them."""
+
+PLAIN = re.compile("[ -%'-~]*")
+"""Printable ASCII without an ampersand, of which CLIP's cleaning keeps all but white space and capitals."""
 
 LONGEST = 2048
 """Characters of a sentence that are read: many times what CLIP's context holds; a single word of more would take minutes."""
@@ -61,9 +64,15 @@ def _clip_tokenizer() -> SimpleTokenizer:
         if _tokenizer is None:
             made = SimpleTokenizer()
             clean = made.clean_fn
-            made.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", clean(_shortened(text))[:LONGEST])
+            made.clean_fn = lambda text: BRACKETS.sub(r"< \1 >", _cleaned(text, clean)[:LONGEST])
             _tokenizer = made
     return _tokenizer
+
+
+def _cleaned(text: str, clean: Callable[[str], str]) -> str:
+    if PLAIN.fullmatch(text):  # repairing broken encodings takes as long as all the rest, and here is nothing to repair
+        return " ".join(text.split()).lower()
+    return clean(_shortened(text))
 
 
 def _shortened(text: str) -> str:
