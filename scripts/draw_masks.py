@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import crislit
-from crislit.demo import EXAMPLES
 from crislit.overlay import colour_of, paint
 from crislit.picture import open_picture
+from crislit.quantise import EXAMPLES
 
 SHOWN = 5
 """Sentences of each picture, its first ones."""

@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from crislit.checkpoint import Checkpoint, read_checkpoint, record
 from crislit.errors import InputError
 from crislit.models.cris import CRIS, build_cris
 from crislit.models.released import LOGIT_SCALE, from_released, load_released, to_released
-from tests.runs import command, environment
+from tests.runs import execute
 from tests.runs import run as run_program
 from tests.test_released import (
     HEADS,
@@ -719,23 +718,20 @@ def test_a_target_below_a_file_is_an_error(folder: Path, tmp_path: Path) -> None
 # -- As a program
 
 
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("convert", *map(str, arguments)), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_the_program_converts_and_exits_with_0(plain: Path, network: CRIS, tmp_path: Path) -> None:
-    done = program(plain, tmp_path / "ours", *FLAGS)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r".*/ours: [\d,]+ numbers in \d+ tensors\n", done.stdout)
+def test_the_program_says_what_it_has_written(
+    plain: Path, network: CRIS, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(plain, tmp_path / "ours", *FLAGS)
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert re.fullmatch(r".*/ours: [\d,]+ numbers in \d+ tensors\n", told.out)
     assert_same_network(read_checkpoint(tmp_path / "ours").build(), network)
 
 
 def test_the_programs_errors_are_one_line_on_stderr_and_exit_code_1(plain: Path, tmp_path: Path) -> None:
     source = tmp_path / "hostile.pth"
     source.write_bytes(plain.read_bytes()[:5000])
-    done = program(source, tmp_path / "ours")
+    done = execute("convert", str(source), str(tmp_path / "ours"), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: cannot read {source}")
     assert done.stderr.count("\n") == 1

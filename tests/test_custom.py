@@ -136,6 +136,7 @@ def test_bad_rows_of_a_table_are_told_with_their_numbers(tmp_path: Path) -> None
         [8, "bird", "val"],
         ["²", "dog", "val"],
         [7, "dog", "val"],
+        [6, "dog\n6,cat", "val"],
     ]
     file, table = coco(tmp_path, rows)
     content = json.loads(Path(file).read_text())
@@ -151,6 +152,7 @@ def test_bad_rows_of_a_table_are_told_with_their_numbers(tmp_path: Path) -> None
         (7, "annotation 8 belongs to image 99, which is not listed"),
         (8, "ann_id must be a number,"),
         (9, "a.jpg has height 40, and its annotations are for 80"),
+        (11, "a sentence over several lines: is a quotation mark missing? Found 'dog\\n6,cat'"),
     ]
 
 
@@ -194,7 +196,8 @@ BAD: list[tuple[Any, str]] = [
     ({"image": "a.png", "sentence": "dog", "mask": "nowhere.png"}, "there is no mask"),
     ({"image": "a.png", "sentence": "dog", "mask": "notes.txt"}, "no mask that can be read"),
     ({"image": "a.png", "sentence": "dog", "mask": "small.png"}, "has (10, 10) pixels (height, width), its picture (40, 60)"),
-    ({"image": "a.png", "sentence": "dog", "mask": "black.png"}, "marks no pixel"),
+    ({"image": "a.png", "sentence": "dog", "mask": "black.png"}, "marks no pixel: its values are 0;"),
+    ({"image": "a.png", "sentence": "dog", "mask": "classes.png"}, "its values are 0, 2; what marks is above 127, or 1 beside 0"),
 ]
 
 
@@ -206,6 +209,7 @@ def test_bad_lines_are_told_with_their_numbers_and_the_good_ones_kept(tmp_path: 
     picture(tmp_path, "turned.jpg", exif=exif)
     picture(tmp_path, "small.png", (10, 10))
     PIL.Image.new("L", (60, 40)).save(tmp_path / "black.png")
+    PIL.Image.fromarray(2 * marked().astype(np.uint8)).save(tmp_path / "classes.png")
     PIL.Image.new("RGBA", (60, 40), (255, 255, 255, 128)).save(tmp_path / "glass.png")
     PIL.Image.new("RGB", (60, 40)).save(tmp_path / "drawn.eps")
     lines: list[Any] = []
@@ -234,6 +238,8 @@ def test_training_refuses_bad_lines_and_says_how_to_see_them_all(tmp_path: Path)
         ("mine.jsonl", b"\xff\xfe\x00", "is not UTF-8"),
         ("instances.json", b"{}", "should hold a list 'images'"),
         ("instances.json", b"{", "cannot read"),
+        ("mine.jsonl", b'{\n"images": []\n}', "is one JSON document over several lines"),
+        ("said.csv", b'ann_id,sentence\n5,"open\n6,dog\n', "is no table in CSV"),
         ("said.csv", b"id,text\n1,dog\n", "should begin with the columns ann_id, sentence, split, and begins with id, text"),
         ("said.csv", b"", "and begins with nothing"),
     ],

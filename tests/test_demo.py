@@ -20,10 +20,11 @@ import torch
 import crislit
 from crislit import demo
 from crislit.checkpoint import Checkpoint, write_folder
-from crislit.demo import EXAMPLES, MOST_CHARACTERS, MOST_SENTENCES, SHOWN, colours, save_masks, segment, show
+from crislit.demo import MOST_CHARACTERS, MOST_SENTENCES, SHOWN, colours, save_masks, segment, show
 from crislit.errors import InputError
 from crislit.models.cris import build_cris
 from crislit.overlay import COLOURS
+from crislit.quantise import EXAMPLES
 from crislit.segmenter import Segmenter
 from tests.runs import command, environment
 from tests.test_segmenter import CLIP, photo
@@ -264,6 +265,9 @@ def test_several_sentences_have_their_own_colours_and_an_archive(visit: Any, pic
     found = [visit.get_by_text(sentence, exact=True).last.evaluate(shades) for sentence in SENTENCES]
     painted = [re.findall(r"\d+", shade)[:3] for shade in found]
     assert painted == [[str(part) for part in COLOURS[i]] for i in range(len(SENTENCES))]
+    visit.get_by_label("Sentences, one a line").fill("word " * 15 + "lost")
+    visit.get_by_role("button", name="Mark", exact=True).click()
+    visit.get_by_text("not read is 'lost'").first.wait_for()
 
 
 @pytest.mark.slow

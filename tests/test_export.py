@@ -1,6 +1,7 @@
 """Export to ONNX in two graphs: the same numbers for any number of pictures and sentences, by both runtimes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,12 @@ def test_an_exported_network_segments_like_its_origin(folder: Path) -> None:
     assert crislit.load(folder / "onnx", threshold=0.6).threshold == 0.6
 
 
-def test_an_export_of_8_bits_is_smaller_and_nearly_the_same(folder: Path, tmp_path: Path) -> None:
+def test_an_export_of_8_bits_is_smaller_and_nearly_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graphs are traced once, for the fixture: that takes long.
+    monkeypatch.setattr(export, "graphs", lambda *_: (IMAGE_ENCODER, GROUNDING))
+    monkeypatch.setattr(export, "save_onnx", lambda name, path, _: shutil.copy(folder / "onnx" / name, path))
     export.main([str(folder / "net"), str(tmp_path / "int8"), "--int8"])
     quantised, exact_size = ((place / IMAGE_ENCODER).stat().st_size for place in (tmp_path / "int8", folder / "onnx"))
     assert quantised < 0.5 * exact_size  # most of the other graph is its vocabulary, which stays as it is
@@ -94,9 +100,16 @@ def test_an_export_of_8_bits_is_smaller_and_nearly_the_same(folder: Path, tmp_pa
     assert 0 < float((logits[1] - logits[0]).norm() / (logits[0] - logits[0].mean()).norm()) < 0.3
 
 
-def test_calibration_needs_pictures_with_sentences(folder: Path, tmp_path: Path) -> None:
+def test_calibration_needs_pictures_with_sentences(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match=r"error: no picture with sentences in .*expected files such as a\.jpg and a\.txt"):
         export.main([str(folder / "net"), str(tmp_path / "int8"), "--int8", "--calibrate", str(tmp_path)])
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.txt").write_bytes("Bär".encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"error: cannot read the sentences in .*a\.txt"):
+        export.main([str(folder / "net"), str(tmp_path / "int8"), "--int8", "--calibrate", str(tmp_path)])
+    assert "tracing" not in capsys.readouterr().out, "what takes long comes after what may be wrong"
     assert not (tmp_path / "int8").exists()
     with pytest.raises(SystemExit) as stop:
         export.main([str(folder / "net"), str(tmp_path / "int8"), "--calibrate", str(tmp_path)])
@@ -164,8 +177,9 @@ def test_whole_networks_agree_by_onnx_runtime_and_as_traced(name: str, tmp_path:
     monkeypatch.setattr(export, "graphs", keep)
     export.main([str(source), str(tmp_path / "onnx")])
     network = OnnxNetwork(tmp_path / "onnx")
-    images, tokens = torch.randn(2, 3, size, size), crislit.tokenize(["the man in red", "leftmost dog", "a cat"], 17)
-    owners = torch.tensor([0, 1, 1])
+    said = ["the man in red", "leftmost dog", "a cat", "the red car"]
+    images, tokens = torch.randn(3, 3, size, size), crislit.tokenize(said, 17)  # other numbers than those traced
+    owners = torch.tensor([0, 1, 1, 2])
     with torch.no_grad():
         expected = model(images, tokens, owners)
         by_torch = traced[1].module()(*traced[0].module()(images), tokens, owners)

@@ -163,7 +163,11 @@ def test_every_batch_of_an_epoch_is_found_again_by_its_number(small_shapes: Path
     assert number == 11
 
 
-@pytest.mark.parametrize("options", [(), ("batch_size_per_device=4", "workers=1")], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("batch_size_per_device=4", "workers=1"), marks=pytest.mark.slow)],
+    ids=["plain", "accumulated"],
+)
 def test_a_picture_of_nan_ends_the_run_before_it_is_learnt_from(
     options: tuple[str, ...],
     small_shapes: Path,

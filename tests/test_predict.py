@@ -109,20 +109,30 @@ def test_sentences_come_from_a_file_one_a_line(
     assert [line["sentence"] for line in lines] == [*SENTENCES, "Étoile"]
 
 
-def test_picture_and_sentences_come_from_the_standard_input(
-    picture: Path, network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_picture_comes_from_the_standard_input_of_a_process(
+    picture: Path, network: tuple[str, CRIS], capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = run(capsys, network, picture, *SENTENCES, "--output", "-")
-    command = [sys.executable, "-m", "crislit.predict", "--checkpoint", network[0], "--output", "-"]
-    for arguments, given in (
-        (["-", *SENTENCES], picture.read_bytes()),
-        ([str(picture), "--sentences", "-"], "\n".join(SENTENCES).encode()),
-    ):
-        done = subprocess.run([*command, *arguments], input=given, env=environment(), capture_output=True, check=True)
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
-        assert [line["area"] for line in lines] == [line["area"] for line in expected]
-        assert lines[0]["image"] == arguments[0]
-        assert done.stderr == b""
+    command = [sys.executable, "-m", "crislit.predict", "-", *SENTENCES, "--checkpoint", network[0], "--output", "-"]
+    done = subprocess.run(command, input=picture.read_bytes(), env=environment(), capture_output=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["area"] for line in lines] == [line["area"] for line in expected]
+    assert lines[0]["image"] == "-"
+    assert done.stderr == b""
+
+
+def say(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Let this process's standard input hold something."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_sentences_come_from_the_standard_input_and_a_mark_of_byte_order_is_no_part_of_them(
+    picture: Path, network: tuple[str, CRIS], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, b"\xef\xbb\xbf" + "\n".join(SENTENCES).encode())
+    lines = run(capsys, network, picture, "--sentences", "-", "--output", "-")
+    assert [line["sentence"] for line in lines] == SENTENCES
+    assert lines[0]["image"] == str(picture)
 
 
 def test_one_bad_picture_of_a_folder_does_not_stop_the_rest(
@@ -154,13 +164,16 @@ def test_sentences_that_look_alike_have_files_of_their_own() -> None:
     assert all("/" not in name and len(name) < 80 for name in names)
 
 
-def test_words_that_are_cut_off_are_told_once(network: tuple[str, CRIS], tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default:the network reads")  # as outside of the tests
+def test_words_that_are_cut_off_are_told_once(
+    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.png", "b.png"):
         PIL.Image.fromarray(photo()).save(tmp_path / name)
-    command = [sys.executable, "-m", "crislit.predict", str(tmp_path), "word " * 20 + "lost", "--output", "-"]
-    done = subprocess.run([*command, "--checkpoint", network[0]], env=environment(), capture_output=True, text=True, check=True)
-    assert done.stderr.count("warning: the network reads 15 tokens") == 1
-    assert "word lost" in done.stderr
+    predict.main([str(tmp_path), "word " * 20 + "lost", "--output", "-", "--checkpoint", network[0]])
+    told = capsys.readouterr().err
+    assert told.count("warning: the network reads 15 tokens") == 1
+    assert "word lost" in told
 
 
 @pytest.mark.parametrize(
@@ -172,6 +185,7 @@ def test_words_that_are_cut_off_are_told_once(network: tuple[str, CRIS], tmp_pat
         (["PICTURE", "--sentences", "nowhere.txt"], "cannot read the sentences in nowhere.txt"),
         (["PICTURE", "--sentences", "EMPTY"], "there is no sentence in"),
         (["PICTURE", "star", " "], "a sentence is empty"),
+        (["PICTURE", "star", "&nbsp;"], "a sentence is empty: .* not '&nbsp;'"),
         (["nowhere.jpg", "star"], "no picture at nowhere.jpg"),
         (["FOLDER", "star"], "no picture in"),
         (["PICTURE", "star", "--output", "PICTURE"], "cannot write to"),
@@ -213,16 +227,9 @@ def test_paint_colours_the_mask_outlines_it_and_leaves_the_rest() -> None:
 def test_pictures_of_a_pipe_are_read_whole(network: tuple[str, CRIS], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     file = io.BytesIO()
     PIL.Image.fromarray(photo(20, 30)).save(file, "BMP")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.getvalue())))
+    say(monkeypatch, file.getvalue())
     (line,) = run(capsys, network, "-", "star", "--output", "-")
     assert line["segmentation"]["size"] == [20, 30]
-
-
-def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    python = f"{shlex.quote(sys.executable)} -m crislit.predict"
-    return subprocess.run(
-        line.replace("PREDICT", python), shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shells and devices differ")
@@ -230,24 +237,26 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     ("line", "told"),
     [
         ("PREDICT - star <&-", "error: the standard input is closed"),
-        ("PREDICT a.png --sentences - <&-", "error: the standard input is closed"),
-        ("PREDICT " + "x" * 300 + " star", "error: .*File name too long"),
         ("PREDICT a.png star --output - > /dev/full", "error: .*No space left on device"),
     ],
 )
 def test_what_the_shell_does_wrong_is_one_line(line: str, told: str, tmp_path: Path) -> None:
     PIL.Image.fromarray(photo()).save(tmp_path / "a.png")
-    done = shell(line, tmp_path)
+    line = line.replace("PREDICT", f"{shlex.quote(sys.executable)} -m crislit.predict")
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.search(told, done.stderr)
     assert "Traceback" not in done.stderr
 
 
-def test_a_mark_of_byte_order_is_no_part_of_a_sentence(network: tuple[str, CRIS], tmp_path: Path) -> None:
-    PIL.Image.fromarray(photo()).save(tmp_path / "a.png")
-    line = f"PREDICT a.png --sentences - --checkpoint {network[0]} --output -"
-    done = shell(f"printf '\\357\\273\\277red disc\\n' | {line}", tmp_path)
-    assert json.loads(done.stdout)["sentence"] == "red disc"
+def test_a_closed_input_and_a_name_too_long_are_one_error(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of a closed one
+    for arguments, told in (
+        ([str(picture), "--sentences", "-"], "the standard input is closed"),
+        (["x" * 300, "star"], "File name too long"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{told}"):
+            predict.main(arguments)
 
 
 def test_a_link_to_nothing_is_a_bad_file_of_a_folder_and_a_long_name_is_none(

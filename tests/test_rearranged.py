@@ -15,6 +15,7 @@ from crislit.config import load_settings
 from crislit.data.dataset import EvaluationBatch
 from crislit.errors import InputError
 from crislit.losses import text_to_pixel_contrastive_loss
+from crislit.models import rearranged
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import fold_batchnorms, for_inference, rearrange, upsample2_and_convolve
 from crislit.models.recompute import recompute_activations
@@ -40,7 +41,11 @@ def test_convolving_before_upsampling_is_convolving_after_it(batch: int, h: int,
 
 @pytest.mark.parametrize("changes", ABLATIONS)
 @pytest.mark.parametrize("size", [(64, 64), (96, 32)])
-def test_the_network_for_inference_gives_the_same_logits(changes: dict[str, Any], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_the_network_for_inference_gives_the_same_logits(
+    changes: dict[str, Any], size: tuple[int, int], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rearranged, "LARGE_MAP", 1 if large else 2**62)  # sentence by sentence, or together
     model = experienced(tiny(**changes))
     quick = for_inference(model)
     images, tokens = pictures(2, *size), sentences(1, 3, 4, 5, 6, 8)

@@ -57,7 +57,12 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("batch_size_per_device=4", "workers=1", "trainer.check_val_every_n_epoch=2", "logger=none")],
+    [
+        (),
+        pytest.param(
+            ("batch_size_per_device=4", "workers=1", "trainer.check_val_every_n_epoch=2", "logger=none"), marks=pytest.mark.slow
+        ),
+    ],
     ids=["plain", "accumulated"],
 )
 def test_from_whatever_checkpoint_a_run_goes_on_it_ends_the_same(

@@ -178,6 +178,8 @@ def test_grey_pictures_of_8_and_16_bits_have_three_equal_channels() -> None:
         PIL.Image.fromarray(deep.astype(np.int32)),
     ):
         assert np.array_equal(open_picture(picture), expected)
+    assert np.array_equal(open_picture(deep[..., None]), expected)
+    assert np.array_equal(open_picture(photo().astype(np.uint16) * 257), photo()), "colours of 16 bits, which PIL has not"
     one_bit = open_picture(PIL.Image.fromarray(grey > 128))
     assert np.array_equal(one_bit, np.where(expected > 128, 255, 0))
 
@@ -237,6 +239,12 @@ def test_the_orientation_of_a_camera_is_honoured(
     assert segmenter(file, "star")[0].mask.shape == expected.shape[:2]
 
 
+def test_a_camera_whose_words_are_garbled_costs_no_picture() -> None:
+    file = saved(PIL.Image.fromarray(photo()), "PNG", exif=b"Exif\0\0not what a camera writes")
+    with pytest.warns(UserWarning, match="its EXIF cannot be read"):
+        assert np.array_equal(open_picture(file), photo())
+
+
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 400), (300, 9), (1000, 1500)])
 def test_any_size_from_8_pixels_on(height: int, width: int, segmenter: Segmenter) -> None:
     assert segmenter(photo(height, width), "star")[0].mask.shape == (height, width)
@@ -267,7 +275,7 @@ def bomb() -> io.BytesIO:
         (np.zeros((0, 7, 3), np.uint8), "expected a picture as uint8 array"),
         (np.zeros((20, 20, 3), np.float32), "got float32 of shape"),
         (np.zeros((3, 20, 20), np.uint8), "of shape"),
-        (np.zeros((20, 20, 3), np.uint16), "got uint16"),
+        (np.zeros((20, 20, 3), np.int32), "got int32"),
         (PIL.Image.new("F", (20, 20)), "no agreed range"),
         (PIL.Image.fromarray(np.full((20, 20), 70000, np.int32)), "expected 16 bits"),
     ],
@@ -347,6 +355,8 @@ def test_words_that_are_cut_off_are_named(segmenter: Segmenter) -> None:
         segmenter.batch([photo()], [[f"{words} sixteen"]])
     assert caught[0].filename == __file__
     same(Segmentation(words, found.mask, found.probability, found.score), segmenter(photo(), words)[0])
+    with pytest.warns(UserWarning, match="not read is 'turquoiseish'"):  # of which a part is read
+        segmenter(photo(), f"{words.removesuffix(' fifteen')} Turquoiseish")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def test_the_card_carries_metrics_data_recipe_licence_and_limits(trained: Path) 
         "`shapes`",
         "seed 3",
         "64 pixels",
-        "Adam",
+        "Adam, ",
+        " epochs, ",
         "encoders from: random",
         "## Limits",
         "nothing of photographs",
@@ -129,6 +130,8 @@ def test_a_card_grants_and_claims_only_what_is_known(trained: Path) -> None:
         assert words in card
         assert "license:" not in card
         assert "None is given" in card
+        assert 'from_pretrained("path/to/net")' in card
+        assert ("exactly one object" in card) == (words == "crowd workers")
         assert "license: cc-by-4.0" in model_card(replace(known, config=known.config | config), "net", "cc-by-4.0")
 
 

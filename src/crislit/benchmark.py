@@ -125,6 +125,7 @@ def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console
             elif part == "training":
                 networks.clear()  # their memory is needed
                 lines = training_benchmark.measure(network(options), options, SENTENCES)
+                lines += training_benchmark.gradients(network(options, overrides=["decoder.dropout=0"]), options, SENTENCES)
                 lines += training_benchmark.memory(options)
             elif part == "data":
                 lines = list(data_benchmark.measure(network(options), options))
@@ -134,10 +135,10 @@ def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console
             yield from lines
 
 
-def network(options: argparse.Namespace, row: str = "con_dec3") -> CRIS:
+def network(options: argparse.Namespace, row: str = "con_dec3", overrides: Sequence[str] = ()) -> CRIS:
     """Build the network to measure; speed does not depend on its weights."""
     torch.manual_seed(0)
-    return build_model(load_settings([f"model={options.model}", f"ablation={row}", "dataset=refcoco"])).eval()
+    return build_model(load_settings([f"model={options.model}", f"ablation={row}", "dataset=refcoco", *overrides])).eval()
 
 
 def start(options: argparse.Namespace, folder: Path) -> list[Measurement]:

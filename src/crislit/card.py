@@ -25,7 +25,7 @@ In Python, where crislit is installed:
 
     import crislit
 
-    segmenter = crislit.Segmenter.from_pretrained("{name}")
+    segmenter = crislit.Segmenter.from_pretrained("{source}")
     result = segmenter("photo.jpg", ["the man in red"])[0]
     result.mask         # (h, w) bool at the photo's own size
 
@@ -41,9 +41,9 @@ The files are `model.safetensors` and `config.json`: loading them runs no code.
 
 ## Limits
 
-- It reads English sentences of at most {words} tokens of CLIP's vocabulary, [SOS] and [EOS] included; what is longer is cut,
-  with a warning.
-- It was trained on sentences that mean exactly one object of the picture, and does not say when a sentence means none.
+- It reads at most {words} tokens of a sentence, of CLIP's vocabulary, [SOS] and [EOS] included; what is longer is cut, with a
+  warning.
+- It does not say when a sentence means nothing in the picture.
 - Masks are computed at a quarter of {size} pixels: thin and small things are lost.
 {data_limits}
 
@@ -53,9 +53,11 @@ The files are `model.safetensors` and `config.json`: loading them runs no code.
 """
 
 EMBEDDED = """\
+- It was trained on English sentences that mean exactly one object of the picture.
 - It was trained on drawn scenes of coloured shapes, and knows nothing of photographs: it is for trying the software, for
   examples and for tests."""
 REFERRING = """\
+- It was trained on English sentences that mean exactly one object of the picture.
 - It inherits the biases of its data, photographs with sentences that crowd workers wrote about them, and of CLIP's. It is not
   for decisions about people."""
 OTHERS = """\
@@ -83,6 +85,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
     return TEMPLATE.format(
         header=HEADER.strip().format(licence=f"license: {licence}\n" if licence else ""),
         name=name,
+        source=name if "/" in name else f"path/to/{name}",
         results=results_table(checkpoint),
         recipe=recipe(checkpoint),
         words=checkpoint.settings.get("max_words", "?"),
@@ -125,7 +128,7 @@ def recipe(checkpoint: Checkpoint) -> str:
         lines += [
             f"- data: `{config['dataset']['name']}`",
             f"- pictures of {config['image_size']} pixels, {config['batch_size']} sentences a step, seed {config['seed']}",
-            f"- optimizer: Adam, {json.dumps(config['recipe']['optimizer'])}",
+            f"- optimizer: Adam, {config['recipe']['epochs']} epochs, {json.dumps(config['recipe']['optimizer'])}",
         ]
     network = {key: value for key, value in checkpoint.settings.items() if key != "clip"}
     lines.append(f"- network: {json.dumps(network)}")

@@ -24,11 +24,11 @@ from crislit.errors import InputError, one_line_errors
 from crislit.overlay import colour_of
 from crislit.picture import open_picture
 from crislit.predict import file_name
-from crislit.segmenter import Segmenter, load
+from crislit.quantise import EXAMPLES, find_examples
+from crislit.segmenter import Segmenter, cut_warning, load
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page for oneself tells nobody
 
-EXAMPLES = Path(__file__).parent / "assets/examples"
 MOST_SENTENCES = 20
 MOST_PIXELS = 40_000_000
 MOST_MAPS = 120_000_000
@@ -112,9 +112,13 @@ def build_page(segmenter: Segmenter) -> Any:
 
     def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
         try:
-            annotated, maps, file = show(remembered(uploaded(path, picture.GRADIO_CACHE), text or ""), threshold, folder)
+            marked = remembered(uploaded(path, picture.GRADIO_CACHE), text or "")
+            annotated, maps, file = show(marked, threshold, folder)
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
+        for sentence in marked[1]:
+            if told := cut_warning(sentence, segmenter.model.max_words):
+                gradio.Warning(told)
         return gradio.AnnotatedImage(annotated, color_map=colours([label for _, label in annotated[1]])), maps, file
 
     def cut(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
@@ -143,9 +147,8 @@ def build_page(segmenter: Segmenter) -> Any:
         threshold.change(
             cut, given, shown, api_visibility="private", trigger_mode="always_last", show_progress="hidden", concurrency_id=one
         )
-        examples = [[str(path), path.with_suffix(".txt").read_text()] for path in sorted(EXAMPLES.glob("*.jpg"))]
-        if examples:
-            gradio.Examples(examples, [picture, text], label="Examples")
+        examples = [[str(path), "\n".join(sentences)] for path, sentences in find_examples(EXAMPLES)]
+        gradio.Examples(examples, [picture, text], label="Examples")
     for block in page.blocks.values():
         block.async_move_resource_to_block_cache = here_only(block.async_move_resource_to_block_cache)
     page.temporary = temporary

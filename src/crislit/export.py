@@ -18,7 +18,7 @@ from crislit.errors import InputError, one_line_errors
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import for_inference
 from crislit.onnx_network import CONFIG, GROUNDING, IMAGE_ENCODER
-from crislit.quantise import EXAMPLES, quantise
+from crislit.quantise import EXAMPLES, find_examples, quantise
 
 EPILOG = f"""
 DIR gets three files:
@@ -79,7 +79,7 @@ def export(source: Path, target: Path, max_words: int | None = None, calibrate: 
         source: The network.
         target: The folder.
         max_words: Tokens of a sentence, for a ``.pth`` of the authors' code.
-        calibrate: A folder of pictures and sentences, see :func:`crislit.quantise.quantise`: graphs of 8 bits are written.
+        calibrate: A folder of pictures and sentences, see :func:`crislit.quantise.find_examples`: graphs of 8 bits are written.
 
     Raises:
         InputError: If the network or a picture cannot be read, a file exists, or ONNX is not installed.
@@ -91,6 +91,7 @@ def export(source: Path, target: Path, max_words: int | None = None, calibrate: 
     checkpoint = read_any(source, max_words)
     files = [target / name for name in (IMAGE_ENCODER, GROUNDING, CONFIG)]
     refuse_existing(*files)
+    examples = find_examples(calibrate) if calibrate else []
     model = checkpoint.build()
     print("tracing the network", flush=True)
     image_graph, grounding = graphs(model, checkpoint.image_size)
@@ -100,7 +101,7 @@ def export(source: Path, target: Path, max_words: int | None = None, calibrate: 
         files[1]: lambda part: save_onnx(grounding, part, ["logits"]),
         files[2]: writes(json.dumps(about, indent=2) + "\n"),
     }
-    if calibrate is None:
+    if not examples:
         write_whole(writers)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +110,7 @@ def export(source: Path, target: Path, max_words: int | None = None, calibrate: 
             place.mkdir()
         for file, write in writers.items():
             write(exact / file.name)
-        quantise(exact, whole, calibrate)
+        quantise(exact, whole, examples)
         shutil.copy(exact / CONFIG, whole)
         write_whole({file: lambda part: shutil.copyfile(whole / part.name, part) for file in files})
 

@@ -96,31 +96,42 @@ def from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
     Raises:
         InputError: If its shape or type is none of a picture's.
     """
-    colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
-    grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
-    if not (colour or grey) or 0 in array.shape:
-        raise InputError(
-            f"expected a picture as uint8 array (h, w, 3) in RGB, got {array.dtype} of shape {array.shape}; values in [0, 1] "
-            "become one by (255 * array).round().astype('uint8')"
-        )
+    colour = array.ndim == 3 and array.shape[2] in (1, 3, 4)
+    if array.dtype not in (np.uint8, np.uint16) or not (colour or array.ndim == 2) or 0 in array.shape:
+        hint = "; values in [0, 1] become one by (255 * array).round().astype('uint8')" if array.dtype.kind == "f" else ""
+        raise InputError(f"expected a picture as uint8 array (h, w, 3) in RGB, got {array.dtype} of shape {array.shape}{hint}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim == 3 and array.dtype == np.uint16:
+        array = eight_bits(array)
     return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
+def eight_bits(deep: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Turn values of 16 bits into such of 8."""
+    if 0 < deep.max() < 4096:
+        warnings.warn(
+            f"values of 16 bits reach {deep.max()} of 65535 and are read as almost black: stretch them if it is not",
+            stacklevel=5,
+        )
+    return (deep / 257).round().astype(np.uint8)
 
 
 def to_rgb(picture: PIL.Image.Image) -> Image:
     """Turn a picture of any mode into (h, w, 3) uint8 RGB, upright."""
-    picture = PIL.ImageOps.exif_transpose(picture)
+    try:
+        picture.getexif()
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
+        warnings.warn(f"its EXIF cannot be read ({error}): the picture is taken as it lies", stacklevel=3)
+    else:
+        picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # grey of 16 bits, which PIL keeps in modes of 16 or 32
         deep = np.asarray(picture, dtype=np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"grey values from {deep.min()} to {deep.max()}, expected 16 bits")
-        if 0 < deep.max() < 4096:
-            warnings.warn(
-                f"grey values of 16 bits reach {deep.max()} of 65535 and are read as almost black: stretch them if it is not",
-                stacklevel=4,
-            )
         if isinstance(clear := picture.info.get("transparency"), int):
             deep = np.where(deep == clear, 65535, deep)
-        return np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+        return np.repeat(eight_bits(deep)[..., None], 3, axis=2)
     if picture.mode in ("La", "RGBa"):  # colours multiplied by their opacity
         picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
     if picture.mode == "F":

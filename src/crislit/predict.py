@@ -20,7 +20,7 @@ from crislit.data.letterbox import Image
 from crislit.errors import InputError, one_line_errors
 from crislit.overlay import paint
 from crislit.picture import open_picture, suffixes
-from crislit.segmenter import Segmentation, Segmenter, load
+from crislit.segmenter import Segmentation, Segmenter, check_sentences, load
 
 EPILOG = """
 For each picture and sentence two files go to the output folder, IMAGE-SENTENCE-mask.png (0 and 255, at the picture's own
@@ -82,9 +82,8 @@ def read_sentences(given: Sequence[str], file: str | None, image: str) -> list[s
     """
     if bool(given) == bool(file):
         raise InputError("expected sentences after the picture, or --sentences FILE, and not both")
-    if any(not sentence.strip() for sentence in given):
-        raise InputError("a sentence is empty: say what is to be marked, for example 'the man in red'")
     if file is None:
+        check_sentences(given)
         return list(given)
     if file == image == "-":
         raise InputError("the standard input holds either the picture or the sentences, not both")
@@ -95,6 +94,7 @@ def read_sentences(given: Sequence[str], file: str | None, image: str) -> list[s
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
     if not sentences:
         raise InputError(f"there is no sentence in {file}: expected one a line")
+    check_sentences(sentences)
     return sentences
 
 

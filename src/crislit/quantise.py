@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,31 @@ EXAMPLES = Path(__file__).parent / "assets/examples"
 Feed = dict[str, np.ndarray[Any, Any]]
 
 
-def quantise(source: Path, target: Path, pictures: Path = EXAMPLES) -> None:
+Example = tuple[Path, list[str]]
+"""A picture and its sentences."""
+
+
+def find_examples(pictures: Path) -> list[Example]:
+    """Return the pictures of a folder that have sentences, in a text file of the same name, one a line.
+
+    Raises:
+        InputError: If there are none, or a text cannot be read.
+    """
+    found = []
+    for path in sorted(path for path in pictures.glob("*") if path.suffix.lower() in suffixes()):
+        text = path.with_suffix(".txt")
+        try:
+            lines = text.read_text(encoding="utf-8-sig").splitlines() if text.is_file() else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the sentences in {text}: {error}") from error
+        if sentences := [line.strip() for line in lines if line.strip()]:
+            found.append((path, sentences))
+    if not found:
+        raise InputError(f"no picture with sentences in {pictures}: expected files such as a.jpg and a.txt, a sentence a line")
+    return found
+
+
+def quantise(source: Path, target: Path, examples: Sequence[Example]) -> None:
     """Write the two graphs of an exported network again, with convolutions and linear layers of 8 bits.
 
     Activations are unsigned, and weights have 7 of their bits, one scale a channel: processors without VNNI add pairs of
@@ -31,34 +55,28 @@ def quantise(source: Path, target: Path, pictures: Path = EXAMPLES) -> None:
     Args:
         source: The exported network's folder.
         target: The folder of the two new graphs.
-        pictures: A folder of pictures, each with its sentences in a text file of its name, one a line.
+        examples: Pictures and sentences, see :func:`find_examples`.
 
     Raises:
-        InputError: If there are no such pictures.
+        InputError: If a picture cannot be read.
     """
     network = OnnxNetwork(source)
-    images, groundings = calibration(network, pictures)
+    images, groundings = calibration(network, examples)
     for name, feeds in ((IMAGE_ENCODER, images), (GROUNDING, groundings)):
         print(f"quantising {name}", flush=True)
         quantise_graph(source / name, target / name, feeds)
 
 
-def calibration(network: OnnxNetwork, pictures: Path) -> tuple[list[Feed], list[Feed]]:
+def calibration(network: OnnxNetwork, examples: Sequence[Example]) -> tuple[list[Feed], list[Feed]]:
     """Return what both graphs are given for the pictures and their sentences."""
     images, groundings = [], []
-    for path in sorted(path for path in pictures.glob("*") if path.suffix.lower() in suffixes()):
-        text = path.with_suffix(".txt")
-        sentences = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()] if text.is_file() else []
-        if not sentences:
-            continue
+    for path, sentences in examples:
         square = normalise(letterbox_image(open_picture(path), network.image_size))[None]
         maps = network.encode_images(square)
         tokens = tokenize(sentences, network.max_words)
         given = (*maps, tokens, torch.zeros(len(tokens), dtype=torch.long))
         images.append({"images": square.numpy()})
         groundings.append({name: x.numpy() for name, x in zip(("v3", "v4", "v5", "tokens", "owners"), given, strict=True)})
-    if not images:
-        raise InputError(f"no picture with sentences in {pictures}: expected files such as a.jpg and a.txt, a sentence a line")
     return images, groundings
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
 from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
-from crislit.data.letterbox import Image, letterbox_image, normalise, restore, upsample_probabilities
+from crislit.data.letterbox import Image, letterbox_image, normalise, restore, stack_images, upsample_probabilities
 from crislit.data.tokenizer import cut_words, has_words, tokenize
 from crislit.errors import InputError, check_whole
 from crislit.models.cris import CRIS
@@ -145,7 +145,7 @@ class Segmenter:
         said = [(i, sentence) for i, own in enumerate(sentences) for sentence in own]
         if not said:
             return
-        squares = torch.stack([normalise(letterbox_image(picture, self.image_size)) for picture in pictures])
+        squares = stack_images([normalise(letterbox_image(picture, self.image_size)) for picture in pictures])
         with self._autocast():
             maps = self.network.encode_images(squares.to(self.device, memory_format=torch.channels_last))
         for start in range(0, len(said), AT_ONCE):
@@ -199,7 +199,7 @@ class Segmenter:
         Args:
             source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub (``user/name``).
             revision: Branch, tag or commit of the repository.
-            options: As in :func:`load`: ``device``, ``precision``, ``threshold``, ``backend``.
+            options: As in :func:`load`: ``device``, ``precision``, ``threshold``.
 
         Raises:
             InputError: If there is none, or it is out of reach.
@@ -252,18 +252,35 @@ class Segmenter:
         if not isinstance(sentences, Iterable) or isinstance(sentences, bytes):
             raise InputError(f"expected a sentence or a list of them, got {sentences!r}")
         said = [sentences] if isinstance(sentences, str) else list(sentences)
+        check_sentences(said)
         for sentence in said:
-            if not isinstance(sentence, str):
-                raise InputError(f"a sentence must be a string, got {sentence!r}")
-            if not has_words(sentence):
-                raise InputError("a sentence is empty: say what is to be marked, for example 'the man in red'")
-            if cut := cut_words(sentence, self.model.max_words):
-                warnings.warn(
-                    f"the network reads {self.model.max_words - 2} tokens of a sentence, and {shortened(sentence)!r} has more: "
-                    f"not read is {shortened(cut)!r}",
-                    stacklevel=3,
-                )
+            if told := cut_warning(sentence, self.model.max_words):
+                warnings.warn(told, stacklevel=3)
         return said
+
+
+def check_sentences(sentences: Iterable[Any]) -> None:
+    """Refuse what is no sentence.
+
+    Raises:
+        InputError: If one is no text, or leaves nothing to read.
+    """
+    for sentence in sentences:
+        if not isinstance(sentence, str):
+            raise InputError(f"a sentence must be a string, got {sentence!r}")
+        if not has_words(sentence):
+            raise InputError(f"a sentence is empty: say what is to be marked, for example 'the man in red', not {sentence!r}")
+
+
+def cut_warning(sentence: str, max_words: int) -> str:
+    """Say which words of a sentence the network does not read; empty if it reads all."""
+    cut = cut_words(sentence, max_words)
+    if not cut:
+        return ""
+    return (
+        f"the network reads {max_words - 2} tokens of a sentence, and {shortened(sentence)!r} has more: "
+        f"not read is {shortened(cut)!r}"
+    )
 
 
 def load(

@@ -1,10 +1,13 @@
 """How fast this machine is, what a computation costs at least, and how alternatives are timed against each other."""
 
 import gc
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,15 @@ def interleave(
             work()
             seconds[name].append(time.perf_counter() - start)
     return {name: values[1:] for name, values in seconds.items()}
+
+
+def peak_memory() -> float:
+    """Return this process's largest resident memory so far, in GB."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    # Not Linux's ru_maxrss, in which a process starts with what its parent had.
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 @dataclass(frozen=True)

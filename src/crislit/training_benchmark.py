@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from crislit.models.cris import CRIS
 from crislit.models.rearranged import rearrange
 from crislit.models.recompute import recompute_activations
 from crislit.plain import plain_logits
-from crislit.timing import Measurement, compare, interleave
+from crislit.timing import Measurement, compare, interleave, peak_memory
 
 BATCH = 4
 """Sentences of a step."""
@@ -53,6 +52,9 @@ KINDS = {
 PEAKS = ("plain", "default", "recompute", "rearrange recompute")
 """Whose memory is measured, each in a process of its own."""
 
+COMPARED = ("plain", "default", "rearrange recompute")
+"""Whose gradients are compared."""
+
 
 class Step:
     """A training step of one kind.
@@ -63,17 +65,24 @@ class Step:
         optimizer: Of its weights, in the layout that the kind has.
         image_size: Side of its input.
         sentences: What it is asked.
+        batch: How many of them.
     """
 
     def __init__(
-        self, kind: Kind, model: CRIS, optimizer: torch.optim.Optimizer, image_size: int, sentences: Sequence[str]
+        self,
+        kind: Kind,
+        model: CRIS,
+        optimizer: torch.optim.Optimizer,
+        image_size: int,
+        sentences: Sequence[str],
+        batch: int = BATCH,
     ) -> None:
         self.kind, self.model, self.optimizer = kind, model, optimizer
         self.network = rearrange(model) if kind.rearranged else model
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(BATCH // kind.sentences, 3, image_size, image_size, generator=generator)
-        self.masks = (torch.rand(BATCH, 1, image_size, image_size, generator=generator) > 0.9).float()
-        self.tokens = tokenize(list(sentences[:BATCH]), model.max_words)
+        self.images = torch.randn(batch // kind.sentences, 3, image_size, image_size, generator=generator)
+        self.masks = (torch.rand(batch, 1, image_size, image_size, generator=generator) > 0.9).float()
+        self.tokens = tokenize(list(sentences[:batch]), model.max_words)
 
     def prepare(self) -> None:
         """Give the network the form that the step needs."""
@@ -104,27 +113,49 @@ def build_optimizer(model: CRIS, plain: bool) -> torch.optim.Optimizer:
 
 
 def measure(model: CRIS, options: argparse.Namespace, sentences: Sequence[str]) -> list[Measurement]:
-    """Time steps of all kinds in turn, and compare gradients."""
+    """Time steps of all kinds in turn."""
     model.train()
     optimizers = {plain: build_optimizer(model, plain) for plain in (True, False)}  # one for all takes less memory
     steps = {name: Step(kind, model, optimizers[kind.plain], options.image_size, sentences) for name, kind in KINDS.items()}
-    difference = gradient_difference(steps["plain"], steps["rearrange recompute"])
     takes = {name: step.take for name, step in steps.items()}
     seconds = interleave(takes, max(1, options.rounds // 2), prepare=lambda name: steps[name].prepare())
-    known = {"rearrange recompute": difference}
-    return compare("training", seconds, dict.fromkeys(steps, BATCH), "s a sentence", differences=known)
+    return compare("training", seconds, dict.fromkeys(steps, BATCH), "s a sentence")
 
 
-def gradient_difference(one: Step, other: Step) -> float:
-    """Return how far all gradients of two kinds of step are apart, relative to the first."""
-    found = []
-    for step in (one, other):
-        step.prepare()
-        step.differentiate()
-        found.append({name: p.grad for name, p in step.model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    apart = sum(float((found[1][name] - gradient).double().square().sum()) for name, gradient in found[0].items())
-    return float((apart / sum(float(gradient.double().square().sum()) for gradient in found[0].values())) ** 0.5)
+def gradients(model: CRIS, options: argparse.Namespace, sentences: Sequence[str]) -> list[Measurement]:
+    """Compare all gradients of one step to plain's in float64, which tells rounding from anything else.
+
+    Args:
+        model: A network without dropout, whose draws would differ between the precisions.
+        options: The program's.
+        sentences: What it is asked.
+    """
+    model.train()
+    found: list[Measurement] = []
+    exact: list[Tensor | None] = []
+    for dtype in (torch.float64, torch.float32):
+        model.to(dtype)  # each weight was float32 at first, so that nothing is lost
+        for name in COMPARED:
+            kind = KINDS[name]
+            step = Step(kind, model, build_optimizer(model, kind.plain), options.image_size, sentences, batch=2)  # has room
+            step.images, step.masks = step.images.to(dtype), step.masks.to(dtype)
+            step.prepare()
+            step.differentiate()
+            computed = [p.grad for p in model.parameters()]
+            model.zero_grad()  # the numbers stay in the list
+            exact = exact or computed
+            difference = relative_difference(computed, exact)
+            label = f"{name}, {str(dtype).removeprefix('torch.')}"
+            found.append(Measurement("gradients", label, difference, "of plain's in float64", difference=difference))
+    return found
+
+
+def relative_difference(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
+    """Return the norm of a difference between two lists of gradients over the norm of what was expected."""
+    pairs = list(zip(found, expected, strict=True))
+    assert all((one is None) == (other is None) for one, other in pairs)
+    apart = sum(float((one - other).double().square().sum()) for one, other in pairs if one is not None and other is not None)
+    return float((apart / sum(float(x.double().square().sum()) for x in expected if x is not None)) ** 0.5)
 
 
 def memory(options: argparse.Namespace) -> list[Measurement]:
@@ -146,5 +177,4 @@ def peak(name: str, model: CRIS, image_size: int, sentences: Sequence[str]) -> d
     step.prepare()
     step.take()
     step.take()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    return {"peak": peak_memory()}

@@ -133,6 +133,8 @@ def read_coco(instances: Path, table: Path, images: Path | None = None) -> OwnDa
             if annotation not in annotations:
                 raise InputError(f"there is no annotation {annotation} in {instances.name}")
             sentence = _sentences({"sentence": row["sentence"] or ""})[0]
+            if len(sentence.splitlines()) > 1:
+                raise InputError(f"a sentence over several lines: is a quotation mark missing? Found {sentence!r}"[:200])
             of, lines, sentences = grouped.setdefault(annotation, (split, [], []))
             if of != split:
                 raise InputError(f"annotation {annotation} is of split {of!r} in line {lines[0]}, and of {split!r} here")
@@ -284,6 +286,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
     if transparent:
         raise InputError(f"the mask {path} has transparent pixels: save it in black and white, without")
     marked = values > 0 if palette or values.max() <= 1 else values > 127
+    if not marked.any():
+        found = ", ".join(map(str, np.unique(values)[:8]))
+        raise InputError(f"the mask {path} marks no pixel: its values are {found}; what marks is above 127, or 1 beside 0 alone")
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
     return {"size": list(size), "counts": runs["counts"].decode()}
 
@@ -313,13 +318,26 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise InputError(f"{path} holds no line: expected one JSON object a line")
+    if len(lines) > 1 and _is_json(text):
+        raise InputError(
+            f"{path} is one JSON document over several lines: expected one JSON object a line, or COCO's instances with a table "
+            "of sentences (check_data --help)"
+        )
     yield from lines
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with _existing(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             if not {"ann_id", "sentence"} <= set(reader.fieldnames or ()):
                 found = ", ".join(reader.fieldnames or ()) or "nothing"
                 raise InputError(f"{path} should begin with the columns {', '.join(COLUMNS)}, and begins with {found}")

@@ -48,9 +48,16 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
 
 
 def cut_words(sentence: str, max_words: int) -> str:
-    """Return what :func:`tokenize` leaves out of a sentence that is too long, else the empty string."""
+    """Return the words that :func:`tokenize` leaves out, in whole or in part, of a sentence that is too long; else nothing."""
     tokenizer = _clip_tokenizer()
-    return str(tokenizer.decode(tokenizer.encode(sentence)[max_words - 2 :])).strip()
+    if len(tokenizer.encode(sentence)) <= max_words - 2:
+        return ""
+    cleaned, count = tokenizer.clean_fn(sentence), 0
+    for word in tokenizer.pat.finditer(cleaned):
+        count += len(tokenizer.encode(word.group()))
+        if count > max_words - 2:
+            return str(cleaned[word.start() :])
+    raise AssertionError
 
 
 def has_words(sentence: str) -> bool:

@@ -74,6 +74,13 @@ def fold_batchnorms(module: nn.Module) -> None:
                 setattr(parent, norm_name, nn.Identity())
 
 
+def take_over(box: nn.Module, other: nn.Module) -> None:
+    """Make a box of another's parts."""
+    nn.Module.__init__(box)
+    for name, part in other.named_children():
+        box.add_module(name, part)
+
+
 class RearrangedNeck(Neck):
     """The neck, with every 1 x 1 convolution over a concatenation as a sum of one a part.
 
@@ -85,9 +92,7 @@ class RearrangedNeck(Neck):
     """
 
     def __init__(self, neck: Neck) -> None:
-        nn.Module.__init__(self)
-        for name, part in neck.named_children():
-            self.add_module(name, part)
+        take_over(self, neck)
 
     def project_maps(self, c3: Tensor, c4: Tensor, c5: Tensor) -> Maps:
         """Compute what no sentence changes, once a picture: parts of f3 and f4, (P, b, h, w') each, and v5."""
@@ -131,9 +136,7 @@ class RearrangedImageProjector(ImageProjector):
     """
 
     def __init__(self, projector: ImageProjector) -> None:
-        nn.Module.__init__(self)
-        for name, part in projector.named_children():
-            self.add_module(name, part)
+        take_over(self, projector)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w') -> (B, D/2, 4h, 4w')."""
