@@ -11,6 +11,7 @@ import csv
 import heapq
 import random
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,12 @@ def page(work: Work, each: float) -> str:
     lines = [
         "# Scale: what more devices, machines and workers give",
         "",
-        "By `python scripts/scale.py results/speed.csv > results/scale.md`. RN50, 416 pixels, batches of 64 sentences. **No GPU was",
-        "measured**: rates of devices and links are assumptions, stated beside each; operations, volumes and the loading time of a",
-        f"sample ({1e3 * each:.1f} ms a core, see `speed.csv`) are counted or measured here.",
+        paragraph(
+            "By `python scripts/scale.py results/speed.csv > results/scale.md`. RN50, 416 pixels, batches of 64 "
+            "sentences. **No GPU was measured**: rates of devices and links are assumptions, stated beside each; "
+            f"operations, volumes and the loading time of a sample ({1e3 * each:.1f} ms a core, see `speed.csv`) are "
+            "counted or measured here."
+        ),
         "",
         "## Growth",
         "",
@@ -122,8 +126,10 @@ def page(work: Work, each: float) -> str:
         "",
         "## Devices: computing and exchanging",
         "",
-        f"{work.parameters / 1e6:.1f} M parameters are {4 * work.parameters / 1e6:.0f} MB of float32 gradients a step. Exchanging",
-        "overlaps with the backward pass, two thirds of a step; what is in bold does not fit under it.",
+        paragraph(
+            f"{work.parameters / 1e6:.1f} M parameters are {4 * work.parameters / 1e6:.0f} MB of float32 gradients a step. "
+            "Exchanging overlaps with the backward pass, two thirds of a step; what is in bold does not fit under it."
+        ),
         "",
         "| 64 sentences over | assumed TFLOP/s | computing, ms | " + " | ".join(f"{name}, ms" for name in LINKS) + " |",
         "|---|---:|---:" + "|---:" * len(LINKS) + "|",
@@ -136,17 +142,22 @@ def page(work: Work, each: float) -> str:
             lines.append(f"| {devices} x {name} | {rate / 1e12:.0f} | {1e3 * step:.0f} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "With V100s any of these links but the slowest has room, one machine or two. With A100s computing takes so little that 64",
-        "sentences on eight of them want NVLink; a second machine pays where its network carries 20 GB/s a device or more, or where",
-        "the batch grows with the devices, which changes the recipe. FSDP would save what it shards: parameters, gradients and",
-        f"Adam's two moments, 16 bytes each, {16 * work.parameters / 1e9:.1f} GB in all and at most seven eighths of it on eight devices.",
-        "Activations take more (`speed.csv`, memory), and `recompute=true` saves those: FSDP, which sends every parameter twice more",
-        "a step, does not pay for this network.",
+        paragraph(
+            "With V100s any of these links but the slowest has room, one machine or two. With A100s computing takes so "
+            "little that 64 sentences on eight of them want NVLink; a second machine pays where its network carries 20 "
+            "GB/s a device or more, or where the batch grows with the devices, which changes the recipe. FSDP would save "
+            "what it shards: parameters, gradients and Adam's two moments, 16 bytes each, "
+            f"{16 * work.parameters / 1e9:.1f} GB in all and at most seven eighths of it on eight devices. Activations "
+            "take more (`speed.csv`, memory), and `recompute=true` saves those: FSDP, which sends every parameter twice "
+            "more a step, does not pay for this network."
+        ),
         "",
         "## Workers: what eight devices need",
         "",
-        f"Simulated: 8 devices, 8 sentences each, {1e3 * each:.1f} ms a sample and worker with a spread of {SPREAD:.0%}, 200 steps; "
-        "the share of time in which they wait.",
+        paragraph(
+            f"Simulated: 8 devices, 8 sentences each, {1e3 * each:.1f} ms a sample and worker with a spread of {SPREAD:.0%}, "
+            "200 steps; the share of time in which they wait."
+        ),
         "",
         "| workers a device | " + " | ".join(DEVICES) + " |",
         "|---:" + "|---:" * len(DEVICES) + "|",
@@ -157,6 +168,11 @@ def page(work: Work, each: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+def paragraph(text: str) -> str:
+    """Return a text in lines."""
+    return textwrap.fill(text, 128)
+
+
 def growth() -> list[str]:
     """Return how operations grow with the picture's side."""
     sides = (256, 416, 640, 832)
@@ -165,8 +181,8 @@ def growth() -> list[str]:
     return [
         f"- Side of the picture, operations beside those at 416: {told}. Nearly its square: what",
         "  attention between cells takes grows with the fourth power, and is a small part.",
-        "- Images and sentences: linearly. An epoch of RefCOCO is 42,404 refs, 662 steps of 64; evaluation encodes a picture once for",
-        "  its sentences, seven on average.",
+        "- Images and sentences: linearly. An epoch of RefCOCO is 42,404 refs, 662 steps of 64; evaluation encodes a picture",
+        "  once for its sentences, seven on average.",
         "- Processes: the same steps, each with its share of the batch; what is exchanged does not shrink with the share.",
     ]
 

@@ -197,7 +197,10 @@ BAD: list[tuple[Any, str]] = [
     ({"image": "a.png", "sentence": "dog", "mask": "notes.txt"}, "no mask that can be read"),
     ({"image": "a.png", "sentence": "dog", "mask": "small.png"}, "has (10, 10) pixels (height, width), its picture (40, 60)"),
     ({"image": "a.png", "sentence": "dog", "mask": "black.png"}, "marks no pixel: its values are 0;"),
-    ({"image": "a.png", "sentence": "dog", "mask": "classes.png"}, "its values are 0, 2; what marks is above 127, or 1 beside 0"),
+    (
+        {"image": "a.png", "sentence": "dog", "mask": "classes.png"},
+        "its values are 0, 2; what marks is above 127, or 1 beside 0",
+    ),
 ]
 
 

@@ -100,9 +100,7 @@ def test_an_export_of_8_bits_is_smaller_and_nearly_the_same(
     assert 0 < float((logits[1] - logits[0]).norm() / (logits[0] - logits[0].mean()).norm()) < 0.3
 
 
-def test_calibration_needs_pictures_with_sentences(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_calibration_needs_pictures_with_sentences(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"error: no picture with sentences in .*expected files such as a\.jpg and a\.txt"):
         export.main([str(folder / "net"), str(tmp_path / "int8"), "--int8", "--calibrate", str(tmp_path)])
     (tmp_path / "a.png").write_bytes(b"")

@@ -94,7 +94,7 @@ def test_a_program_runs_as_a_module(  # the others do in the tests of their own
 ) -> None:
     monkeypatch.delitem(sys.modules, f"crislit.{program}", raising=False)
     monkeypatch.setattr(sys, "argv", [program, "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_module(f"crislit.{program}", run_name="__main__")
     assert capsys.readouterr().out.startswith(f"usage: python -m crislit.{program}")
 
@@ -160,7 +160,7 @@ def test_the_scripts_that_the_readme_calls_know_the_options(
     assert len(called) >= 2
     for script, rest in called:
         monkeypatch.setattr(sys, "argv", [script, "--help"])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         told = capsys.readouterr().out
         assert all(option in told for option in re.findall(r"--[\w-]+", rest))

@@ -12,10 +12,10 @@ from crislit.checkpoint import CONFIG, read_checkpoint
 from crislit.data import shapes
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.data.refer import ReferIndex
-from crislit.demo import EXAMPLES
 from crislit.export import export
 from crislit.metrics import METRICS, intersection_and_union, iou
 from crislit.models.clip_weights import SHIPPED
+from crislit.quantise import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = SHIPPED / "shapes-tiny"

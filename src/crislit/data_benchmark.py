@@ -49,7 +49,7 @@ def measure(model: CRIS, options: argparse.Namespace) -> Iterator[Measurement]:
 
 
 def stages(module: ReferDataModule, rounds: int) -> list[Measurement]:
-    """Time what a sample consists of in one process and thread; the first line is the floor, which the others' ratios are of."""
+    """Time what a sample consists of, in one process and thread; ratios are of the first line, the floor."""
     module.prepare_data()
     data, index, size = module.train_set(), module.index, module.image_size
     keys = [TrainKey(0, position) for position in range(min(len(data), PICTURES))]
@@ -105,7 +105,12 @@ def waiting(model: CRIS, module: ReferDataModule) -> Measurement:
         adam.zero_grad()
         torch.autograd.backward(text_to_pixel_contrastive_loss(model(batch.images, batch.tokens), batch.masks))
         adam.step()
-    return Measurement("data", f"a training step of {TRAINED} waits for {module.workers} workers", 100 * waited / (time.perf_counter() - start), "%")
+    return Measurement(
+        "data",
+        f"a training step of {TRAINED} waits for {module.workers} workers",
+        100 * waited / (time.perf_counter() - start),
+        "%",
+    )
 
 
 # -- The index ----------------------------------------------------------------------------------------------------------------
@@ -146,7 +151,7 @@ def use_index(root: Path, workers: int = 0) -> dict[str, float]:
 
 
 def read_all(opened: ReferIndex, pipe: Any) -> None:
-    """Read every ref's mask and sentences, as a worker does in an epoch; tell how much memory that has made this process's own."""
+    """Read as a worker does in an epoch, and tell how much memory that has made this process's own."""
     before = own()
     for ref in range(len(opened)):
         for row in opened.sentence_rows(ref):

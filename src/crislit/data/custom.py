@@ -288,7 +288,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
     marked = values > 0 if palette or values.max() <= 1 else values > 127
     if not marked.any():
         found = ", ".join(map(str, np.unique(values)[:8]))
-        raise InputError(f"the mask {path} marks no pixel: its values are {found}; what marks is above 127, or 1 beside 0 alone")
+        raise InputError(
+            f"the mask {path} marks no pixel: its values are {found}; what marks is above 127, or 1 beside 0 alone"
+        )
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
     return {"size": list(size), "counts": runs["counts"].decode()}
 
@@ -320,8 +322,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} holds no line: expected one JSON object a line")
     if len(lines) > 1 and _is_json(text):
         raise InputError(
-            f"{path} is one JSON document over several lines: expected one JSON object a line, or COCO's instances with a table "
-            "of sentences (check_data --help)"
+            f"{path} is one JSON document over several lines: expected one JSON object a line, or COCO's instances with a "
+            "table of sentences (check_data --help)"
         )
     yield from lines
 
