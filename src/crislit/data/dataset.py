@@ -143,15 +143,15 @@ class ReferTrainSet(Dataset[TrainSample]):
         """Return image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
         refs = self.draw_refs(key)
         rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
-        image, masks = read_image(self.index, refs[0]), np.stack([255 * self.index.mask(ref) for ref in refs])
+        image, masks = read_image(self.index, refs[0]), [255 * self.index.mask(ref) for ref in refs]
         if self.transform is None:
             image = letterbox_image(image, self.image_size)
-            masks = np.stack([letterbox_mask(mask, self.image_size) for mask in masks])
+            masks = [letterbox_mask(mask, self.image_size) for mask in masks]
         else:  # by the sample's own seed, not by what was drawn before
             self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
-            warped = self.transform(image=image, masks=masks)
-            image, masks = warped["image"], np.stack(warped["masks"])
-        soft = torch.from_numpy(masks)[:, None].float().div_(255)
+            warped = self.transform(image=image, masks=np.stack(masks))
+            image, masks = warped["image"], warped["masks"]
+        soft = torch.from_numpy(np.stack(masks))[:, None].float().div_(255)
         return normalise(image), tokenize([self.index.sentence(row) for row in rows], self.max_words), soft
 
     def draw_refs(self, key: TrainKey) -> list[int]:

@@ -43,13 +43,11 @@ def letterbox_mask(mask: Image, size: int) -> Image:
     return cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)  # type: ignore[return-value]
 
 
-NORMALISED = ((torch.arange(256.0)[:, None] / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD))[None].numpy()
-"""(1, 256, 3): what becomes of every value of every channel."""
-
-
 def normalise(image: Image) -> Tensor:
     """Apply CLIP's mean and standard deviation: (S, S, 3) uint8 RGB -> (3, S, S) float, channels last in memory."""
-    return torch.from_numpy(cv2.LUT(image, NORMALISED)).permute(2, 0, 1)
+    rows = torch.from_numpy(image).flatten(1).float().div_(255)  # long rows: three channels at a time take long
+    mean, std = (torch.tensor(values).repeat(image.shape[1]) for values in (CLIP_MEAN, CLIP_STD))
+    return rows.sub_(mean).div_(std).view(image.shape).permute(2, 0, 1)
 
 
 def stack_images(images: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
@@ -324,15 +325,14 @@ class ReferIndex:
         if last > first:
             runs = self._arrays.runs[first:last]
             flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
-            return np.ascontiguousarray(flat.reshape(w, h).T)
+            return _turned(flat.reshape(w, h))
         polygons = [
             self._arrays.points[slice(*_span(self._arrays.polygons_ends, i))].tolist()
             for i in range(*_span(self._arrays.ref_polygons_ends, ref))
         ]
         if not polygons:
             return np.zeros((h, w), dtype=np.uint8)
-        mask: Mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w)))
-        return mask
+        return _turned(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w))).T)
 
     def without_pixels(self, refs: Ints) -> Ints:
         """Return those of the refs whose mask has no pixel."""
@@ -359,6 +359,12 @@ class ReferIndex:
     def _text(self, name: str, row: int) -> str:
         blob: Bytes = getattr(self._arrays, name)
         return blob[slice(*_span(getattr(self._arrays, name + "_ends"), row))].tobytes().decode()
+
+
+def _turned(columns: Mask) -> Mask:
+    """Return a mask that lies in memory column by column, (w, h), row by row, (h, w)."""
+    mask: Mask = cv2.transpose(columns)  # type: ignore[assignment]  # several times as fast as NumPy's copy
+    return mask
 
 
 def _span(ends: Ints, row: int) -> tuple[int, int]:
