@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-QUICK = ("workers=0", "trainer.devices=1", "+trainer.enable_progress_bar=false")
-"""No worker processes and no bar: the tests' runs are short."""
+QUICK = ("workers=0", "trainer.devices=1", "+trainer.enable_progress_bar=false", "callbacks.pictures=0")
+"""No worker processes, no bar and no pictures, which take longer than all else: the tests' runs are short."""
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program: str = "train") -> dict[str, Any]:

@@ -31,7 +31,13 @@ def trained(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     folder = tmp_path_factory.mktemp("runs") / "trained"
     with pytest.MonkeyPatch.context() as monkeypatch:
         return folder, run(
-            monkeypatch, folder, *SMALL, f"data_root={small_shapes}", "recipe.epochs=4", "trainer.log_every_n_steps=1"
+            monkeypatch,
+            folder,
+            *SMALL,
+            f"data_root={small_shapes}",
+            "recipe.epochs=4",
+            "trainer.log_every_n_steps=1",
+            "callbacks.pictures=12",
         )
 
 
