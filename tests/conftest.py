@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests at once, and threads that wait for each other, take twice as long
 
 import pytest
 
