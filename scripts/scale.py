@@ -53,6 +53,15 @@ class Work:
         """Return the seconds in which a ring adds up float32 gradients: 2 (N - 1) / N of them through every device's link."""
         return 2 * (devices - 1) / devices * 4 * self.parameters / bandwidth
 
+    def total(self, devices: int, rate: float, bandwidth: float) -> float:
+        """Return the seconds of a step of :data:`BATCH` sentences; what does not fit beside the backward pass comes after."""
+        step = self.step(BATCH // devices, rate)
+        return step + max(0.0, self.exchange(devices, bandwidth) - step * 2 / 3)
+
+    def worth(self, devices: int, rate: float, before: float) -> float:
+        """Return the bytes a second and device from which a step on so many devices takes less than it did before."""
+        return self.exchange(devices, 1.0) / (before - self.step(BATCH // devices, rate) / 3)
+
 
 def count(size: int = 416) -> Work:
     """Count RN50's work on shapes alone."""
@@ -143,13 +152,17 @@ def page(work: Work, each: float) -> str:
     lines += [
         "",
         paragraph(
-            "With V100s any of these links but the slowest has room, one machine or two. With A100s computing takes so "
-            "little that 64 sentences on eight of them want NVLink; a second machine pays where its network carries 20 "
-            "GB/s a device or more, or where the batch grows with the devices, which changes the recipe. FSDP would save "
-            "what it shards: parameters, gradients and Adam's two moments, 16 bytes each, "
-            f"{16 * work.parameters / 1e9:.1f} GB in all and at most seven eighths of it on eight devices. Activations "
-            "take more (`speed.csv`, memory), and `recompute=true` saves those: FSDP, which sends every parameter twice "
-            "more a step, does not pay for this network."
+            "A second machine of eight makes a step shorter where each of its devices has more than "
+            + ", ".join(
+                f"{work.worth(16, rate, work.total(8, rate, max(LINKS.values()))) / 1e9:.1f} GB/s ({name})"
+                for name, rate in DEVICES.items()
+            )
+            + ", beside eight on the fastest link here; with less it pays where the batch grows with the devices, which "
+            "changes the recipe. FSDP would save what it shards: parameters, gradients and Adam's two moments, 16 bytes each, "
+            f"{16 * work.parameters / 1e9:.1f} GB in all and at most seven eighths of it on eight devices, for half as much "
+            "again to exchange. Activations take more and grow with the batch; `recompute=true` saves those. So it does not "
+            "pay here. SyncBN's exchanges, two small ones a layer, are left out above: they cost their links' latency, which "
+            "is not known."
         ),
         "",
         "## Workers: what eight devices need",

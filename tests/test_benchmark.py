@@ -1,5 +1,6 @@
 """``python -m crislit.benchmark``."""
 
+import argparse
 import csv
 import json
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from crislit import benchmark, data_benchmark, timing
+from crislit import benchmark, data_benchmark, timing, training_benchmark
 from crislit.checkpoint import Checkpoint, write_folder
 from crislit.config import load_settings
 from crislit.data.datamodule import ReferDataModule
@@ -80,7 +81,7 @@ def test_without_a_part_all_are_measured(given: list[str], chosen: list[str], mo
     seen: list[str] = []
     monkeypatch.setattr(benchmark, "count_all", lambda: seen.append("parameters"))
     monkeypatch.setattr(benchmark, "parameter_table", lambda counts: "")
-    monkeypatch.setattr(benchmark, "measure", lambda options, parts, console: map(seen.append, parts))
+    monkeypatch.setattr(benchmark, "measure", lambda options, parts, console: filter(None, map(seen.append, parts)))
     benchmark.main(given)
     assert seen == chosen
 
@@ -126,6 +127,24 @@ def test_plain_trains_as_the_network_does() -> None:
         torch.autograd.backward(compute(model, pictures(4), sentences(1, 3, 4, 6)).square().mean())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-4
+
+
+def test_plain_takes_the_operations_it_always_took() -> None:
+    model = benchmark.network(argparse.Namespace(model="rn50"))
+    with torch.device("meta"):
+        images, tokens = torch.empty(1, 3, 416, 416), torch.ones(1, 17, dtype=torch.long)
+    cost = timing.count_cost(lambda: plain_logits(model.to("meta"), images, tokens))
+    assert cost.flops / 1e9 == pytest.approx(131.9261, abs=1e-4)
+
+
+def test_what_was_measured_before_stays_beside_what_is_measured_anew(tmp_path: Path) -> None:
+    options = argparse.Namespace(model="rn50", image_size=416, checkpoint="shapes-tiny")
+    lines = [timing.Measurement("latency", "plain", 2.0, "s"), timing.Measurement("agreement", "plain", 0.5, "mIoU")]
+    benchmark.write_lines(tmp_path / "speed.csv", lines, options)
+    benchmark.write_lines(tmp_path / "speed.csv", [timing.Measurement("latency", "plain", 3.0, "s")], options)
+    with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
+        found = [(row["part"], row["value"], row["model"], row["image_size"]) for row in csv.DictReader(file)]
+    assert found == [("agreement", "0.5", "shapes-tiny", ""), ("latency", "3", "rn50", "416")]
 
 
 # -- Time and cost
@@ -231,10 +250,12 @@ def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.
     config = load_settings(["image_size=64"])
     write_folder(Checkpoint(model.settings, model.state_dict(), 64, 0.35, "random", config=config), tmp_path / "net")
     small = ["--model", "tiny", "--image-size", "64", "--rounds", "2", "--pictures", "3", "--checkpoint", str(tmp_path / "net")]
-    benchmark.main([*small, "--output", str(tmp_path)])
+    monkeypatch.setattr(training_benchmark, "PEAKS", ("plain", "recompute"))
+    parts = [part for part in benchmark.PARTS if part not in ("parameters", "start")]  # a start takes as long as any
+    benchmark.main([*small, *(f"--{part}" for part in parts), "--output", str(tmp_path)])
     with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert {line["part"] for line in lines} == {"machine", "memory", "gradients", *benchmark.PARTS} - {"parameters"}
+    assert {line["part"] for line in lines} == {"machine", "memory", "gradients", *parts}
     assert all(float(line["value"]) >= 0 and line["commit"] and line["hardware"] and line["versions"] for line in lines)
     for part in ("evaluation", "latency"):
         found = {line["candidate"]: line for line in lines if line["part"] == part}

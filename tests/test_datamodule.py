@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crislit.data import shapes
-from crislit.data.datamodule import EvaluationSampler, ReferDataModule, TrainSampler
+from crislit.data.datamodule import ReferDataModule, TrainSampler, WholePictures, evaluation_share
 from crislit.data.dataset import NO_SAMPLE, ReferEvaluationSet, ReferTrainSet, TrainKey
 from crislit.data.letterbox import letterbox_image, normalise
 from crislit.errors import InputError
@@ -28,10 +28,30 @@ def module(minirefer: Path, folder: str = "refcoco", refs: str = "refs(unc).p", 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [1, 2, 5, 12, 13])
 def test_evaluation_shares_are_a_partition(size: int, processes: int) -> None:
-    shares = [list(EvaluationSampler(size, rank, processes)) for rank in range(processes)]
+    shares = [list(evaluation_share(size, rank, processes)) for rank in range(processes)]
     assert sorted(number for share in shares for number in share if number != NO_SAMPLE) == list(range(size))
     assert all(share and (NO_SAMPLE not in share or share == [NO_SAMPLE]) for share in shares), "everyone has a batch"
-    assert [len(EvaluationSampler(size, rank, processes)) for rank in range(processes)] == [len(share) for share in shares]
+
+
+def test_a_picture_is_divided_only_where_it_alone_fills_a_batch() -> None:
+    pictures = np.repeat([9, 4, 7, 5, 6], [7, 7, 4, 20, 1])
+    batches = list(WholePictures(range(39), pictures, 16))
+    assert [len(batch) for batch in batches] == [14, 4, 16, 5]
+    assert [sample for batch in batches for sample in batch] == list(range(39))
+    assert {pictures[i] for i in batches[3]} == {5, 6}
+    assert list(WholePictures([NO_SAMPLE], pictures, 16)) == [[NO_SAMPLE]]
+
+
+def test_every_picture_is_encoded_once_in_an_evaluation(minirefer: Path) -> None:
+    data = module(minirefer, eval_batch_size=32)
+    data.prepare_data()
+    loader = data.evaluation_loader("val")
+    samples = loader.dataset
+    assert isinstance(samples, ReferEvaluationSet)
+    most = max(np.bincount(np.unique(samples.pictures, return_inverse=True)[1]))
+    assert most <= 32
+    assert sum(len(batch.images) for batch in loader) == len(np.unique(samples.pictures))
+    assert len(loader) == len(list(loader))
 
 
 @pytest.mark.parametrize(("processes", "per_device"), [(1, 12), (1, 4), (2, 6), (2, 3), (3, 4), (3, 2)])

@@ -19,7 +19,9 @@ from tests.runs import command, environment, execute
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "workers=0")
+PLAIN = "callbacks.pictures=0"
+"""No pictures, which take longer than all else."""
+SMALL = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "workers=0", PLAIN)
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -156,9 +158,8 @@ def test_numbers_that_make_no_sense_in_one_process_end_all_with_one_error(small_
 
 
 def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path: Path) -> None:
-    done = execute(
-        "train", *SMALL, "trainer=ddp_cpu", "recipe.epochs=2", f"data_root={small_shapes}", "hydra.run.dir=run", cwd=tmp_path
-    )
+    options = ("trainer=ddp_cpu", "recipe.epochs=2", "callbacks.pictures=12", "hydra.run.dir=run")
+    done = execute("train", *SMALL, *options, f"data_root={small_shapes}", cwd=tmp_path)
     finished(done)
     results = results_of(tmp_path / "run")
     assert {split: values["samples"] for split, values in results["splits"].items()} == {"val": 36, "testA": 36, "testB": 36}
@@ -175,6 +176,7 @@ def test_a_sweep_over_the_decoders_depth_makes_four_networks(small_shapes: Path,
         "image_size=64",
         "batch_size=8",
         "workers=0",
+        PLAIN,
         "trainer=cpu",
         "trainer.max_steps=1",
         f"data_root={small_shapes}",
@@ -200,6 +202,7 @@ def test_photographs_train_and_evaluate_on_all_their_splits(
             "batch_size=4",
             "image_size=96",
             "recipe.epochs=1",
+            PLAIN,
             "trainer=cpu",
             "hydra.run.dir=run",
             cwd=tmp_path,
@@ -217,6 +220,7 @@ def test_the_google_partition_evaluates(minirefer: Path, tmp_path: Path) -> None
             "batch_size=4",
             "image_size=96",
             "trainer.max_steps=1",
+            PLAIN,
             "trainer=cpu",
             "hydra.run.dir=run",
             cwd=tmp_path,
@@ -228,6 +232,7 @@ def test_the_google_partition_evaluates(minirefer: Path, tmp_path: Path) -> None
             "checkpoint=run/checkpoints/last.ckpt",
             "dataset=grefcoco_google",
             f"data_root={minirefer}",
+            PLAIN,
             "hydra.run.dir=google",
             cwd=tmp_path,
         )
@@ -244,8 +249,10 @@ def test_the_papers_networks_run_whole_on_photographs(minirefer: Path, tmp_path:
             f"dataset={dataset}",
             f"data_root={minirefer}",
             "dataset.max_images=2",
+            "dataset.evaluation_splits=[val]",
             "trainer.max_steps=1",
             "batch_size=2",
+            PLAIN,
             "hydra.run.dir=run",
             cwd=tmp_path,
             seconds=600,

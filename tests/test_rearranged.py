@@ -18,7 +18,7 @@ from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.models import rearranged
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import fold_batchnorms, for_inference, rearrange, upsample2_and_convolve
-from crislit.models.recompute import recompute_activations
+from crislit.models.recompute import Recomputable, recompute_activations
 from crislit.record import identify
 from crislit.task import CRISTask
 from crislit.train import prepare_training
@@ -129,6 +129,16 @@ def test_recomputing_keeps_less() -> None:
 
     full, less = (kept(variants({}, rearranged=False, recomputed=recomputed)) for recomputed in (False, True))
     assert less < 0.6 * full
+
+
+@pytest.mark.parametrize("rearranging", [False, True])
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_each_switch_does_its_own_whatever_the_other_is(rearranging: bool, recomputing: bool) -> None:
+    network = prepare_training(tiny(), {"rearrange": rearranging, "recompute": recomputing})
+    boxes = [module for module in network.modules() if isinstance(module, Recomputable)]
+    assert len(boxes) > 2
+    assert {box.recompute for box in boxes} == {recomputing}
+    assert isinstance(network.neck, rearranged.RearrangedNeck) == rearranging
 
 
 @pytest.mark.parametrize("changes", ABLATIONS)

@@ -37,3 +37,12 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, capsys
     (tmp_path / "speed.csv").write_text("candidate,value\n")
     with pytest.raises(SystemExit, match="no line 'whole sample"):
         scale.main([str(tmp_path / "speed.csv")])
+
+
+def test_a_second_machine_is_worth_it_from_where_both_take_the_same() -> None:
+    work = scale.Work(forward=70e9, parameters=146_800_000)
+    for rate in scale.DEVICES.values():
+        before = work.total(8, rate, 200e9)
+        bandwidth = work.worth(16, rate, before)
+        assert work.total(16, rate, bandwidth) == pytest.approx(before)
+        assert work.total(16, rate, 1.1 * bandwidth) < before

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -97,27 +98,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "parameters" in chosen:
             console.print(parameter_table(count_all()))
             chosen.remove("parameters")
-        lines = list(measure(options, chosen, console)) if chosen else []
-        if lines and options.output:
-            write_lines(options.output / "speed.csv", lines, options)
+        lines: list[Measurement] = []
+        for found in measure(options, chosen, console) if chosen else ():
+            lines += found
+            if options.output:  # after each part: one that fails later loses nothing
+                write_lines(options.output / "speed.csv", lines, options)
 
 
-def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console) -> Iterator[Measurement]:
-    """Measure the chosen parts, print each one's table when it is done, and yield their lines."""
+def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console) -> Iterator[list[Measurement]]:
+    """Measure the chosen parts, print each one's table when it is done, and yield its lines."""
     machine = measure_machine()
     console.print(
         f"{hardware()}: {machine.flops / 1e9:.0f} GFLOP/s in products of float32 matrices, {machine.bytes / 1e9:.1f} GB/s in "
         f"copies; load {os.getloadavg()[0]:.1f}"
     )
-    yield Measurement("machine", "float32 matrix product", machine.flops / 1e9, "GFLOP/s")
-    yield Measurement("machine", "copy", machine.bytes / 1e9, "GB/s")
+    yield [
+        Measurement("machine", "float32 matrix product", machine.flops / 1e9, "GFLOP/s"),
+        Measurement("machine", "copy", machine.bytes / 1e9, "GB/s"),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         networks: dict[str, Network] = {}
         if {"evaluation", "latency"} & set(chosen):
             networks = ways(network(options), options.image_size, Path(folder))
         for part in chosen:
             if part == "start":
-                lines = start(options, Path(folder, "start"))
+                lines = start(options)
             elif part == "rows":
                 lines = rows(options, machine)
             elif part == "agreement":
@@ -132,7 +137,7 @@ def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console
             else:
                 lines = inference(part, networks, options, machine)
             console.print(line_table(part, lines))
-            yield from lines
+            yield lines
 
 
 def network(options: argparse.Namespace, row: str = "con_dec3", overrides: Sequence[str] = ()) -> CRIS:
@@ -141,21 +146,19 @@ def network(options: argparse.Namespace, row: str = "con_dec3", overrides: Seque
     return build_model(load_settings([f"model={options.model}", f"ablation={row}", "dataset=refcoco", *overrides])).eval()
 
 
-def start(options: argparse.Namespace, folder: Path) -> list[Measurement]:
-    """Time whole processes: what imports the two libraries alone, the package alone, and a prediction by a tiny network."""
-    model = build_model(load_settings())
-    write_folder(Checkpoint(model.settings, model.state_dict(), 192, 0.35, "random"), folder)
+def start(options: argparse.Namespace) -> list[Measurement]:
+    """Time whole processes: what imports the two libraries alone, the package alone, and a prediction by shapes-tiny."""
     picture = min(EXAMPLES.glob("*.jpg"))
     commands = {
         "import torch, open_clip": ["-c", "import torch, open_clip"],
         "import crislit": ["-c", "import crislit"],
-        "crislit.predict": ["-m", "crislit.predict", str(picture), "red star", "--checkpoint", str(folder), "--output", "-"],
+        "crislit.predict": ["-m", "crislit.predict", str(picture), "red star", "--output", "-"],
     }
     work = {
         name: functools.partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
         for name, command in commands.items()
     }
-    return compare("start", interleave(work, max(1, options.rounds // 2)), dict.fromkeys(work, 1), "s")
+    return compare("start", interleave(work, options.rounds), dict.fromkeys(work, 1), "s")
 
 
 # -- Inference ----------------------------------------------------------------------------------------------------------------
@@ -289,7 +292,7 @@ def line_table(part: str, lines: Sequence[Measurement]) -> Table:
 
 
 def write_lines(path: Path, lines: Sequence[Measurement], options: argparse.Namespace) -> None:
-    """Write lines as CSV, each with what it takes to judge and to repeat it."""
+    """Write lines as CSV, each with what it takes to judge and to repeat it; lines of other parts stay as they were."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "numpy") if installed(name)]
     about = {
         "model": options.model,
@@ -300,15 +303,23 @@ def write_lines(path: Path, lines: Sequence[Measurement], options: argparse.Name
         "load": round(os.getloadavg()[1], 1),
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }
+    others = {"start": "shapes-tiny", "agreement": options.checkpoint}  # which have a network and a size of their own
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        values = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in dataclasses.asdict(line).items()}
+        own = {"model": others[line.part], "image_size": None} if line.part in others else {}
+        rows.append(values | about | own)
+    measured = {line.part for line in lines}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["part"] not in measured] + rows
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        columns = [field.name for field in dataclasses.fields(Measurement)] + list(about)
-        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table = csv.DictWriter(
+            file, [field.name for field in dataclasses.fields(Measurement)] + list(about), lineterminator="\n"
+        )
         table.writeheader()
-        for line in lines:
-            values = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in dataclasses.asdict(line).items()}
-            table.writerow(values | about)
-    print(f"written to {path}")
+        table.writerows(rows)
 
 
 def installed(name: str) -> bool:

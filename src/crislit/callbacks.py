@@ -23,7 +23,7 @@ from rich.table import Table
 
 import crislit
 from crislit import processes
-from crislit.data.datamodule import EvaluationSampler
+from crislit.data.datamodule import evaluation_share
 from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet
 from crislit.data.letterbox import Image
 from crislit.loggers import Sample, log_samples
@@ -97,7 +97,7 @@ class Pictures(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose samples among those that the first process sees."""
         if trainer.is_global_zero:
-            share = EvaluationSampler(len(self.data), 0, trainer.world_size).share
+            share = evaluation_share(len(self.data), 0, trainer.world_size)
             self.chosen = {share[i] for i in np.linspace(0, len(share) - 1, min(self.count, len(share)), dtype=int)}
 
     def on_test_batch_end(

@@ -1,6 +1,7 @@
 """The benchmark's yardstick: the network computed as the released program computes it, written out against its layers.
 
 No box's own ``forward`` is used, so that nothing that makes them faster or slower moves the yardstick. Nothing else uses this.
+One thing is left out: attention weights, which the released decoder averages over heads and drops.
 """
 
 import torch

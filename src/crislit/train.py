@@ -114,9 +114,9 @@ def prepare_training(model: CRIS, settings: Settings) -> CRIS:
     for name in ("rearrange", "recompute"):
         if not isinstance(settings[name], bool):
             raise InputError(f"{name} must be true or false, got {settings[name]!r}")
-    if settings["recompute"]:
-        recompute_activations(model)
-    return rearrange(model) if settings["rearrange"] else model
+    network = rearrange(model) if settings["rearrange"] else model
+    recompute_activations(network, settings["recompute"])  # of the boxes that are trained
+    return network
 
 
 def build_data(settings: Settings) -> ReferDataModule:

@@ -1,7 +1,9 @@
 """Splits, samplers and loaders of one data set."""
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,8 +232,8 @@ class ReferDataModule(L.LightningDataModule):
         if self.trainer is not None:
             sampler.go_on(self.trainer.current_epoch, batches_done(self.trainer))
         if self.on_error == "skip":
-            return self._loader(SkippingTrainSet(data), sampler, per_device // k, SkippingTrainSet.collate)
-        return self._loader(data, sampler, per_device // k, ReferTrainSet.collate)
+            return self._loader(SkippingTrainSet(data), SkippingTrainSet.collate, sampler=sampler, batch_size=per_device // k)
+        return self._loader(data, ReferTrainSet.collate, sampler=sampler, batch_size=per_device // k)
 
     def train_set(self) -> ReferTrainSet:
         """Return the training samples; with ``on_error=skip`` without those whose mask has no pixel."""
@@ -263,9 +265,9 @@ class ReferDataModule(L.LightningDataModule):
         """Return the loader of a split, or of its blind control."""
         data = self.evaluation_set(split, blind)
         rank, processes = self._place()
-        return self._loader(
-            data, EvaluationSampler(len(data), rank, processes), self.eval_batch_size, ReferEvaluationSet.collate
-        )
+        share = evaluation_share(len(data), rank, processes)
+        batches = WholePictures(share, data.pictures, self.eval_batch_size)
+        return self._loader(data, ReferEvaluationSet.collate, batch_sampler=batches)
 
     def evaluation_set(self, split: str, blind: bool = False) -> ReferEvaluationSet:
         """Return the samples of a split.
@@ -285,16 +287,17 @@ class ReferDataModule(L.LightningDataModule):
             raise InputError(f"split {split!r} of {self.place} has no sample to evaluate")
         return data
 
-    def _loader(self, data: Any, sampler: Sampler[Any], batch_size: int, collate: Any) -> DataLoader[Any]:
+    def _loader(self, data: Any, collate: Any, **batches: Any) -> DataLoader[Any]:
         workers = min(self.workers, max(len(data) // 64, 1)) if self.workers else 0  # a worker costs more than 64 samples
         return DataLoader(
             data,
-            batch_size=batch_size,
-            sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=worker_init,
-            persistent_workers=workers > 0 and isinstance(sampler, TrainSampler),
+            persistent_workers=workers > 0 and "sampler" in batches,  # in training
+            # Workers share the index; Python 3.14 would send a copy to each.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            **batches,
         )
 
     def _place(self) -> tuple[int, int]:
@@ -416,19 +419,35 @@ class TrainSampler(Sampler[TrainKey]):
         return self.size // self.batch_size * (self.batch_size // self.processes)
 
 
-class EvaluationSampler(Sampler[int]):
-    """Every process's own run of samples, none twice and none left out: shares may differ by one.
+def evaluation_share(size: int, rank: int = 0, processes: int = 1) -> Sequence[int]:
+    """Return a process's own run of samples, none twice and none left out: shares may differ by one.
 
     Where there are fewer samples than processes, one without a sample is given :data:`NO_SAMPLE`: a process that had no batch
     would not take part in what the others do together at one.
     """
+    return range(rank * size // processes, (rank + 1) * size // processes) or [NO_SAMPLE]
 
-    def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
-        share = range(rank * size // processes, (rank + 1) * size // processes)
-        self.share: Sequence[int] = share or [NO_SAMPLE]
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.share)
+class WholePictures(Sampler[list[int]]):
+    """Batches of evaluation samples in which no picture is divided, so that each is read and encoded once.
+
+    Args:
+        share: The samples, those of a picture after each other.
+        pictures: The picture of every sample.
+        most: How many samples a batch has at most; a picture that has more is divided.
+    """
+
+    def __init__(self, share: Iterable[int], pictures: Ints, most: int) -> None:
+        self.batches: list[list[int]] = []
+        for _, group in itertools.groupby(share, key=lambda sample: int(pictures[sample])):
+            own = list(group)
+            if self.batches and len(self.batches[-1]) + len(own) <= most:
+                self.batches[-1] += own
+            else:
+                self.batches += [own[i : i + most] for i in range(0, len(own), most)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.share)
+        return len(self.batches)

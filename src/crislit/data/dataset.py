@@ -275,6 +275,11 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def pictures(self) -> npt.NDArray[np.int64]:
+        """The picture's id of each sample."""
+        return self.index.image_ids(self.samples[:, 0])
+
     def __getitem__(self, number: int) -> EvaluationSample:
         """Return a sample; its image is the very tensor of the sample before, where both are of one picture."""
         picture = self.index.image_id(int(self.samples[number, 0]))
