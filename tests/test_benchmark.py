@@ -269,5 +269,6 @@ def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.
             assert float(found[name]["difference"]) < 1e-4
     apart = {line["candidate"]: float(line["difference"]) for line in lines if line["part"] == "gradients"}
     assert apart["plain, float64"] == 0 < apart["rearrange recompute, float64"] < 1e-6
-    assert 0 < apart["plain, float32"] < 0.1  # rounding, which the untrained network amplifies
-    assert 0 < apart["rearrange recompute, float32"] < 0.1
+    # In float32 untrained networks amplify rounding, plain's own as well: ours is of the same size. Compare test_rearranged.
+    assert 0 < apart["plain, float32"] < 0.01
+    assert 0 < apart["rearrange recompute, float32"] < 3 * apart["plain, float32"]
