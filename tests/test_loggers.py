@@ -11,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
+from PIL import Image
 
 from crislit import loggers
 from crislit.config import load_settings
@@ -103,7 +105,10 @@ def test_an_offline_run_of_weights_and_biases_holds_everything(
     media = folder.glob("wandb/offline-run-*/files/media/**/*.*")
     names = [path.relative_to(folder).as_posix().split("/media/")[1] for path in media]
     assert sum(name.startswith("images/overlays") for name in names) == 2
-    assert sum(name.startswith("images/mask/overlays") for name in names) == 4
+    masks = [set(np.unique(np.array(Image.open(path))).tolist()) for path in folder.glob("**/media/images/mask/overlays*")]
+    assert len(masks) == 4
+    assert sum(labels == {0, 1} for labels in masks) == 2  # the truths; predictions have a label of their own
+    assert sum(labels <= {0, 2} for labels in masks) == 2
     assert sum(name.startswith("images/figures") for name in names) == 2
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/samples*.table.json")
     rows = json.loads(table.read_text())

@@ -162,14 +162,15 @@ def test_a_rearranged_network_has_the_same_names_and_the_very_same_weights() -> 
     assert [id(p) for p in other.parameters()] == [id(p) for p in model.parameters()]
 
 
-def test_what_is_tested_is_the_network_for_inference_and_no_checkpoint_ever_holds_it() -> None:
+@pytest.mark.parametrize("moment", ["validation", "test"])
+def test_what_is_evaluated_is_the_network_for_inference_and_no_checkpoint_ever_holds_it(moment: str) -> None:
     model = experienced(tiny())
     task = CRISTask(model)
     truths = [np.ones((50, 70), np.uint8)] * 3
     batch = EvaluationBatch(pictures(1), sentences(1, 3, 4), torch.tensor([0, 0, 0]), truths, [0, 1, 2])
     names = list(task.state_dict())
     expected = task.predict_probabilities(batch)
-    task.on_test_start()
+    getattr(task, f"on_{moment}_start")()
     found = task.predict_probabilities(batch)
     assert list(task.state_dict()) == names
     for one, other in zip(found, expected, strict=True):
@@ -177,7 +178,7 @@ def test_what_is_tested_is_the_network_for_inference_and_no_checkpoint_ever_hold
     assert any(not np.array_equal(one, other) for one, other in zip(found, expected, strict=True)), (
         "another order of operations"
     )
-    task.on_test_end()
+    getattr(task, f"on_{moment}_end")()
     for one, other in zip(task.predict_probabilities(batch), expected, strict=True):
         assert np.array_equal(one, other)
 

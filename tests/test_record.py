@@ -11,7 +11,7 @@ import pytest
 from crislit.config import load_settings
 from crislit.errors import InputError
 from crislit.metrics import METRICS
-from crislit.record import COLUMNS, add_run, find_run, identify, is_sound, read_rows, rows_of, write_rows
+from crislit.record import COLUMNS, add_run, asked_splits, find_run, identify, is_sound, read_rows, rows_of, write_rows
 
 
 def experiment(settings: dict[str, Any]) -> str:
@@ -182,14 +182,15 @@ def test_a_run_that_lost_a_split_counts_as_not_run_and_says_so(tmp_path: Path, c
     write_rows(path, read_rows(path)[:2])
     with caplog.at_level(logging.WARNING):
         assert find_run(path, run["config"]) == []
-    assert "holds only val, testA" in caplog.text
+    assert "holds only val, testA, not testB of run" in caplog.text
     add_run(path, run)
     assert len(find_run(path, run["config"])) == 3
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("mIoU", "nan"), ("mIoU", "1.5"), ("mIoU", ""), ("samples", "0"), ("samples", "x"), ("Pr@90", "-1"), ("split", "other")],
+    [("mIoU", "nan"), ("mIoU", "1.5"), ("mIoU", ""), ("samples", "0"), ("samples", "x"), ("Pr@90", "-1"), ("split", "other")]
+    + [("blind", "7"), ("blind", "abc"), ("fps", "nan"), ("fps", "x"), ("layers", "three"), ("contrastive", "maybe")],
 )
 def test_a_broken_row_counts_as_not_run_and_is_named(
     column: str, value: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -206,6 +207,39 @@ def test_a_broken_row_counts_as_not_run_and_is_named(
     assert experiment(run["config"]) in caplog.text
 
 
+def test_a_row_with_a_field_too_many_is_broken_and_recording_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results("seed=1"))
+    path.write_text(path.read_text().replace("a laptop", "a laptop, old"))  # by hand, without quotation marks
+    assert not find_run(path, load_settings(["seed=1"]))
+    add_run(path, results("seed=2"))
+    assert {row["seed"] for row in read_rows(path)} == {"2"}
+
+
+def test_a_run_that_evaluated_less_than_is_asked_for_is_run_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "runs.csv"
+    part = results("dataset.evaluation_splits=[val]")
+    part["splits"] = {"val": part["splits"]["val"]}
+    add_run(path, part)
+    assert len(find_run(path, part["config"])) == 1
+    assert find_run(path, load_settings()) == []
+    assert "holds only val, not testA, testB of run" in caplog.text
+    for name in ("shapes", "gshapes", "refcoco", "grefcoco"):
+        assert asked_splits(load_settings([f"dataset={name}"])) == (
+            ["val", "test"] if name[0] == "g" else ["val", "testA", "testB"]
+        )
+
+
+def test_a_run_without_the_blind_control_that_is_asked_for_is_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results("dataset.blind_control=false", blind={}))
+    assert len(find_run(path, load_settings(["dataset.blind_control=false"]))) == 3
+    assert find_run(path, load_settings()) == []
+    assert "no blind control on val" in caplog.text
+
+
 def test_a_file_cut_off_in_the_middle_of_a_line_keeps_its_whole_runs(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     add_run(path, results("seed=1"))
@@ -219,8 +253,13 @@ def test_a_file_cut_off_in_the_middle_of_a_line_keeps_its_whole_runs(tmp_path: P
 
 def test_a_file_of_other_columns_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"runs\.csv is no record of runs"):
+    with pytest.raises(InputError, match=r"runs\.csv is no record of runs: it lacks the columns .* and has .* a, b"):
         read_rows(tmp_path / "runs.csv")
+    (tmp_path / "runs.csv").write_bytes(b"\xff\xfe" * 20)
+    with pytest.raises(InputError, match=r"runs\.csv is no record of runs: .*utf-8"):
+        read_rows(tmp_path / "runs.csv")
+    with pytest.raises(InputError, match=r"is no record of runs: .*directory"):  # before anything is trained
+        find_run(tmp_path, load_settings())
 
 
 def test_no_file_is_no_run(tmp_path: Path) -> None:

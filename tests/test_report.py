@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 
 from crislit import report
 from crislit.errors import InputError
@@ -103,6 +106,46 @@ def test_several_seeds_become_mean_and_spread() -> None:
     assert line["mIoU"] == "43.00 ± 2.65"
     assert line["seeds"] == "3"
     assert line["Params"] == "0.00"  # which has no spread
+
+
+def test_frames_a_second_are_a_median_in_every_table() -> None:
+    made = [run("ablation=con", f"seed={seed}") | {"fps": fps} for seed, fps in enumerate((100.0, 90.0, 3.0))]
+    ((setting, runs),) = everything(*made).items()
+    assert line_of(report.table1(runs, published=False), "shapes", "yes", "-")["FPS"] == "90.00"
+    numbers = [line for line in report.numbers1({setting: runs}) if line[2:5] == ["true", "0", "fps"]]
+    assert [line[5:8] for line in numbers] == [["3", "90.0000", "0.0000"]]
+
+
+def curves(axes: Axes) -> dict[str, list[list[float]]]:
+    """The points of each curve, by its name in the legend."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
+    return {label: line.get_xydata().round(6).tolist() for line, label in zip(lines, labels, strict=True)}
+
+
+def test_the_plot_against_n_shows_means_and_spreads_beside_the_papers() -> None:
+    photographs = ("model=rn50", "dataset=refcoco")
+    made = [run(*photographs, "ablation=con", f"seed={seed}", mIoU=value) for seed, value in enumerate((0.60, 0.64))]
+    made += [run(*photographs, "ablation=con_dec2", mIoU=0.7), run(*photographs, "ablation=dec1", mIoU=0.5)]
+    ((_, runs),) = everything(*made).items()
+    (axes,) = report.plot_layers(runs, published=True).axes
+    drawn = curves(axes)
+    assert drawn["RefCOCO, with Con."] == [[0, 62], [2, 70]]
+    assert drawn["RefCOCO, without Con."] == [[1, 50]]
+    assert drawn["RefCOCO, the paper"] == [[0, 64.64], [1, 68.66], [2, 69.13], [3, 69.52]]
+    bars = next(drawn for drawn in axes.collections if isinstance(drawn, LineCollection))  # of the first curve
+    assert np.asarray(bars.get_segments()[0])[:, 1].tolist() == pytest.approx([62 - 2 * 2**0.5, 62 + 2 * 2**0.5])
+
+
+def test_the_plot_of_precision_shows_every_row_beside_the_papers() -> None:
+    shares = {f"Pr@{x}": value for x, value in zip((50, 60, 70, 80, 90), (0.9, 0.8, 0.7, 0.6, 0.1), strict=True)}
+    ((_, runs),) = everything(run("model=rn50", "dataset=refcoco", "ablation=con", **shares)).items()
+    panels = report.plot_precision(runs, published=True).axes
+    assert [axes.get_title() for axes in panels] == ["RefCOCO", "RefCOCO+", "G-Ref"]
+    drawn = curves(panels[0])
+    assert drawn["Con., n = 0"] == [[50, 90], [60, 80], [70, 70], [80, 60], [90, 10]]
+    assert drawn["Con., n = 0, the paper"] == [[50, 74.89], [60, 69.58], [70, 61.7], [80, 45.5], [90, 13.31]]
+    assert len(drawn) == 1 + 6  # ours, and the paper's rows
 
 
 def test_other_settings_are_other_tables_and_never_averaged() -> None:
@@ -207,6 +250,13 @@ def test_what_is_no_result_is_one_error_line(content: str, tmp_path: Path) -> No
         report.main([str(tmp_path / "results.json"), "--output", str(tmp_path / "report")])
     with pytest.raises(SystemExit, match="error: no results at"):
         report.main([str(tmp_path / "nowhere")])
+
+
+def test_a_result_with_a_number_that_makes_no_sense_is_one_error_line(tmp_path: Path) -> None:
+    made = run("ablation=con", mIoU=float("nan"))
+    (tmp_path / "results.json").write_text(json.dumps(made))
+    with pytest.raises(SystemExit, match=r"error: .*results\.json is no result .*out of its range"):
+        report.main([str(tmp_path), "--output", str(tmp_path / "report")])
 
 
 def test_the_report_is_written_and_names_what_was_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

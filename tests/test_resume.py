@@ -134,6 +134,9 @@ def test_what_cannot_go_on_is_one_error(
     with pytest.raises(SystemExit):  # from a named checkpoint, other settings are the user's own affair, but not another place
         run(monkeypatch, tmp_path / "other", *overrides, f"resume={last}", "batch_size=4", "trainer.max_steps=4")
     assert "from within an epoch of 6 batches, and here an epoch has 12" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "slower", *overrides, f"resume={last}", "recipe.optimizer.learning_rate=1e-5")
+    assert "recipe.optimizer.learning_rate=1e-05 must be 0.001, as in its own run" in capsys.readouterr().err
 
 
 # -- Checkpoints, whole or not at all -----------------------------------------------------------------------------------------

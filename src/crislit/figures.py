@@ -20,7 +20,7 @@ from crislit.callbacks import draw_mask
 from crislit.checkpoint import Checkpoint, read_checkpoint
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.data.letterbox import restore, upsample_probabilities
-from crislit.data.refer import load_json
+from crislit.data.refer import draw_outlines, load_json, outlines
 from crislit.errors import InputError, one_line_errors
 from crislit.metrics import intersection_and_union, iou
 from crislit.models.cris import CRIS
@@ -90,15 +90,27 @@ def spread(total: int, count: int) -> list[int]:
     return [int(number) for number in np.linspace(0, total - 1, min(count, total), dtype=int)]
 
 
+def check_same_samples(subjects: Sequence[Subject]) -> None:
+    """Make sure that a sample's number means the same for every network.
+
+    Raises:
+        InputError: If they are of different data sets, or of another protocol or choice of images.
+    """
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.source != first.source:
+            raise InputError(f"checkpoints of different data cannot be compared: {first.source} and {other.source}")
+        if not np.array_equal(other.data.samples, first.data.samples):
+            found = [f"protocol={s.module.protocol} max_images={s.module.max_images}" for s in (first, other)]
+            raise InputError(f"checkpoints of different samples cannot be compared: {' and '.join(found)}")
+
+
 # -- Figure 4 -------------------------------------------------------------------------------------------------------------
 
 
 def compare(subjects: Sequence[Subject], numbers: Sequence[int]) -> Figure:
     """Draw the same samples' masks by several networks side by side, after the picture and the truth (figure 4)."""
     first = subjects[0]
-    for subject in subjects[1:]:
-        if subject.source != first.source:
-            raise InputError(f"checkpoints of different data cannot be compared: {first.source} and {subject.source}")
     masks = [dict(subject.predictions(numbers)) for subject in subjects]
     figure = Figure(figsize=(2.4 * (2 + len(subjects)), 2.0 * len(numbers) + 0.4), layout="constrained")
     grid = figure.subplots(len(numbers), 2 + len(subjects), squeeze=False)
@@ -148,11 +160,16 @@ def other_objects(subject: Subject) -> dict[int, list[dict[str, Any]]]:
 
 
 def decode(annotation: dict[str, Any], height: int, width: int) -> Mask:
-    """Return an annotation's mask as pycocotools draws it."""
-    outline = annotation["segmentation"]
-    runs = coco_mask.frPyObjects(outline, height, width)
-    mask: Mask = coco_mask.decode(coco_mask.merge(runs) if isinstance(runs, list) else runs).astype(bool)
-    return mask
+    """Return an annotation's mask, as the reader draws a ref's.
+
+    Raises:
+        InputError: If it has none that can be read.
+    """
+    try:
+        polygons, runs = outlines(annotation["segmentation"], (height, width))
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"annotation {annotation.get('id')} cannot be drawn: {error!r}") from error
+    return draw_outlines([polygon.tolist() for polygon in polygons], np.array(runs, dtype=np.int64), height, width).astype(bool)
 
 
 def failures(subject: Subject, numbers: Sequence[int], each: int) -> tuple[Figure, list[dict[str, Any]]]:
@@ -169,7 +186,7 @@ def failures(subject: Subject, numbers: Sequence[int], each: int) -> tuple[Figur
         if score >= 0.5:
             continue
         image_id = subject.module.index.image_id(int(subject.data.samples[number, 0]))
-        masks = [decode(annotation, *truth.shape) for annotation in annotations[image_id]]
+        masks = [decode(annotation, *truth.shape) for annotation in annotations.get(image_id, [])]
         others = [mask for mask in masks if iou(*intersection_and_union(mask, truth)) < 0.9]  # not the target itself
         sort = sort_failure(prediction, truth, others)
         name, runs = subject.data.name(number), coco_mask.encode(np.asfortranarray(prediction, dtype=np.uint8))
@@ -305,13 +322,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = os.environ.get("CRISLIT_DATA", "data")
     parser.add_argument("--data-root", default=root, help="where the data are (default: $CRISLIT_DATA, else data)")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--samples", type=int, help="how many samples, evenly over the split (default: 6; all for figure 5)")
+    parser.add_argument("--samples", type=int, help="how many, evenly over the split (default: 6; all for failures, threshold)")
     options = parser.parse_args(arguments)
     output = options.output or Path(f"{options.kind}.png")
     with one_line_errors():
+        if options.samples is not None and options.samples < 1:
+            raise InputError(f"--samples must be 1 or more, got {options.samples}")
         if options.kind in ("failures", "attention") and len(options.checkpoints) > 1:
             raise InputError(f"{options.kind} looks at one checkpoint, not {len(options.checkpoints)}")
         subjects = [Subject(path, options.data_root, options.split) for path in options.checkpoints]
+        check_same_samples(subjects)
         total = len(subjects[0].data)
         whole = options.kind in ("failures", "threshold")
         numbers = spread(total, options.samples or (total if whole else 6))

@@ -111,8 +111,8 @@ def log_samples(loggers: Sequence[Logger], samples: Sequence[Sample], step: int)
             for sample in samples:
                 masks = {"truth": sample.truth, "prediction": sample.prediction}
                 overlays = {
-                    name: {"mask_data": mask.astype(np.uint8), "class_labels": {0: "background", 1: name}}
-                    for name, mask in masks.items()
+                    name: {"mask_data": mask.astype(np.uint8) * label, "class_labels": {0: "background", label: name}}
+                    for label, (name, mask) in enumerate(masks.items(), start=1)  # a table has one list of labels for all
                 }
                 picture = wandb.Image(sample.image, caption=sample.sentence, masks=overlays)
                 table.add_data(sample.number, sample.sentence, picture, sample.iou)

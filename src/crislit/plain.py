@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crislit.models.cris import CRIS
-from crislit.models.decoder import Decoder, DecoderLayer, sine_positions, sine_positions_2d
+from crislit.models.decoder import Decoder, DecoderLayer
 from crislit.models.image_encoder import ImageEncoder, SpatialAttentionPool
 from crislit.models.neck import Neck
 from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
@@ -84,8 +84,9 @@ def decode(decoder: Decoder, fused: Tensor, words: Tensor, padding: Tensor) -> T
     """Return the decoded map."""
     b, c, h, w = fused.shape
     cells = fused.flatten(2).transpose(1, 2)
-    cell_positions = sine_positions_2d(h, w, c).to(cells)
-    keys = words + sine_positions(torch.arange(words.shape[1]), c).to(words)
+    across, down = positions(w, c // 2).expand(h, w, -1), positions(h, c // 2)[:, None].expand(h, w, -1)
+    cell_positions = torch.cat([across, down], dim=2).flatten(0, 1).to(cells)
+    keys = words + positions(words.shape[1], c).to(words)
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         x = layer.self_norm_in(cells)
@@ -98,6 +99,12 @@ def decode(decoder: Decoder, fused: Tensor, words: Tensor, padding: Tensor) -> T
         cells = cells + layer.dropout(layer.ffn(layer.ffn_norm_in(cells)))
     decoded: Tensor = decoder.norm(cells)
     return decoded.transpose(1, 2).reshape(b, c, h, w)
+
+
+def positions(count: int, width: int) -> Tensor:
+    """Return the sines and cosines of so many places, (count, width)."""
+    angles = torch.arange(count)[:, None] / 10000.0 ** (torch.arange(0, width, 2) / width)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 def classify(projector: ImageProjector, head: torch.nn.Module, fused: Tensor, sentence: Tensor) -> Tensor:

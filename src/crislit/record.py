@@ -15,6 +15,7 @@ from crislit.data import shapes
 from crislit.errors import InputError
 from crislit.metrics import METRICS
 from crislit.models.clip_weights import fingerprint_source, sha256
+from crislit.paper import TABLE2_COLUMNS
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +146,17 @@ def model_name(config: Settings) -> str:
 
 
 def is_sound(row: Mapping[str, Any]) -> bool:
-    """Whether a row is whole: every column there, every number a number in its range."""
+    """Whether a row is whole: every column there and no other, every number a number in its range."""
+    least = {"samples": 1, "steps": 0, "parameters": 1, "seed": 0, "layers": 0, "kernel_size": 1, "image_size": 1}
     try:
-        metrics = [float(row[name]) for name in (*METRICS, "ceiling")]
+        shares = [float(row[name]) for name in (*METRICS, "ceiling", "threshold")] + [float(row["blind"] or 0)]
         return (
-            set(COLUMNS) <= set(row)
-            and all(0 <= value <= 1 for value in metrics)
-            and all(int(row[name]) >= least for name, least in (("samples", 1), ("steps", 0), ("parameters", 1), ("seed", 0)))
+            set(row) == set(COLUMNS)
+            and None not in row.values()
+            and all(0 <= value <= 1 for value in shares)
+            and 0 <= float(row["fps"]) < float("inf")
+            and all(int(row[name]) >= limit for name, limit in least.items())
+            and row["contrastive"] in ("true", "false")
             and row["split"] in row["of_splits"].split()
         )
     except (KeyError, ValueError, TypeError, AttributeError):
@@ -164,12 +169,16 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: If the file is no such record.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            missing = sorted(set(COLUMNS) - set(reader.fieldnames or ()))
-            raise InputError(f"{path} is no record of runs: it lacks the columns {', '.join(missing)}")
-        lines = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns, lines = reader.fieldnames or (), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no record of runs: {error}") from error
+    if set(columns) != set(COLUMNS):
+        other = {"lacks": set(COLUMNS) - set(columns), "has beside others": set(columns) - set(COLUMNS)}
+        told = " and ".join(f"{what} the columns {', '.join(sorted(names))}" for what, names in other.items() if names)
+        raise InputError(f"{path} is no record of runs: it {told}")
     rows = [row for row in lines if is_sound(row)]
     broken = [f"{row.get('dataset')}/{row.get('split')} of {row.get('experiment')}" for row in lines if not is_sound(row)]
     if broken:
@@ -178,16 +187,35 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def find_run(path: Path, settings: Settings) -> list[Row]:
-    """Return a run's recorded rows, one a split; none if it is not recorded, or not whole."""
-    if not path.is_file():
+    """Return a run's recorded rows, one a split; none if it is not recorded, or not whole.
+
+    Raises:
+        InputError: If there is something else in the record's place.
+    """
+    if not path.exists():
         return []
     name = identify(settings)["experiment"]
     rows = [row for row in read_rows(path) if row["experiment"] == name]
-    splits = [row["split"] for row in rows]
-    whole = bool(rows) and all(sorted(row["of_splits"].split()) == sorted(splits) for row in rows)
-    if rows and not whole:
-        log.warning("%s holds only %s of run %s: it counts as not run", path, ", ".join(splits), name)
-    return rows if whole else []
+    splits, select = [row["split"] for row in rows], settings["dataset"]["select_split"]
+    wanted = set(asked_splits(settings)).union(*(row["of_splits"].split() for row in rows))
+    if rows and (missing := wanted - set(splits)):
+        told = f"only {', '.join(splits)}, not {', '.join(sorted(missing))}"
+    elif any(settings["dataset"]["blind_control"] and row["split"] == select and not row["blind"] for row in rows):
+        told = f"no blind control on {select}"
+    else:
+        return rows
+    log.warning("%s holds %s of run %s: it counts as not run", path, told, name)
+    return []
+
+
+def asked_splits(settings: Settings) -> Sequence[str]:
+    """Return the splits that a run evaluates, as far as its settings and the published data sets tell."""
+    dataset = settings["dataset"]
+    if dataset["evaluation_splits"] is not None:
+        return list(dataset["evaluation_splits"])
+    if dataset["embedded"]:
+        return [split for split in shapes.SETS[dataset["name"]].splits if split != "train"]
+    return [split for of, split in TABLE2_COLUMNS if of == dataset["name"]]
 
 
 def add_run(path: Path, results: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from crislit.errors import InputError, one_line_errors
 from crislit.metrics import METRICS
 from crislit.models.clip_weights import OPENAI
 from crislit.paper import TABLE1, TABLE1_METRICS, TABLE1_RESULTS, TABLE2_COLUMNS, TABLE2_CRIS, TABLE2_OTHERS
-from crislit.record import Row, read_rows, rows_of
+from crislit.record import Row, is_sound, read_rows, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,10 @@ def collect(paths: Iterable[Path]) -> list[Row]:
             raise InputError(f"no results at {path}: expected a results.json, a folder that holds some, or a record in CSV")
         for file in files:
             try:
-                rows += rows_of(json.loads(file.read_text()))
+                measured = rows_of(json.loads(file.read_text(encoding="utf-8")))
+                if not all(is_sound(row) for row in measured):
+                    raise ValueError("a number out of its range")
+                rows += measured
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{file} is no result of crislit.train or crislit.evaluate: {error!r}") from error
     unique: dict[tuple[str, str], Row] = {}
@@ -151,8 +154,10 @@ def by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, str], 
 
 
 def measured(rows: Sequence[Row], name: str) -> Measured | None:
-    """Return one column of some runs, metrics in percent and parameters in millions."""
+    """Return one column of some runs, metrics in percent and parameters in millions; of frames a second their median."""
     values = tuple(float(row[name]) for row in rows if row[name] != "")
+    if name == "fps" and values:  # what else a machine did is no spread of the network's
+        values = (statistics.median(values),) * len(values)
     scale = 100 if name in (*METRICS, "blind", "ceiling") else 1e-6 if name == "parameters" else 1
     return Measured(tuple(scale * value for value in values)) if values else None
 
@@ -198,7 +203,7 @@ def table1(runs: Runs, published: bool) -> list[list[str]]:
                     *cells,
                     *(str(value) if value else "-" for value in known),
                     beside(size, ablation.parameters if paper else None),
-                    beside(Measured((statistics.median(fps.values),)) if fps else None, numbers.get("fps")),
+                    beside(fps, numbers.get("fps")),
                 ]
             )
     return lines

@@ -69,9 +69,12 @@ def keep(results: Path, settings: Mapping[str, Any], record: Path | None) -> flo
     """Record what a job measured; return its selecting split's mIoU.
 
     Raises:
-        InputError: If the results are another run's.
+        InputError: If the results are damaged, or another run's.
     """
-    measured = json.loads(results.read_text())
+    try:
+        measured = json.loads(results.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{results} is damaged: remove its folder, and the job runs again") from error
     if measured.get("experiment") != identify(settings)["experiment"]:
         raise InputError(f"{results.parent} holds another run; choose another hydra.sweep.dir, nothing is written over")
     if record:

@@ -140,6 +140,14 @@ class CRISTask(L.LightningModule):
         """Return one mask a sample, (h, w) bool at its picture's own size."""
         return [probability > self.threshold for probability in self.predict_probabilities(batch)]
 
+    def on_validation_start(self) -> None:
+        """Weights are fixed until this ends: evaluate the network's form for that."""
+        self.evaluated = for_inference(self.model).forward  # not the module, which checkpoints would hold
+
+    def on_validation_end(self) -> None:
+        """Let the network be trained again."""
+        self.evaluated = self._as_trained
+
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Count a batch of the selecting split."""
         self._count(self.validation_metric, batch)
@@ -148,13 +156,7 @@ class CRISTask(L.LightningModule):
         """Log the selecting split's metrics."""
         self._log(self.select_split, self.validation_metric, prog_bar=True)
 
-    def on_test_start(self) -> None:
-        """Weights are fixed from here on: evaluate the network's form for that."""
-        self.evaluated = for_inference(self.model).forward  # not the module, which checkpoints would hold
-
-    def on_test_end(self) -> None:
-        """Let the network be trained again."""
-        self.evaluated = self._as_trained
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Masks]:
         """Count a batch of one of the test loaders, and return its masks."""

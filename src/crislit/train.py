@@ -353,7 +353,8 @@ def check_resume(path: Path | None, settings: Settings, model: CRIS) -> Checkpoi
     """Check that a run can go on from a checkpoint, if there is one, and return it.
 
     Raises:
-        InputError: If the checkpoint cannot be read or belongs to another network, or, with ``resume=auto``, to another run.
+        InputError: If the checkpoint cannot be read or belongs to another network, or, with ``resume=auto``, to another run;
+            or if another learning rate is asked for.
     """
     if path is None:
         return None
@@ -365,6 +366,12 @@ def check_resume(path: Path | None, settings: Settings, model: CRIS) -> Checkpoi
         raise InputError(f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides of its own run")
     if settings["resume"] == AUTO and identify(checkpoint.config)["experiment"] != identify(settings)["experiment"]:
         raise InputError(f"{path} is of a run with other settings: resume=auto goes on with a run, not with another one")
+    rates = [config["recipe"]["optimizer"]["learning_rate"] for config in (checkpoint.config or settings, settings)]
+    if rates[0] != rates[1]:
+        raise InputError(
+            f"{path} goes on at the rate of its optimizer: recipe.optimizer.learning_rate={rates[1]} must be {rates[0]}, as in "
+            "its own run. recipe.optimizer.milestones and gamma lower it from an epoch on"
+        )
     log.info("going on from %s at step %d", path, checkpoint.steps)
     return checkpoint
 

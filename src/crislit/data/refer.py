@@ -320,19 +320,12 @@ class ReferIndex:
 
     def mask(self, ref: int) -> Mask:
         """Decode a ref's mask, the union of its polygons or its run lengths: (h, w) uint8, 0 or 1."""
-        h, w = self.image_size(ref)
-        first, last = _span(self._arrays.ref_runs_ends, ref)
-        if last > first:
-            runs = self._arrays.runs[first:last]
-            flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
-            return _turned(flat.reshape(w, h))
+        runs = self._arrays.runs[slice(*_span(self._arrays.ref_runs_ends, ref))]
         polygons = [
             self._arrays.points[slice(*_span(self._arrays.polygons_ends, i))].tolist()
             for i in range(*_span(self._arrays.ref_polygons_ends, ref))
         ]
-        if not polygons:
-            return np.zeros((h, w), dtype=np.uint8)
-        return _turned(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w))).T)
+        return draw_outlines(polygons, runs, *self.image_size(ref))
 
     def without_pixels(self, refs: Ints) -> Ints:
         """Return those of the refs whose mask has no pixel."""
@@ -359,6 +352,16 @@ class ReferIndex:
     def _text(self, name: str, row: int) -> str:
         blob: Bytes = getattr(self._arrays, name)
         return blob[slice(*_span(getattr(self._arrays, name + "_ends"), row))].tobytes().decode()
+
+
+def draw_outlines(polygons: Sequence[Sequence[float]], runs: Ints, h: int, w: int) -> Mask:
+    """Draw a mask from its run lengths or the union of its polygons, or without a pixel: (h, w) uint8, 0 or 1."""
+    if len(runs):
+        flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
+        return _turned(flat.reshape(w, h))
+    if not polygons:
+        return np.zeros((h, w), dtype=np.uint8)
+    return _turned(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w))).T)
 
 
 def _turned(columns: Mask) -> Mask:
