@@ -128,8 +128,9 @@ def read(content: bytes) -> None:
     """Read one input: its first byte says as what."""
     from tests.hostile import draw_all, one_ref
 
-    from crislit.data.refer import build_index, load_json, load_pickle
+    from crislit.data.refer import build_index, load_json
     from crislit.errors import InputError
+    from crislit.pickles import load_pickle
 
     kind, content = content[:1], content[1:]
     refs, instances = one_ref()

@@ -372,7 +372,9 @@ def outlines() -> Cases:
             for bad in (math.nan, math.inf, -math.inf, 1e308, 1e9, -(10**18), 10**300)
         },
         "of a zigzag that would take gigabytes": [zigzag],
-        "many zigzags": [[0, 0, 200, 200, -200, 200]] * 2000,
+        "many zigzags": [[0, 0, *[200, 200, -200, -200] * 2]] * 900,
+        "forty thousand triangles": [[2, 2, 5, 2, 2, 5]] * 40_000,
+        "runs of a half": whole | {"counts": [10.5, 5.5, 224]},
         "of words": [["a"] * 6],
         "of pairs": [[[1, 1], [5, 1], [5, 5]]],
         "of lists": [[[]] * 6],
@@ -399,6 +401,11 @@ def outlines() -> Cases:
     }
     for name, segmentation in broken.items():
         yield Case(f"outline, {name}", read_set(instances=with_annotation(segmentation)), error=f"{REFS}: ref 3")
+    yield Case(
+        "outline, in a picture of 2^30 pixels, which the rasteriser has no memory for",
+        read_set(instances=with_annotation([[2, 2, 8, 2, 8, 8], [3, 3, 9, 3, 9, 9]], height=2**15, width=2**15)),
+        error=f"{REFS}: ref 3: its image is said to have 32768 x 32768 pixels",
+    )
 
 
 # -- For the fuzzer -----------------------------------------------------------------------------------------------------------
@@ -777,6 +784,11 @@ def first(state: dict[str, Any]) -> str:
     return next(name for name, value in state.items() if value.ndim == 4)
 
 
+def first_tensor(content: dict[str, Any]) -> Any:
+    """Return one of a checkpoint's weights."""
+    return next(iter(content["state_dict"].values())).clone()
+
+
 def put(state: dict[str, Any], value: float) -> None:
     """Put a number into a weight."""
     state[first(state)][0, 0, 0, 0] = value
@@ -802,10 +814,41 @@ def repacked(folder: Path, change: Callable[[zipfile.ZipFile, zipfile.ZipInfo, b
     return loads(folder / "best.ckpt")
 
 
+def pickled(folder: Path, content: bytes) -> list[Any]:
+    """Load a checkpoint of this pickle."""
+
+    def other(target: zipfile.ZipFile, part: zipfile.ZipInfo, before: bytes) -> None:
+        target.writestr(part, content if part.filename.endswith("data.pkl") else before)
+
+    return repacked(folder, other)
+
+
+def costly_checkpoints() -> dict[str, bytes]:
+    """Pickles, of opcodes that PyTorch's reader knows, of which a few bytes take years or all memory."""
+    years = b")q\x09" + b"h\x09h\x09\x86q\x09" * 60
+    encode = b"c_codecs\nencode\nq\x00" + text(b"a" * MILLION) + b"q\x02" + text(b"latin1") + b"\x86q\x01"
+    gigabytes = (2**28).to_bytes(5, "little")
+    return {
+        "a key that takes years to hash": opcodes(b"}" + years + b"K\x01s"),
+        "weights that take years to hash": opcodes(b"}" + text(b"state_dict") + b"}" + years + b"K\x01ss"),
+        "a dictionary of pairs that takes years to hash": opcodes(b"ccollections\nOrderedDict\n](](" + years + b"K\x01ee\x85R"),
+        "a count that takes years": opcodes(b"ccollections\nCounter\n](" + years + b"e\x85R"),
+        "a tuple that takes years to print": opcodes(years),
+        "lists that take years to print": opcodes(b"]q\x09" + b"](h\x09h\x09eq\x09" * 60),
+        "a number that takes years to hash": opcodes(b"}(" + b"\x8a\x0a" + (10 * (2**61 - 1)).to_bytes(10, "little") + b"Nu"),
+        "bytes of 256 MB eight times": opcodes(
+            b"](cbuiltins\nbytearray\nq\x00\x8a\x05" + gigabytes + b"\x85Rq\x01" + b"h\x00h\x01\x85R" * 8 + b"e"
+        ),
+        "a text made into bytes two thousand times": opcodes(b"](" + encode + b"h\x00h\x01R" * 2000 + b"e"),
+        "a tensor of 2^35 numbers": opcodes(b"ctorch\nTensor\n\x8a\x05" + (2**35).to_bytes(5, "little") + b"\x85R"),
+        "twenty million lists": opcodes(b"](" + b"]" * 20_000_000 + b"e"),
+    }
+
+
 def inflating(target: zipfile.ZipFile, part: zipfile.ZipInfo, content: bytes) -> None:
     """Write a part, that of the pickle as 64 MB of zeros in 64 kB."""
-    pickled = part.filename.endswith("data.pkl")
-    target.writestr(part, bytes(2**26) if pickled else content, zipfile.ZIP_DEFLATED if pickled else None)
+    main = part.filename.endswith("data.pkl")
+    target.writestr(part, bytes(2**26) if main else content, zipfile.ZIP_DEFLATED if main else None)
 
 
 def networks() -> Cases:
@@ -898,7 +941,26 @@ def networks() -> Cases:
     }
     for name, change in entries.items():
         yield Case(f"checkpoint, {name}", lambda f, c=change: run_checkpoint(f, c), error="best.ckpt")
-    yield Case("checkpoint, an archive that inflates", lambda f: repacked(f, inflating), error="best.ckpt")
+    yield Case("checkpoint, an archive that inflates", lambda f: repacked(f, inflating), error="best.ckpt: .*it is compressed")
+    for name, content in costly_checkpoints().items():
+        yield Case(f"checkpoint, {name}", lambda f, c=content: pickled(f, c), error="cannot read .*best.ckpt: it is damaged")
+    endless: Any = ()
+    for _ in range(60):
+        endless = (endless, endless)
+    parts: dict[str, Callable[[dict[str, Any]], object]] = {
+        "a source that takes years to print": lambda c: c["crislit"].update(initial_weights=endless),
+        "a setting that takes years to print": lambda c: c["crislit"]["settings"].update(clip=endless),
+    }
+    for name, change in parts.items():
+        for zipped in (True, False):
+            kind = "" if zipped else ", in the old format"
+            act = lambda f, c=change, z=zipped: run_checkpoint(f, c, z)  # noqa: E731
+            yield Case(f"checkpoint, {name}{kind}", act, error="cannot read .*best.ckpt: it is damaged")
+    yield Case(
+        "checkpoint, an entry's name of 10 MB",
+        lambda f: run_checkpoint(f, lambda c: c["state_dict"].update({"model." + "k" * 10**7: first_tensor(c)})),
+        error="best.ckpt does not hold .*kkk|best.ckpt.*kkk",
+    )
 
 
 def with_tower(tower: str, key: str, value: Any) -> dict[str, Any]:

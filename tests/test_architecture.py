@@ -17,6 +17,7 @@ ORDER = [
     ["processes"],
     ["paper"],
     ["config"],
+    ["pickles"],
     ["data/refer"],
     ["data/letterbox"],
     ["picture"],

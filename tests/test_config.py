@@ -157,3 +157,12 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(
     with pytest.raises(SystemExit, match="1"):
         main()
     assert "error: the disk is full: [Errno 28] No space left on device: 'metrics.csv'. What" in capsys.readouterr().err
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "config.yaml")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", full)  # before our function is called
+    monkeypatch.setattr(sys, "argv", ["train", f"hydra.run.dir={tmp_path / 'other'}", "hydra/job_logging=stdout"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "error: the disk is full: [Errno 28] No space left on device: 'config.yaml'. What" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -270,6 +271,19 @@ def test_a_link_to_nothing_is_a_bad_file_of_a_folder_and_a_long_name_is_none(
         predict.main([str(folder), "word " * 10, "--checkpoint", network[0], "--output", str(tmp_path / "out")])
     assert "no picture at" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_picture_whose_name_is_no_text_is_segmented_too(
+    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in (b"\xff.png", b"\xff" * 200 + b".png"):
+        PIL.Image.fromarray(photo()).save(folder / os.fsdecode(name), "PNG")
+    predict.main([str(folder), "star", "--checkpoint", network[0], "--output", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 2
 
 
 def test_prediction_imports_nothing_that_takes_long_and_is_not_needed() -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,9 @@ def checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Path(results_of(folder / "run")["checkpoint"])
 
 
-def test_two_three_and_four_processes_count_every_sentence_once(checkpoint: Path, minirefer: Path, tmp_path: Path) -> None:
+def test_two_and_four_processes_count_every_sentence_once(checkpoint: Path, minirefer: Path, tmp_path: Path) -> None:
     found = {}
-    for processes in (1, 2, 3, 4):  # 11 sentences and 8: shares are uneven, and so are batches
+    for processes in (1, 2, 4):  # 11 sentences and 8: shares are uneven, and so are batches
         options = ["trainer=ddp_cpu", f"trainer.devices={processes}"] if processes > 1 else ["trainer=cpu"]
         overrides = [f"checkpoint={checkpoint}", "dataset=grefcoco", f"data_root={minirefer}", "eval_batch_size=2", "workers=0"]
         overrides += ["threshold=0.3"]  # three steps leave all probabilities between 0.25 and 0.5: about a quarter is above
@@ -52,7 +51,7 @@ def test_two_three_and_four_processes_count_every_sentence_once(checkpoint: Path
         found[processes] = results_of(tmp_path / f"by{processes}")["splits"]
     assert {split: values["samples"] for split, values in found[1].items()} == {"val": 11, "test": 8}
     assert found[1]["val"]["mIoU"] > 0.01  # else equality would say little
-    for several in (found[2], found[3], found[4]):
+    for several in (found[2], found[4]):
         for split, values in found[1].items():
             assert several[split]["samples"] == values["samples"]
             for metric in METRICS:
@@ -168,28 +167,6 @@ def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path
     assert len(list((tmp_path / "run/figures").glob("*.png"))) == 12
 
 
-def test_a_sweep_over_the_decoders_depth_makes_four_networks(small_shapes: Path, tmp_path: Path) -> None:
-    done = execute(
-        "train",
-        "-m",
-        "decoder.layers=1,2,3,4",
-        "image_size=64",
-        "batch_size=8",
-        "workers=0",
-        PLAIN,
-        "trainer=cpu",
-        "trainer.max_steps=1",
-        f"data_root={small_shapes}",
-        "hydra.sweep.dir=sweep",
-        cwd=tmp_path,
-    )
-    finished(done)
-    sizes = [results_of(tmp_path / "sweep" / str(job))["parameters"] for job in range(4)]
-    steps = {after - before for before, after in pairwise(sizes)}
-    assert len(steps) == 1
-    assert steps.pop() > 0
-
-
 @pytest.mark.parametrize(("dataset", "splits"), [("refcoco+", ["val", "testA", "testB"]), ("grefcoco", ["val", "test"])])
 def test_photographs_train_and_evaluate_on_all_their_splits(
     minirefer: Path, tmp_path: Path, dataset: str, splits: list[str]
@@ -240,15 +217,15 @@ def test_the_google_partition_evaluates(minirefer: Path, tmp_path: Path) -> None
     assert results_of(tmp_path / "google")["splits"]["val"]["samples"] == 18
 
 
-@pytest.mark.parametrize(("model", "dataset"), [("rn50", "refcoco"), ("rn101", "grefcoco")])
-def test_the_papers_networks_run_whole_on_photographs(minirefer: Path, tmp_path: Path, model: str, dataset: str) -> None:
+def test_the_papers_network_runs_whole_on_photographs(minirefer: Path, tmp_path: Path) -> None:
     finished(
         execute(
             "train",
-            f"model={model}",
-            f"dataset={dataset}",
+            "model=rn101",
+            "dataset=grefcoco",
             f"data_root={minirefer}",
             "dataset.max_images=2",
+            "protocol=first_sentence",
             "dataset.evaluation_splits=[val]",
             "trainer.max_steps=1",
             "batch_size=2",
@@ -259,4 +236,4 @@ def test_the_papers_networks_run_whole_on_photographs(minirefer: Path, tmp_path:
             threads=2,
         )
     )
-    assert results_of(tmp_path / "run")["parameters"] == {"rn50": 146_849_121, "rn101": 161_251_681}[model]
+    assert results_of(tmp_path / "run")["parameters"] == 161_251_681

@@ -21,11 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from crislit import pickles
 from crislit.data import refer
-from crislit.data.refer import LARGEST_SIDE, Mask, ReferIndex, build_index, load_json, load_pickle, outlines, parse_runs
+from crislit.data.refer import LARGEST_SIDE, Mask, ReferIndex, build_index, load_json, outlines, parse_runs
 from crislit.errors import InputError
+from crislit.pickles import load_pickle
 
 SETS = (("refcoco", "refs(unc).p"), ("refcoco+", "refs(unc).p"), ("refcocog", "refs(umd).p"), ("refcocog", "refs(google).p"))
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -700,7 +703,7 @@ plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9) | st.binary(max_size=9),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4)
+        | st.dictionaries(st.text(max_size=5) | st.integers(-(2**63), 2**63), inner, max_size=4)
         | st.lists(inner, max_size=3).map(tuple)
     ),
     max_leaves=12,
@@ -954,8 +957,58 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "NaN for a point": lambda a: a.update(points=a["points"] * np.nan),
     "points far away": lambda a: a.update(points=a["points"] * 1e9),
     "half a point": lambda a: a.update(points=a["points"][:-1], polygons_ends=np.array([7])),
+    "sentences that are no text": lambda a: a.update(sentences=np.full_like(a["sentences"], 0xFF)),
+    "a split's name that is no text": lambda a: a.update(split_names=np.full_like(a["split_names"], 0xFF)),
+    "a polygon of two points": lambda a: a.update(polygons_ends=np.array([4, 8]), ref_polygons_ends=np.array([2])),
+    "a ref without a sentence": lambda a: a.update(
+        sentence_id=a["sentence_id"][:0],
+        sentences=a["sentences"][:0],
+        sentences_ends=a["sentences_ends"][:0],
+        ref_sentences_ends=a["ref_sentences_ends"] * 0,
+    ),
+    "a picture larger than any": lambda a: a.update(image_size=np.array([[2**15, 2**15]])),
     "an endless outline": lambda a: a.update(points=np.tile([0.0, 0, 3e5, 3e5], 9), polygons_ends=np.array([36])),
 }
+
+
+def test_a_cache_for_which_there_is_no_room_goes_elsewhere(
+    tmp_path: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch, no_building: Callable[[], None]
+) -> None:
+    root = write_set(tmp_path / "data")
+
+    def save(tensors: dict[str, Any], path: Path) -> None:
+        if path.is_relative_to(root):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(refer, "save_file", save)
+    assert open_set(root).sentence(0) == "a square"
+    assert not caches(root)
+    assert len(list(cache_home.rglob("*.crislit"))) == 1
+    no_building()
+    assert open_set(root).sentence(0) == "a square"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"ref_id": 3.7}, "3.7 is no whole number"),
+        ({"image_id": 2**70}, "does not fit 64 bits"),
+        ({"ann_id": 2**70}, "does not fit 64 bits"),
+    ],
+)
+def test_numbers_that_are_no_ids_are_errors(changes: dict[str, Any], expected: str) -> None:
+    refs, instances = one_ref()
+    refs[0] |= changes
+    with pytest.raises(InputError, match=expected):
+        build_index(refs, instances, Path("refs.p"))
+
+
+def test_ids_that_all_have_one_hash_are_refused() -> None:
+    refs, instances = one_ref()
+    instances["images"] += [{"id": number * (2**61 - 1)} for number in range(1, 30_000)]
+    with pytest.raises(InputError, match=r"instances\.json should hold a list 'images'"):
+        build_index(refs, instances, Path("refs.p"))
 
 
 def text(strings: list[str], name: str) -> dict[str, Any]:
@@ -982,7 +1035,7 @@ def test_a_cache_that_another_made_is_checked(
 
 
 def test_a_refs_file_of_too_many_containers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refer, "MOST_CONTAINERS", 1000)
+    monkeypatch.setattr(pickles, "MOST_CONTAINERS", 1000)
     path = tmp_path / "refs.p"
     for protocol in PROTOCOLS:
         crowds: list[list[Any]] = [[[] for _ in range(1001)], [{} for _ in range(1001)], [(i,) for i in range(1001)]]

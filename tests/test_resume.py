@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor
 
 from crislit.checkpoint import damage
+from crislit.config import load_settings
 from crislit.errors import InputError
 from crislit.loggers import earlier_rows, earlier_run
 from crislit.resume import LAST, NEXT, PREVIOUS, LastCheckpoint, WholeCheckpoints, newest
-from crislit.train import find_resume
+from crislit.task import CRISTask
+from crislit.train import build_trainer, find_resume
 from tests.runs import command, environment, run
 
 SMALL = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "trainer=cpu")
@@ -281,6 +284,48 @@ def train(folder: Path, data: Path, *more: str) -> "subprocess.Popen[str]":
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_a_request_to_end_during_evaluation_is_no_success(
+    program: str,
+    four_networks: list[Path],
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = CRISTask.test_step
+
+    def told_to_end(task: CRISTask, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(task, *arguments)
+
+    monkeypatch.setattr(CRISTask, "test_step", told_to_end)
+    own = (*SHORT, "trainer.max_steps=1") if program == "train" else (f"checkpoint={four_networks[0]}", "eval_batch_size=4")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, tmp_path / "run", *own, f"data_root={small_shapes}", program=program)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert "error: told to end by SIGTERM before it was done: start it again" in capsys.readouterr().err
+    assert not (tmp_path / "run/results.json").exists()
+
+
+def test_slurms_signals_are_left_to_us(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "cris")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    trainer = build_trainer(load_settings(["trainer=cpu"]), tmp_path, [], False)
+    slurm = trainer._accelerator_connector.cluster_environment
+    assert isinstance(slurm, SLURMEnvironment)
+    assert not slurm.auto_requeue
+
+
+def test_only_a_file_can_be_gone_on_from(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "run", *SHORT, f"data_root={small_shapes}", f"resume={tmp_path}")
+    assert f"resume={tmp_path} is no file: a run keeps its checkpoints as" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

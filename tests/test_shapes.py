@@ -758,7 +758,7 @@ def test_a_picture_that_cannot_be_written_is_named_and_no_set_is_left(tmp_path: 
     write_picture = cv2.imwrite
     monkeypatch.setattr(cv2, "imwrite", lambda path, *rest: "000000000004" not in path and write_picture(path, *rest))
     monkeypatch.setattr(shapes, "WORTH_A_PROCESS", 3)
-    with pytest.raises(OSError, match=r"could not write .*COCO_train2014_000000000004\.jpg$"):
+    with pytest.raises(InputError, match=r"cannot write .*COCO_train2014_000000000004\.jpg: is the disk full\?"):
         write(tmp_path, "shapes", SEED, sizes("shapes", 9, 2))
     assert not [*tmp_path.iterdir()]
 

@@ -1,9 +1,9 @@
 """Where the configuration files are, and how a Hydra program starts and fails. The only file that knows."""
 
-import errno
 import functools
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from crislit import processes
-from crislit.errors import InputError
+from crislit.errors import InputError, for_want_of_room
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where there is no room, or no more for this user."""
+NO_ROOM = "the disk is full: {}. What was written before stays; make room and start again"
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for a job, which the job may use although it is not empty."""
 FULL_ERROR = "CRISLIT_FULL_ERROR"
@@ -96,6 +95,7 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
             from hydra.core.hydra_config import HydraConfig
             from hydra.errors import HydraException
             from hydra.types import RunMode
+            from lightning.pytorch.utilities.exceptions import SIGTERMException
             from omegaconf.errors import OmegaConfBaseException
 
             wish = os.environ.get("HYDRA_FULL_ERROR")
@@ -111,11 +111,15 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
                     if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's other jobs go on
                         raise
                     _fail(error)
+                except SIGTERMException as error:  # from an evaluation, which saves nothing
+                    processes.go_alone()
+                    if os.environ.get("LOCAL_RANK", "0") != "0":
+                        raise SystemExit(0) from error  # the first process's is the run's exit code
+                    print("error: told to end by SIGTERM before it was done: start it again", file=sys.stderr, flush=True)
+                    raise SystemExit(128 + signal.SIGTERM) from error
                 except Exception as error:
-                    if isinstance(error, OSError) and error.errno in DISK_FULL:
-                        _fail(
-                            InputError(f"the disk is full: {error}. What was written before stays; make room and start again")
-                        )
+                    if for_want_of_room(error):
+                        _fail(InputError(NO_ROOM.format(error)))
                     if "LOCAL_RANK" in os.environ:  # another process may have failed before: who watches it ends this one
                         time.sleep(processes.PATIENCE)
                     raise
@@ -127,6 +131,10 @@ def program(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[],
                 if verbose:
                     raise
                 _fail(error)
+            except OSError as error:  # Hydra's own writing
+                if not for_want_of_room(error):
+                    raise
+                _fail(InputError(NO_ROOM.format(error)))
             finally:
                 os.environ["HYDRA_FULL_ERROR"] = wish or "0"
 

@@ -1,10 +1,14 @@
 """What a user can get wrong."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room, or no more for this user."""
 
 
 class InputError(ValueError):
@@ -33,3 +37,8 @@ def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None
     if not isinstance(value, int) or isinstance(value, bool) or value < least or value % multiple_of:
         kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
         raise InputError(f"{name} must be {kind}, at least {least}, got {value!r}")
+
+
+def for_want_of_room(error: BaseException | None) -> bool:
+    """Whether an error is that of a full disk, or came while one was handled: PyTorch ends an archive on its own terms."""
+    return error is not None and (getattr(error, "errno", None) in DISK_FULL or for_want_of_room(error.__context__))

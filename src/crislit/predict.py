@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -172,14 +173,15 @@ def describe(name: str, result: Segmentation) -> dict[str, Any]:
 
 def file_name(stem: str, sentence: str, taken: set[str]) -> str:
     """Return how the files of a sentence begin: safe on every system, and no other sentence's."""
-    if len(stem.encode()) > 150:  # of the 255 that a name may have
-        stem = f"{stem.encode()[:140].decode(errors='ignore')}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    name = os.fsencode(stem)  # which need not be text
+    if len(name) > 150:  # of the 255 that a name may have
+        stem = f"{name[:140].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:8]}"
     words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:60] or "sentence"
-    name, number = f"{stem}-{words}", 2
-    while name in taken:
-        name, number = f"{stem}-{words}-{number}", number + 1
-    taken.add(name)
-    return name
+    chosen, number = f"{stem}-{words}", 2
+    while chosen in taken:
+        chosen, number = f"{stem}-{words}-{number}", number + 1
+    taken.add(chosen)
+    return chosen
 
 
 def write_pictures(base: Path, image: Image, result: Segmentation, number: int) -> dict[str, str]:

@@ -21,9 +21,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from crislit.checkpoint import damage
-from crislit.config import DISK_FULL
 from crislit.data.datamodule import batches_done
-from crislit.errors import InputError
+from crislit.errors import InputError, for_want_of_room
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +74,6 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"cannot write {path}: {'the disk is full' if for_want_of_room(error) else error}. "
                 "What was saved before stays; make room and go on with resume=auto"
             ) from error
-
-
-def for_want_of_room(error: BaseException | None) -> bool:
-    """Whether an error is that of a full disk, or came while one was handled: PyTorch ends an archive on its own terms."""
-    return error is not None and (getattr(error, "errno", None) in DISK_FULL or for_want_of_room(error.__context__))
 
 
 def sync_folder(folder: Path) -> None:

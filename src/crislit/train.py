@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -146,7 +147,10 @@ def build_trainer(settings: Settings, folder: Path, callbacks: list[L.Callback],
         options["precision"] = "16-mixed" if cuda else "32-true"
     if options["sync_batchnorm"] == "auto":
         options["sync_batchnorm"] = cuda  # elsewhere PyTorch has none
-    options |= {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": [WholeCheckpoints()]}
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect():  # its signals are ours: Lightning would save past our checkpoints and queue the job again
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    options |= {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": plugins}
     try:
         return L.Trainer(**options, callbacks=[Companions(), *callbacks], logger=logger)
     except (MisconfigurationException, ValueError, TypeError) as error:
@@ -338,6 +342,8 @@ def find_resume(settings: Settings, folder: Path) -> Path | None:
         return None
     if settings["resume"] != AUTO:
         path = Path(settings["resume"]).expanduser()
+        if path.exists() and not path.is_file():
+            raise InputError(f"resume={path} is no file: a run keeps its checkpoints as RUN/checkpoints/last.ckpt")
         if path.is_file() and (reason := damage(path)):
             before = path.with_name(PREVIOUS)
             onward = f"; resume={before} is the one before it" if before.is_file() else ""

@@ -5,12 +5,10 @@ in one file beside the data, keyed by the two files' sizes and times. Masks are 
 """
 
 import hashlib
-import io
 import itertools
 import json
 import logging
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +24,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from crislit.errors import InputError
+from crislit.pickles import load_pickle, told
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,14 @@ LONGEST_OUTLINE = 2**20
 FARTHEST = 10
 """Sides of the picture that a polygon's point may be away: more is no slip of the mouse, and overflows the rasteriser."""
 
-LARGEST_INDEX = 2**27
-"""Numbers and characters of an index; RefCOCO's has 30 million. A few bytes of a pickle can refer to a long text many times."""
+LARGEST_INDEX = 2**29
+"""Bytes that an index's content may take; RefCOCO's takes 80 million. A pickle can refer to a long text many times."""
+
+LARGEST_PICTURE = 2**28
+"""Pixels of a picture, which the rasteriser takes four bytes each for; Pillow decodes no larger ones."""
+
+MOST_POLYGONS = 1000
+"""Of one object: the time to unite them grows with their square."""
 
 IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
 
@@ -63,114 +68,6 @@ Mask = npt.NDArray[np.uint8]
 # -- Reading files that strangers wrote ------------------------------------------------------------------------------------
 
 
-PLAIN = """PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
-    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
-    GLOBAL STACK_GLOBAL REDUCE"""
-"""Opcodes of which pickles of plain data consist; the last three for byte strings alone."""
-
-MOST_CONTAINERS = 5_000_000
-"""Lists, tuples and dictionaries of a refs file; RefCOCO's has half a million. One of a byte takes 64 in memory."""
-
-REFUSAL = "and only plain containers, numbers and strings are read"
-
-
-_READ: dict[int, Any] = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, n)[0] for n in PLAIN.split())}
-"""What Python does at each."""
-
-
-class _Opcodes(dict[int, Any]):
-    def __missing__(self, code: int) -> Any:
-        raise pickle.UnpicklingError(f"it has the opcode {chr(code)!r}, {REFUSAL}")
-
-
-def _counted(load: Any) -> Any:
-    def counting(self: "_DataUnpickler") -> None:
-        self._count()
-        load(self)
-
-    return counting
-
-
-class _DataUnpickler(pickle._Unpickler):
-    """Builds containers, numbers and strings, and nothing that would run code.
-
-    It is Python's own in Python: the one in C reserves whatever memory a few bytes ask for.
-    """
-
-    dispatch = _Opcodes(_READ)
-    stack: list[Any]
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding="latin-1")
-        self._room = len(content)  # for byte strings
-        self._containers = MOST_CONTAINERS
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes byte strings below protocol 3
-            return self._encode
-        if (module, name) == ("__builtin__", "bytes"):  # and an empty one
-            return self._no_bytes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, {REFUSAL}")
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        self._room -= len(text)
-        if self._room < 0:
-            raise pickle.UnpicklingError("its byte strings are longer than the file")
-        return text.encode("latin-1")
-
-    def _no_bytes(self) -> bytes:
-        return b""
-
-    def _check_keys(self, keys: Sequence[Any]) -> None:
-        if not all(isinstance(key, (str, bytes, int, float, type(None))) for key in keys):
-            raise pickle.UnpicklingError("a dictionary's key is neither number nor string")  # tuples may take years to hash
-
-    def load_reduce(self) -> None:
-        if not callable(self.stack[-2]) or not isinstance(self.stack[-1], tuple):  # Python's own error would print both
-            raise pickle.UnpicklingError("it calls what is no function")
-        _READ[pickle.REDUCE[0]](self)
-
-    def load_dict(self) -> None:
-        self._count()
-        self._check_keys(self.stack[::2])
-        _READ[pickle.DICT[0]](self)
-
-    def load_setitem(self) -> None:
-        self._check_keys(self.stack[-2:-1])
-        _READ[pickle.SETITEM[0]](self)
-
-    def load_setitems(self) -> None:
-        self._check_keys(self.stack[::2])
-        _READ[pickle.SETITEMS[0]](self)
-
-    def _count(self) -> None:
-        self._containers -= 1
-        if self._containers < 0:
-            raise pickle.UnpicklingError(f"it has more than {MOST_CONTAINERS:,} lists, tuples and dictionaries")
-
-    dispatch |= {code: _counted(_READ[code]) for code in b"(])}lt\x85\x86\x87"}
-    dispatch |= {
-        pickle.REDUCE[0]: load_reduce,
-        pickle.DICT[0]: load_dict,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-    }
-
-
-def load_pickle(path: Path) -> Any:
-    """Read a pickle of plain data, written by Python 2 or 3, without ever running code from it.
-
-    Raises:
-        InputError: If it is damaged, or holds anything but built-in containers, numbers and strings.
-    """
-    try:
-        return _DataUnpickler(path.read_bytes()).load()
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        raise InputError(f"cannot read {path}: {_told(error)}. Fetch it again, from a source that you trust") from error
-
-
 def load_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -180,13 +77,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"cannot read {path}: {_told(error)}. Fetch it again, it may have been cut off") from error
-
-
-def _told(error: Exception) -> str:
-    """Return what an error says, in one line that is not as long as what it is about."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= 200 else f"{said[:200]}..."
+        raise InputError(f"cannot read {path}: {told(error)}. Fetch it again, it may have been cut off") from error
 
 
 # -- The index --------------------------------------------------------------------------------------------------------------
@@ -415,12 +306,13 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
                 numbers["image_size"].append(size)
                 texts["file_names"].append((_file_name if plain_names else _string)(image["file_name"]))
             split = split_rows.setdefault(_string(ref["split"]), len(split_rows))
-            sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"]]
+            room -= 100 * len(ref["sentences"]) + 16 * (sum(map(len, polygons)) + len(lengths))
+            sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"] if room >= 0]
+            room -= sum(len(sentence) for sentence, _ in sentences)
+            if room < 0:
+                raise InputError(f"up to it the index would take more than {LARGEST_INDEX:,} bytes")
             if not sentences:
                 raise InputError("it has no sentence")
-            room -= sum(100 + len(sentence) for sentence, _ in sentences) + sum(map(len, polygons)) + len(lengths)
-            if room < 0:
-                raise InputError(f"up to it there are more than {LARGEST_INDEX:,} characters and numbers")
             row = {
                 "ref_id": _number(ref["ref_id"]),
                 "category": _number(ref["category_id"]),
@@ -430,9 +322,9 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
                 raise InputError("its ref_id occurs twice, and it would count twice")
             seen.add(row["ref_id"])
         except InputError as error:
-            raise InputError(f"{source}: ref {_name_of(ref)}: {_told(error)}") from error
+            raise InputError(f"{source}: ref {_name_of(ref)}: {told(error)}") from error
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
-            what = f"{type(error).__name__} {_told(error)}"
+            what = f"{type(error).__name__} {told(error)}"
             raise InputError(
                 f"{source}: ref {_name_of(ref)} or its image or annotation is not as REFER has them: {what}"
             ) from error
@@ -467,7 +359,7 @@ def by_id(instances: Any, kind: str, path: Path, number: Callable[[Any], Any] = 
     found: dict[int, Any] = {}
     try:
         for item in instances[kind]:
-            other = found.setdefault(number(item["id"]), item)
+            other = found.setdefault(number(_key(item["id"])), item)
             if other is not item and other != item:
                 raise InputError(f"{path}: the id {item['id']!r:.40} occurs twice among the {kind}, for different ones")
     except InputError:
@@ -484,7 +376,7 @@ def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray
     """
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
-        runs = parse_runs(counts) if isinstance(counts, (str, bytes)) else [int(count) for count in counts]
+        runs = parse_runs(counts) if isinstance(counts, (str, bytes)) else [_number(count) for count in counts]
         if tuple(segmentation["size"]) != size or sum(runs) != size[0] * size[1] or min(runs, default=0) < 0:
             raise InputError(f"its run lengths do not fill its image of {size[0]} x {size[1]} pixels")
         return [], runs if sum(runs[1::2]) else []
@@ -492,6 +384,8 @@ def outlines(segmentation: Any, size: tuple[int, int]) -> tuple[list[npt.NDArray
     if any(polygon.ndim != 1 for polygon in polygons):
         raise InputError("a polygon of its mask is not a flat list x, y, x, y, ... of numbers")
     polygons = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if len(polygons) > MOST_POLYGONS:
+        raise InputError(f"its mask has {len(polygons):,} polygons, more than {MOST_POLYGONS:,}: give it as run lengths")
     limit = FARTHEST * max(size)
     if any(not np.isfinite(polygon).all() or (abs(polygon) > limit).any() for polygon in polygons):
         raise InputError("a polygon of its mask has points that are not numbers, or far outside the image")
@@ -524,7 +418,7 @@ def parse_runs(counts: str | bytes) -> list[int]:
 
 def _join(parts: Sequence[npt.NDArray[Any]], dtype: type) -> tuple[npt.NDArray[Any], Ints]:
     ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype), ends
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype, copy=False), ends
 
 
 def _string(value: Any) -> str:
@@ -539,19 +433,21 @@ def _key(value: Any) -> Any:
     """Return an id if it is one: hashing anything else may take years."""
     if not isinstance(value, (int, str)):
         raise TypeError(f"expected an id, found {type(value).__name__}")
-    return value
+    return _number(value) if isinstance(value, int) else value  # multiples of 2**61 - 1 all have one hash
 
 
 def _number(value: Any) -> int:
     number = int(value)
+    if isinstance(value, float) and value != number:
+        raise ValueError(f"{value} is no whole number")
     if not -(2**63) <= number < 2**63:
         raise OverflowError(f"{number} does not fit 64 bits")
     return number
 
 
 def _size(image: Any) -> tuple[int, int]:
-    h, w = int(image["height"]), int(image["width"])
-    if not (0 < h <= LARGEST_SIDE and 0 < w <= LARGEST_SIDE):
+    h, w = _number(image["height"]), _number(image["width"])
+    if not (0 < h <= LARGEST_SIDE and 0 < w <= LARGEST_SIDE and h * w <= LARGEST_PICTURE):
         raise InputError(f"its image is said to have {h} x {w} pixels")
     return h, w
 
@@ -616,7 +512,12 @@ def _check(arrays: _Arrays) -> None:
             raise ValueError("a ref belongs to nothing")
     for name in _strings(a.file_names, a.file_names_ends):
         _file_name(name)
-    if len(a.image_size) and not 0 < a.image_size.min() <= a.image_size.max() <= LARGEST_SIDE:
+    for characters, ends in ((a.split_names, a.split_names_ends), (a.sentences, a.sentences_ends)):
+        _strings(characters, ends)  # raises where they are no text
+    if (np.diff(a.ref_sentences_ends, prepend=0) == 0).any() or (np.diff(a.polygons_ends, prepend=0) < 6).any():
+        raise ValueError("a ref has no sentence, or a polygon fewer than three points")
+    sides = a.image_size
+    if len(sides) and not (0 < sides.min() <= sides.max() <= LARGEST_SIDE and sides.prod(axis=1).max() <= LARGEST_PICTURE):
         raise ValueError("a picture has a size that none has")
     pixels = a.image_size.prod(axis=1)[a.ref_image]
     filled = np.diff(np.concatenate([[0], a.runs.cumsum()])[a.ref_runs_ends], prepend=0)
@@ -659,6 +560,6 @@ def _write_cache(arrays: _Arrays, beside: Path) -> None:
                 save_file(tensors, Path(part) / path.name)
                 (Path(part) / path.name).replace(path)
             return
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter for want of room
             log.info("cannot cache the index at %s (%s)", path, error)
     log.warning("the index of %s could not be cached, and is made again at every start", beside.parent)

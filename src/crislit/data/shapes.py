@@ -393,7 +393,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     loader = DataLoader(scenes, batch_size=None, num_workers=workers, worker_init_fn=worker_init, generator=generator)
     for image_id, scene in enumerate(tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1):
         if not scene.written:
-            raise OSError(f"could not write {folder / scene.file_name}")
+            raise InputError(f"cannot write {folder / scene.file_name}: is the disk full? Make room and start again")
         difficulty.add(scene.difficulty)
         images.append({"id": image_id, "file_name": scene.file_name, "height": HEIGHT, "width": WIDTH})
         first = len(annotations) + 1

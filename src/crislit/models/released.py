@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crislit.errors import InputError
 from crislit.models.cris import CRIS, build_cris
+from crislit.pickles import rehearse_torch, told
 
 log = logging.getLogger(__name__)
 
@@ -356,11 +357,14 @@ def read_torch(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                     raise ValueError("it is compressed, which PyTorch's are not")  # and may be larger than the memory
+        rehearse_torch(path, zipped)
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:  # PyTorch's text advises to run its code
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds {code[1]}, and only tensors and plain containers are read" if code else "its bytes make no sense"
+        if not str(error).startswith("Weights only load failed"):  # ours
+            reason = told(error)
         raise InputError(f"cannot read {path}: it is damaged, or no PyTorch checkpoint ({reason})") from error
     except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -382,4 +386,5 @@ def _shape(value: Tensor) -> str:
 
 
 def _list(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    told = ", ".join(name if len(name) <= 200 else f"{name[:200]}..." for name in names[:most])
+    return told + (f" and {len(names) - most} more" if len(names) > most else "")
