@@ -184,9 +184,11 @@ def test_what_is_evaluated_is_the_network_for_inference_and_no_checkpoint_ever_h
 
 
 def test_the_switches_change_no_digest() -> None:
-    default = load_settings()
-    assert (default["rearrange"], default["recompute"]) == (False, False)
-    assert identify(load_settings(["rearrange=true", "recompute=true"])) == identify(default)
+    for dataset, on in (("refcoco", False), ("shapes", True)):
+        default = load_settings([f"dataset={dataset}"])
+        assert (default["rearrange"], default["recompute"]) == (on, False)
+        switched = load_settings([f"dataset={dataset}", f"rearrange={str(not on).lower()}", "recompute=true"])
+        assert identify(switched) == identify(default)
 
 
 @pytest.mark.parametrize("name", ["rearrange", "recompute"])
