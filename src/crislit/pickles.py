@@ -51,10 +51,10 @@ class _DataUnpickler(pickle._Unpickler):
     dispatch = _Opcodes(_READ)
     stack: list[Any]
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int, containers: int) -> None:
         super().__init__(file, encoding="latin-1")
         self._room = size  # for byte strings
-        self._containers = MOST_CONTAINERS
+        self._most = self._containers = containers
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes byte strings below protocol 3
@@ -100,7 +100,7 @@ class _DataUnpickler(pickle._Unpickler):
     def _count(self) -> None:
         self._containers -= 1
         if self._containers < 0:
-            raise pickle.UnpicklingError(f"it has more than {MOST_CONTAINERS:,} lists, tuples and dictionaries")
+            raise pickle.UnpicklingError(f"it has more than {self._most:,} lists, tuples and dictionaries")
 
     dispatch |= {code: _counted(_READ[code]) for code in b"(])}lt\x85\x86\x87"}
     dispatch |= {
@@ -119,7 +119,7 @@ def load_pickle(path: Path) -> Any:
     """
     try:
         content = path.read_bytes()
-        return _DataUnpickler(io.BytesIO(content), len(content)).load()
+        return _DataUnpickler(io.BytesIO(content), len(content), MOST_CONTAINERS).load()
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         raise InputError(f"cannot read {path}: {told(error)}. Fetch it again, from a source that you trust") from error
 
@@ -151,7 +151,7 @@ class _Rehearsal(_DataUnpickler):
     dispatch = _Opcodes(_DataUnpickler.dispatch)
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__(file, size)
+        super().__init__(file, size, MOST_CONTAINERS // 5)  # RN101's training has fifteen thousand
         self._parts: dict[int, tuple[Any, int]] = {}  # of tuples by their identity, which they keep while they are here
 
     def find_class(self, module: str, name: str) -> Any:
