@@ -1,7 +1,9 @@
 """Runs the programs for the tests: in this process, or in one of their own where signals or exit codes count."""
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,6 +29,18 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program:
     main()
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return results
+
+
+def run_here(program: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run any program in this process, as its command line would: only the jobs of a sweep have their own."""
+    monkeypatch.setattr(sys, "argv", [f"crislit.{program}", *arguments])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    GlobalHydra.instance().clear()
+    try:
+        importlib.import_module(f"crislit.{program}").main()
+    except SystemExit as end:
+        if end.code:
+            pytest.fail(f"{program} {shlex.join(arguments)}: {end.code}")
 
 
 def command(program: str, *overrides: str) -> list[str]:

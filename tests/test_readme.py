@@ -19,7 +19,7 @@ from crislit import report
 from crislit.data import shapes
 from crislit.models.cris import build_cris
 from crislit.models.released import to_released
-from tests.runs import environment
+from tests.runs import environment, run_here
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,18 +44,6 @@ def shorten(program: str, arguments: list[str]) -> list[str]:
         return arguments
     parts = [part.replace("glob(*)", "con") for part in arguments]
     return [re.sub(r"^([\w.]+=[\w+]+)(,[\w+]+)+$", r"\1", part) for part in parts] + SMALL
-
-
-def run(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command of the README in this process: only the jobs of its sweeps have their own."""
-    monkeypatch.setattr(sys, "argv", [f"crislit.{program}", *arguments])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    GlobalHydra.instance().clear()
-    try:
-        importlib.import_module(f"crislit.{program}").main()
-    except SystemExit as end:
-        if end.code:
-            pytest.fail(f"{program} {shlex.join(arguments)}: {end.code}")
 
 
 def test_the_readme_shows_the_two_commands_and_every_program() -> None:
@@ -125,7 +113,7 @@ def test_every_other_command_runs_on_embedded_data(
     first = next(command for command in here if "hydra.run.dir=RUN" in command[1])  # whose folder others name
     monkeypatch.chdir(tmp_path)
     for program, arguments in [first, *here]:
-        run(program, shorten(program, arguments), monkeypatch)
+        run_here(program, shorten(program, arguments), monkeypatch)
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True)
 
