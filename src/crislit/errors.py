@@ -27,8 +27,11 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     except OSError as error:
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # what is left can be written nowhere, and Python would say so once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error  # such as by `| head`
 
 
