@@ -38,7 +38,10 @@ lint: .venv/ready-dev
 audit: .venv/ready-dev
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet "pip-audit>=2.7"; }
 	PIPAPI_PYTHON_LOCATION=$(BIN)/python .venv-audit/bin/pip-audit --skip-editable --progress-spinner off --timeout 60 \
-	  || { echo "error: there are vulnerabilities, or pip-audit could not ask for them: see above" >&2; exit 1; }
+	  > .venv-audit/report 2>&1; code=$$?; cat .venv-audit/report; \
+	  test $$code = 0 || { echo "error: there are vulnerabilities, or pip-audit could not ask for them: see above" >&2; exit 1; }
+	@! grep -q "could not be audited" .venv-audit/report \
+	  || { echo "error: nobody was asked about what could not be audited: see above" >&2; exit 1; }
 
 .venv/bin/python:
 	@$(PYTHON) scripts/check_machine.py

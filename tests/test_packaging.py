@@ -130,6 +130,12 @@ def test_make_says_what_a_machine_lacks(tmp_path: Path) -> None:
     assert subprocess.run(check, check=False).returncode == 0
 
 
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make as if typed in a shell: the tests themselves may run under make, which talks to its children."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=folder, env=plain, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_make_targets_do_nothing_twice(tmp_path: Path) -> None:
     copy = tmp_path / "checkout"
@@ -138,10 +144,7 @@ def test_the_make_targets_do_nothing_twice(tmp_path: Path) -> None:
         (copy / name).write_text((ROOT / name).read_text())
 
     def would_run(target: str) -> str:
-        # As if typed in a shell: the tests themselves may run under make, which talks to its children.
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-        dry = ["make", "-n", target]
-        return subprocess.run(dry, cwd=copy, env=plain, capture_output=True, text=True, check=True).stdout
+        return make(copy, "-n", target).stdout
 
     for target in ("train", "test", "test-slow", "lint"):
         assert "venv .venv" in would_run(target)
@@ -152,3 +155,29 @@ def test_the_make_targets_do_nothing_twice(tmp_path: Path) -> None:
     assert would_run("train").split() == ["OMP_NUM_THREADS=1", ".venv/bin/python", "-m", "crislit.train"]
     for target in ("test", "test-slow", "lint"):
         assert "install" not in would_run(target)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("code", "says", "expected"),
+    [
+        (0, "No known vulnerabilities found", None),
+        (1, "Found 1 known vulnerability in 1 package", "there are vulnerabilities"),
+        (0, "numpy  Dependency not found on PyPI and could not be audited: numpy (2.0)", "nobody was asked about"),
+    ],
+)
+def test_an_audit_that_asked_nobody_is_no_clean_one(code: int, says: str, expected: str | None, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    for name, content in {
+        ".venv/bin/python": "",
+        ".venv/ready-dev": "",
+        ".venv-audit/bin/pip-audit": f"#!/bin/sh\necho '{says}'\nexit {code}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    done = make(tmp_path, "audit")
+    assert says in done.stdout
+    assert (done.returncode == 0) == (expected is None)
+    assert expected is None or f"error: {expected}" in done.stderr
