@@ -224,6 +224,7 @@ def test_a_run_that_evaluated_less_than_is_asked_for_is_run_again(tmp_path: Path
     assert len(find_run(path, part["config"])) == 1
     assert find_run(path, load_settings()) == []
     assert "holds only val, not testA, testB of run" in caplog.text
+    assert asked_splits(load_settings(["dataset.name=mine"])) == ["val", "testA", "testB"]  # a name is a label
     for name in ("shapes", "gshapes", "refcoco", "grefcoco"):
         assert asked_splits(load_settings([f"dataset={name}"])) == (
             ["val", "test"] if name[0] == "g" else ["val", "testA", "testB"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 NO_ROOM = "the disk is full: {}. What was written before stays; make room and start again"
+"""Where something other than a checkpoint cannot be written."""
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for a job, which the job may use although it is not empty."""
 FULL_ERROR = "CRISLIT_FULL_ERROR"

@@ -167,7 +167,7 @@ def decode(annotation: dict[str, Any], height: int, width: int) -> Mask:
     """
     try:
         polygons, runs = outlines(annotation["segmentation"], (height, width))
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"annotation {annotation.get('id')} cannot be drawn: {error!r}") from error
     return draw_outlines([polygon.tolist() for polygon in polygons], np.array(runs, dtype=np.int64), height, width).astype(bool)
 

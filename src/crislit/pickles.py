@@ -20,7 +20,6 @@ MOST_CONTAINERS = 5_000_000
 
 REFUSAL = "and only plain containers, numbers and strings are read"
 
-
 MOST_PARTS = 10_000_000
 """Of a tuple, or of what a checkpoint holds beside its tensors, each counted as often as it is met: a tuple of itself twice,
 sixty deep, takes years to hash, compare or print."""
@@ -151,7 +150,7 @@ class _Rehearsal(_DataUnpickler):
     dispatch = _Opcodes(_DataUnpickler.dispatch)
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__(file, size, MOST_CONTAINERS // 5)  # RN101's training has fifteen thousand
+        super().__init__(file, size, MOST_CONTAINERS // 5)  # RN101's training has twenty thousand
         self._parts: dict[int, tuple[Any, int]] = {}  # of tuples by their identity, which they keep while they are here
 
     def find_class(self, module: str, name: str) -> Any:

@@ -75,13 +75,9 @@ def end_the_others() -> bool:
         Whether there were any.
     """
     _ending.acquire(blocking=False)  # for good: who watches one of them shall not take its end for the reason
-    sys.excepthook = _say_nothing  # of what fails in other threads because processes end
     for process in _started:
         process.kill()
     return bool(_started)
-
-
-def _say_nothing(*_: object) -> None: ...
 
 
 def await_the_first() -> bool:

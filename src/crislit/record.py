@@ -214,7 +214,7 @@ def asked_splits(settings: Settings) -> Sequence[str]:
     if dataset["evaluation_splits"] is not None:
         return list(dataset["evaluation_splits"])
     if dataset["embedded"]:
-        return [split for split in shapes.SETS[dataset["name"]].splits if split != "train"]
+        return [split for split in shapes.SETS[dataset["folder"]].splits if split != "train"]
     return [split for of, split in TABLE2_COLUMNS if of == dataset["name"]]
 
 

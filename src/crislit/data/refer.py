@@ -40,8 +40,9 @@ LONGEST_OUTLINE = 2**20
 FARTHEST = 10
 """Sides of the picture that a polygon's point may be away: more is no slip of the mouse, and overflows the rasteriser."""
 
-LARGEST_INDEX = 2**29
-"""Bytes that an index's content may take; RefCOCO's takes 80 million. A pickle can refer to a long text many times."""
+LARGEST_INDEX = 2**27
+"""Characters of an index, a number for four and a sentence for a hundred more; a set of RefCOCO's size has 38 million. A few
+bytes of a pickle can refer to a long text many times."""
 
 LARGEST_PICTURE = 2**28
 """Pixels of a picture, which the rasteriser takes four bytes each for; Pillow decodes no larger ones."""
@@ -306,11 +307,11 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
                 numbers["image_size"].append(size)
                 texts["file_names"].append((_file_name if plain_names else _string)(image["file_name"]))
             split = split_rows.setdefault(_string(ref["split"]), len(split_rows))
-            room -= 100 * len(ref["sentences"]) + 16 * (sum(map(len, polygons)) + len(lengths))
+            room -= 100 * len(ref["sentences"]) + 4 * (sum(map(len, polygons)) + len(lengths))
             sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"] if room >= 0]
             room -= sum(len(sentence) for sentence, _ in sentences)
             if room < 0:
-                raise InputError(f"up to it the index would take more than {LARGEST_INDEX:,} bytes")
+                raise InputError(f"up to it there are more than {LARGEST_INDEX:,} characters and numbers")
             if not sentences:
                 raise InputError("it has no sentence")
             row = {

@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import sys
 import threading
+from types import TracebackType
 
 import cv2
 import numpy as np
@@ -13,10 +15,22 @@ import torch
 def worker_init(_: int) -> None:
     """Seed what augmentations may draw from, by the loader's own seed, and keep each worker to one thread."""
     outlive_signals()
+    end_in_silence()
     cv2.setNumThreads(0)
     seed = torch.initial_seed() % 2**32  # differs between workers and epochs
     np.random.seed(seed)
     random.seed(seed)
+
+
+def end_in_silence() -> None:
+    """Report no lost connection: a worker's only ones are to the process that takes its batches, and that has ended then."""
+    report = sys.excepthook
+
+    def report_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, (ConnectionError, EOFError)):
+            report(kind, error, trace)
+
+    sys.excepthook = report_others
 
 
 def outlive_signals() -> None:
