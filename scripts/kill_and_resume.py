@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from crislit.callbacks import commit, hardware
 from crislit.data import shapes
 from crislit.resume import LAST, NEXT
 
@@ -33,6 +34,7 @@ STEPS = 6
 RUN = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "recipe.epochs=6")
 RUN += ("checkpoint_every=2", "resume=auto", "callbacks.pictures=0", "eval_batch_size=2", "threshold=0.15", "workers=1")
 COLUMNS = ("trial", "kind", "processes", "killed after seconds", "checkpoint", "went on at step", "of steps", "same")
+COLUMNS += ("seed", "commit", "hardware")
 
 
 def main() -> int:
@@ -82,6 +84,7 @@ def main() -> int:
             same = equal(folder, whole)
             different += not same
             values = (trial, kind, options.processes, f"{killed:.2f}", checkpoint, step, steps, "yes" if same else "NO")
+            values += (options.seed, commit(), hardware())
             row = dict(zip(COLUMNS, values, strict=True))
             log.writerow(row)
             file.flush()

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from crislit.callbacks import commit, hardware
 from crislit.config import load_settings
 from crislit.data.expressions import describe
-from crislit.data.letterbox import letterbox_image, normalise
+from crislit.data.letterbox import letterbox_image, normalise, stack_images
 from crislit.data.shapes import SETS, draw_scene, make_scene
 from crislit.data.tokenizer import tokenize
 from crislit.models.cris import build_clip
@@ -97,7 +97,7 @@ def caption(rng: np.random.Generator, said: list[list[str]]) -> str:
 
 def batch_loss(towers: CLIP, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
     """Return the contrastive loss of some scenes, each with a caption."""
-    pictures = torch.stack([normalise(image) for image, _ in scenes]).contiguous(memory_format=torch.channels_last)
+    pictures = normalise(stack_images([image for image, _ in scenes]))
     images = F.normalize(towers.visual(pictures), dim=-1)
     sentences = encode(towers, [caption(rng, said) for _, said in scenes])
     return contrastive_loss(images, sentences, towers.logit_scale.exp().clamp(max=100))
@@ -123,7 +123,7 @@ def project(towers: CLIP, sentences: list[str]) -> Tensor:
 def retrieval(towers: CLIP, scenes: list[Scene], objects: int) -> dict[str, float]:
     """Return how often a scene finds its caption of so many objects, and is found by it, within the first 1, 5 and 10."""
     towers.eval()
-    pictures = torch.stack([normalise(image) for image, _ in scenes])
+    pictures = normalise(stack_images([image for image, _ in scenes]))
     images = F.normalize(torch.cat([towers.visual(part) for part in pictures.split(100)]), dim=-1)
     similar = images @ encode(towers, [", ".join(one[0] for one in said[:objects]) for _, said in scenes]).T
     found = {"scenes": float(len(scenes))}

@@ -170,6 +170,7 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "image": "turned.jpg"}, "stored turned (EXIF orientation 6)"),
     ({**GOOD, "sentence": ""}, "text that is not empty"),
     ({**GOOD, "sentence": 5}, "text that is not empty"),
+    ({**GOOD, "sentence": " &nbsp;"}, "text that is not empty"),
     ({**GOOD, "sentences": ["dog"]}, "either sentence or sentences"),
     ({"image": "a.png", "polygons": BOX}, "either sentence or sentences"),
     ({"image": "a.png", "polygons": BOX, "sentences": []}, "text that is not empty"),
@@ -296,6 +297,15 @@ def test_check_data_prints_every_bad_line_and_fails(tmp_path: Path, capsys: pyte
     assert [line.split(":")[0] for line in shown[:3]] == ["line 2", "line 3", "line 4"]
     assert "damaged" in shown[1]
     assert shown[3] == "train: 2 objects, 2 sentences, 2 pictures"
+
+
+def test_check_data_obeys_no_control_character_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, {**GOOD, "image": "\x1b[2Jno\u202e\ud800.png"})
+    with pytest.raises(SystemExit):
+        check_data.main([file])
+    said = capsys.readouterr().out
+    assert r"\x1b[2Jno\u202e\ud800.png" in said
+    assert all(line.isprintable() for line in said.splitlines())
 
 
 def test_check_data_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

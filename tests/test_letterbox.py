@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import albumentations as A
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from crislit.data.letterbox import (
     CLIP_MEAN,
@@ -78,8 +80,8 @@ def test_the_letterboxed_mask_is_the_golden_one_and_soft(numbers: dict[str, npt.
 @pytest.mark.parametrize("i", EXAMPLES)
 def test_the_normalised_input_is_the_golden_one(numbers: dict[str, npt.NDArray[Any]], i: int) -> None:
     golden = numbers[f"{i}.input_tensor"]
-    np.testing.assert_allclose(normalise(numbers[f"{i}.input_uint8"]).numpy(), golden, atol=1e-5)
-    ours = normalise(letterbox_image(numbers[f"{i}.image_rgb"], int(numbers[f"{i}.size"]))).numpy()
+    np.testing.assert_allclose(normalise(stack_images([numbers[f"{i}.input_uint8"]]))[0].numpy(), golden, atol=1e-5)
+    ours = normalise(stack_images([letterbox_image(numbers[f"{i}.image_rgb"], int(numbers[f"{i}.size"]))]))[0].numpy()
     grey_levels = 255 * np.array(CLIP_STD)[:, None, None]
     assert mean_difference(grey_levels * ours, grey_levels * golden) < GREY_LEVELS
 
@@ -206,6 +208,15 @@ def test_the_border_has_clips_mean_colour_in_rgb(height: int, width: int) -> Non
     assert not inside.any()
 
 
+@given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=70)), st.integers(4, 90))
+def test_a_mask_is_warped_as_if_all_of_it_were(marked: npt.NDArray[np.bool_], size: int) -> None:
+    mask = 255 * marked.astype(np.uint8)
+    matrix, _ = letterbox_matrices(mask.shape[0], mask.shape[1], size)
+    whole = cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    difference = abs(letterbox_mask(mask, size).astype(int) - whole)
+    assert difference.max() <= 1, "rounding"
+
+
 def test_the_border_of_a_mask_is_empty() -> None:
     warped = letterbox_mask(np.full((40, 80), 255, dtype=np.uint8), 80)
     assert not warped[:19].any()
@@ -215,7 +226,7 @@ def test_the_border_of_a_mask_is_empty() -> None:
 
 def test_normalising_takes_clips_mean_colour_to_zero_and_a_deviation_more_to_one() -> None:
     pixels = np.array([[[0, 0, 0], [255, 255, 255], [51, 102, 153]]], dtype=np.uint8)
-    values = normalise(pixels)
+    values = normalise(stack_images([pixels]))[0]
     assert values.shape == (3, 1, 3)
     assert values.dtype == torch.float32
     for channel, grey in enumerate((0.2, 0.4, 0.6)):
@@ -224,10 +235,11 @@ def test_normalising_takes_clips_mean_colour_to_zero_and_a_deviation_more_to_one
 
 
 def test_images_are_stacked_in_the_layout_that_convolutions_are_fast_in() -> None:
-    images = [normalise(np.random.default_rng(i).integers(0, 256, (5, 7, 3), dtype=np.uint8)) for i in range(2)]
+    images = [np.random.default_rng(i).integers(0, 256, (5, 7, 3), dtype=np.uint8) for i in range(2)]
     stacked = stack_images(images)
-    assert torch.equal(stacked, torch.stack(images))
+    assert np.array_equal(stacked.permute(0, 2, 3, 1), np.stack(images))
     assert stacked.is_contiguous(memory_format=torch.channels_last)
+    assert normalise(stacked).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_probabilities_are_upsampled_with_aligned_corners() -> None:

@@ -50,6 +50,11 @@ def pictures(number: int, height: int = 64, width: int = 64) -> Tensor:
     return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def bytes_of(images: Tensor) -> Tensor:
+    """Turn pictures of numbers around 0 into some of bytes."""
+    return (64 * images + 128).clamp(0, 255).to(torch.uint8)
+
+
 def experienced(model: CRIS) -> CRIS:
     """Let the BatchNorms see pictures and sentences, and return the network in evaluation."""
     with torch.no_grad():

@@ -22,7 +22,7 @@ from crislit.models.recompute import Recomputable, recompute_activations
 from crislit.record import identify
 from crislit.task import CRISTask
 from crislit.train import prepare_training
-from tests.test_models import assert_close, experienced, pictures, sentences, tiny
+from tests.test_models import assert_close, bytes_of, experienced, pictures, sentences, tiny
 
 ABLATIONS: list[dict[str, Any]] = [
     {"contrastive": contrastive, "decoder_layers": layers, "kernel_size": k}
@@ -167,7 +167,7 @@ def test_what_is_evaluated_is_the_network_for_inference_and_no_checkpoint_ever_h
     model = experienced(tiny())
     task = CRISTask(model)
     truths = [np.ones((50, 70), np.uint8)] * 3
-    batch = EvaluationBatch(pictures(1), sentences(1, 3, 4), torch.tensor([0, 0, 0]), truths, [0, 1, 2])
+    batch = EvaluationBatch(bytes_of(pictures(1)), sentences(1, 3, 4), torch.tensor([0, 0, 0]), truths, [0, 1, 2])
     names = list(task.state_dict())
     expected = task.predict_probabilities(batch)
     getattr(task, f"on_{moment}_start")()

@@ -58,7 +58,8 @@ def fit(task: CRISTask, epochs: int) -> list[dict[str, float]]:
 
 def batches() -> Iterable[TrainBatch]:
     tokens = torch.tensor([[18, 3, 19, 0, 0, 0], [18, 4, 5, 19, 0, 0]])
-    batch = TrainBatch(torch.randn(2, 3, 64, 64), tokens, torch.rand(2, 1, 64, 64))
+    pixels = torch.randint(256, (2, 4, 64, 64), dtype=torch.uint8)
+    batch = TrainBatch(pixels[:, :3], tokens, pixels[:, 3:])
     return DataLoader([batch] * 2, batch_size=None)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,6 +220,21 @@ def test_a_kill_between_two_renames_loses_nothing(folder: Path) -> None:
     (checkpoints / LAST).replace(checkpoints / PREVIOUS)
     assert newest(folder) == checkpoints / NEXT
     assert newest(folder / "elsewhere") is None
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_sound_one_before_it(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    (checkpoints / LAST).write_bytes(b"damaged")
+    alone = SimpleNamespace(barrier=lambda: None)
+    callback = LastCheckpoint(checkpoints, 1)
+    for step, before in ((3, 1), (4, 3)):
+        save = partial(WholeCheckpoints().save_checkpoint, {"step": step})
+        trainer: Any = SimpleNamespace(
+            global_step=step, validating=False, loggers=[], is_global_zero=True, strategy=alone, save_checkpoint=save
+        )
+        callback.save(trainer)
+        found = [torch.load(checkpoints / name, weights_only=True)["step"] for name in (LAST, PREVIOUS)]
+        assert found == [step, before]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])

@@ -16,7 +16,7 @@ import torch
 
 import crislit
 from crislit.checkpoint import Checkpoint, write_folder
-from crislit.data.letterbox import letterbox_image, normalise, restore, upsample_probabilities
+from crislit.data.letterbox import letterbox_image, normalise, restore, stack_images, upsample_probabilities
 from crislit.errors import InputError
 from crislit.models.cris import CRIS, build_cris
 from crislit.models.released import to_released
@@ -71,7 +71,7 @@ def test_a_mask_is_the_networks_probability_above_the_threshold_at_the_pictures_
     assert [result.sentence for result in found] == SENTENCES
     for result in found:
         with torch.no_grad():
-            logits = model(normalise(letterbox_image(image, 64))[None], crislit.tokenize([result.sentence], 17))
+            logits = model(normalise(stack_images([letterbox_image(image, 64)])), crislit.tokenize([result.sentence], 17))
         expected = restore(upsample_probabilities(logits, 64)[0].numpy(), 50, 70)
         np.testing.assert_allclose(result.probability, expected.clip(0, 1), atol=1e-5)
         assert result.probability.dtype == np.float32

@@ -87,6 +87,12 @@ def test_a_shared_folder_can_be_evaluated(
     assert found["splits"]["val"]["mIoU"] == pytest.approx(expected["splits"]["val"]["mIoU"], abs=1e-6)
 
 
+def test_a_card_of_a_training_that_is_told_in_part_is_an_error(trained: Path) -> None:
+    checkpoint = replace(read_checkpoint(trained), config={"seed": 3})
+    with pytest.raises(InputError, match=r"does not tell enough of its training for a model card: KeyError\('dataset'\)"):
+        model_card(checkpoint, "someone/net")
+
+
 def test_the_card_carries_metrics_data_recipe_licence_and_limits(trained: Path) -> None:
     checkpoint = read_checkpoint(trained)
     card = model_card(checkpoint, "someone/net")

@@ -30,7 +30,7 @@ from crislit.callbacks import commit, hardware
 from crislit.checkpoint import Checkpoint, read_any, write_folder
 from crislit.config import load_settings
 from crislit.data.dataset import ReferEvaluationSet
-from crislit.data.letterbox import restore, upsample_probabilities
+from crislit.data.letterbox import normalise, restore, upsample_probabilities
 from crislit.data.tokenizer import tokenize
 from crislit.errors import InputError, check_whole, one_line_errors
 from crislit.export import export
@@ -266,7 +266,7 @@ def agreement(options: argparse.Namespace, folder: Path) -> list[Measurement]:
         batch = ReferEvaluationSet.collate(samples)
         for name, compute in networks.items():
             with torch.inference_mode():
-                logits = compute(batch.images, batch.tokens, batch.owners)
+                logits = compute(normalise(batch.images), batch.tokens, batch.owners)
             for square, truth in zip(upsample_probabilities(logits, checkpoint.image_size).numpy(), batch.truths, strict=True):
                 mask = restore(square, *truth.shape) > checkpoint.threshold
                 intersection, union = intersection_and_union(mask, truth)

@@ -3,6 +3,7 @@
 import json
 
 from crislit.checkpoint import Checkpoint
+from crislit.errors import InputError
 from crislit.metrics import METRICS
 from crislit.models.clip_weights import SHIPPED, told
 
@@ -73,7 +74,18 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
         checkpoint: The network, with its run's configuration and results where they are known.
         name: How it is called, for example its repository on the Hub.
         licence: Of the weights, in the Hub's spelling. None: MIT for what was trained on embedded data alone, else none.
+
+    Raises:
+        InputError: If it says something of its training, and not all that the card tells.
     """
+    try:
+        return _write_card(checkpoint, name, licence)
+    except (KeyError, TypeError, AttributeError) as error:  # somebody's own config.json
+        raise InputError(f"{checkpoint.source} does not tell enough of its training for a model card: {error!r}") from error
+
+
+def _write_card(checkpoint: Checkpoint, name: str, licence: str | None) -> str:
+    """Write a card, see :func:`model_card`."""
     dataset = checkpoint.config.get("dataset", {})
     if dataset.get("embedded"):
         limits = EMBEDDED

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from crislit.data.custom import OwnData, Problem, read
 from crislit.data.dataset import decode_image
 from crislit.data.tokenizer import cut_words
-from crislit.errors import InputError, one_line_errors
+from crislit.errors import InputError, one_line_errors, printable
 
 EPILOG = """
 A JSON-lines file has an object of a picture in each line, with what is said of it; paths are relative to the file:
@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = read(options.file, options.sentences, options.images)
         problems = sorted([*data.problems, *unreadable(data)], key=lambda problem: problem.line)
         for problem in problems:
-            print(
-                f"line {problem.line}: {problem.reason}".encode(errors="backslashreplace").decode()
-            )  # half characters of names
+            print(printable(f"line {problem.line}: {problem.reason}"))
         print(summary(data))
         for note in notes(data, options.max_words):
             print(f"note: {note}")

@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from crislit.data.datamodule import ReferDataModule
-from crislit.data.dataset import ReferTrainSet, TrainKey, read_image
-from crislit.data.letterbox import letterbox_image, letterbox_mask, normalise
+from crislit.data.dataset import ReferTrainSet, TrainBatch, TrainKey, read_image
+from crislit.data.letterbox import BORDER, Image, letterbox_image, letterbox_mask, letterbox_matrices, normalise, stack_images
 from crislit.data.refer import ReferIndex
 from crislit.data.shapes import make_scene, segmentation
 from crislit.data.tokenizer import tokenize
 from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import rearrange
-from crislit.timing import Measurement, compare, interleave
+from crislit.timing import Measurement, Work, compare, interleave
 
 PICTURES = 160
 """How many are drawn, enough for two workers."""
@@ -59,17 +59,24 @@ def stages(module: ReferDataModule, rounds: int) -> list[Measurement]:
     paths = [index.image_path(ref) for ref in refs]
     files = [path.read_bytes() for path in paths]
     pictures, masks = [read_image(index, ref) for ref in refs], [255 * index.mask(ref) for ref in refs]
-    squares = [letterbox_image(picture, size) for picture in pictures]
+    squares = [stack_images([letterbox_image(picture, size)]) for picture in pictures]
     samples = [data[key] for key in keys]
 
     def decode(content: bytes) -> Any:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
-    work = {
-        "decode and cubic warp: the floor": lambda: [letterbox_image(decode(content), size) for content in files],
-        "whole sample, collated": lambda: [
-            ReferTrainSet.collate([data[key] for key in keys[i : i + BATCH]]) for i in range(0, len(keys), BATCH)
-        ],
+    def whole_samples(finish: Callable[[TrainBatch], Any] | None = None) -> None:
+        for start in range(0, len(keys), BATCH):
+            batch = ReferTrainSet.collate(data.__getitems__(keys[start : start + BATCH]))
+            if finish:
+                finish(batch)
+
+    work: dict[str, Work] = {
+        "decode and cubic warp: the floor": lambda: [plain_warp(decode(content), size) for content in files],
+        "whole sample, collated": whole_samples,
+        "and made floats, as the training process does": lambda: whole_samples(
+            lambda batch: (normalise(batch.images), batch.masks.float() / 255)
+        ),
         "read": lambda: [path.read_bytes() for path in paths],
         "decode": lambda: [decode(content) for content in files],
         "warp": lambda: [letterbox_image(picture, size) for picture in pictures],
@@ -92,6 +99,12 @@ def stages(module: ReferDataModule, rounds: int) -> list[Measurement]:
     return compare("data", seconds, dict.fromkeys(work, len(keys)), "s a sample and core")
 
 
+def plain_warp(image: Image, size: int) -> Any:
+    """Warp a picture into a square as the released loader does; it stays as it is, for the floor is made of it."""
+    matrix, _ = letterbox_matrices(image.shape[0], image.shape[1], size)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=BORDER)
+
+
 def waiting(model: CRIS, module: ReferDataModule) -> Measurement:
     """Train some steps on two workers' data, and return the share of the time in which none was there."""
     module.prepare_data()
@@ -106,7 +119,7 @@ def waiting(model: CRIS, module: ReferDataModule) -> Measurement:
         batch = next(batches)
         waited += time.perf_counter() - before
         adam.zero_grad()
-        torch.autograd.backward(text_to_pixel_contrastive_loss(model(batch.images, batch.tokens), batch.masks))
+        torch.autograd.backward(text_to_pixel_contrastive_loss(model(normalise(batch.images), batch.tokens), batch.masks / 255))
         adam.step()
     return Measurement(
         "data",

@@ -25,7 +25,7 @@ def one_line_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except InputError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(str(error))}") from error
     except OSError as error:
         try:
             if sys.stdout is not None:
@@ -33,6 +33,11 @@ def one_line_errors() -> Iterator[None]:
         except OSError:  # what is left can be written nowhere, and Python would say so once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error  # such as by `| head`
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or could not show, such as control characters in the names of strangers' files."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:

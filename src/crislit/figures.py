@@ -19,7 +19,7 @@ from tqdm import tqdm
 from crislit.callbacks import draw_mask
 from crislit.checkpoint import Checkpoint, read_checkpoint
 from crislit.data.dataset import ReferEvaluationSet
-from crislit.data.letterbox import restore, upsample_probabilities
+from crislit.data.letterbox import normalise, restore, upsample_probabilities
 from crislit.data.refer import draw_outlines, load_json, outlines
 from crislit.errors import InputError, one_line_errors
 from crislit.metrics import intersection_and_union, iou
@@ -250,14 +250,15 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
     tokenizer = SimpleTokenizer()
     rows = []
     for number in numbers:
-        image, tokens, truth, _ = subject.data[number]
-        maps = word_attention(subject.model, image[None], tokens[None])[0]
+        batch = ReferEvaluationSet.collate([subject.data[number]])
+        images, tokens, truth = normalise(batch.images), batch.tokens[0], batch.truths[0]
+        maps = word_attention(subject.model, images, batch.tokens)[0]
         with torch.no_grad():
-            square = upsample_probabilities(subject.model(image[None], tokens[None]), image.shape[-1])[0].numpy()
+            square = upsample_probabilities(subject.model(images, batch.tokens), images.shape[-1])[0].numpy()
         mask = restore(square, *truth.shape) > subject.checkpoint.threshold
         length = int(tokens.argmax())
         words = [tokenizer.decode([int(token)]).strip() for token in tokens[1:length]]
-        sized = torch.nn.functional.interpolate(maps[None, 1:length], size=image.shape[-2:], mode="bilinear")[0].numpy()
+        sized = torch.nn.functional.interpolate(maps[None, 1:length], size=images.shape[-2:], mode="bilinear")[0].numpy()
         rows.append((number, mask, words, [restore(m, *truth.shape) for m in sized]))
     most = max(len(words) for _, _, words, _ in rows)
     figure = Figure(figsize=(1.9 * (1 + most), 1.62 * len(rows) + 0.2), layout="constrained")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crislit.data.letterbox import letterbox_image, normalise
+from crislit.data.letterbox import letterbox_image, normalise, stack_images
 from crislit.data.tokenizer import tokenize
 from crislit.errors import InputError
 from crislit.onnx_network import GROUNDING, IMAGE_ENCODER, OnnxNetwork
@@ -71,7 +71,7 @@ def calibration(network: OnnxNetwork, examples: Sequence[Example]) -> tuple[list
     """Return what both graphs are given for the pictures and their sentences."""
     images, groundings = [], []
     for path, sentences in examples:
-        square = normalise(letterbox_image(open_picture(path), network.image_size))[None]
+        square = normalise(stack_images([letterbox_image(open_picture(path), network.image_size)]))
         maps = network.encode_images(square)
         tokens = tokenize(sentences, network.max_words)
         given = (*maps, tokens, torch.zeros(len(tokens), dtype=torch.long))

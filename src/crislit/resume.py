@@ -117,6 +117,7 @@ class LastCheckpoint(L.Callback):
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
         self._saved, self._before = (0, False), 0
+        self._wrote = False
         self._batches: int | None = None
         self._told: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -211,10 +212,11 @@ class LastCheckpoint(L.Callback):
             logger.save()  # what was measured until here
         trainer.save_checkpoint(self.folder / NEXT)  # in every process: the strategy decides who writes
         if trainer.is_global_zero:
-            if self.path.exists():
+            if self.path.exists() and (self._wrote or not damage(self.path)):  # what is damaged takes nothing's place
                 self.path.replace(self.folder / PREVIOUS)
             (self.folder / NEXT).replace(self.path)
             sync_folder(self.folder)
+            self._wrote = True
         trainer.strategy.barrier()
         self._saved = moment
 

@@ -145,7 +145,7 @@ class Segmenter:
         said = [(i, sentence) for i, own in enumerate(sentences) for sentence in own]
         if not said:
             return
-        squares = stack_images([normalise(letterbox_image(picture, self.image_size)) for picture in pictures])
+        squares = normalise(stack_images([letterbox_image(picture, self.image_size) for picture in pictures]))
         with self._autocast():
             maps = self.network.encode_images(squares.to(self.device, memory_format=torch.channels_last))
         for start in range(0, len(said), AT_ONCE):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crislit import checkpoint as checkpoints
 from crislit.data.dataset import NO_SAMPLE, EvaluationBatch, TrainBatch
-from crislit.data.letterbox import restore, upsample_probabilities
+from crislit.data.letterbox import normalise, restore, upsample_probabilities
 from crislit.errors import InputError, check_whole
 from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.metrics import SegmentationMetric, intersection_and_union
@@ -91,7 +91,7 @@ class CRISTask(L.LightningModule):
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Return the loss of a batch, and log nothing."""
-        return text_to_pixel_contrastive_loss(self.model(batch.images, batch.tokens), batch.masks)
+        return text_to_pixel_contrastive_loss(self.model(normalise(batch.images), batch.tokens), batch.masks.float() / 255)
 
     def configure_optimizers(self) -> Any:
         """Return Adam over the encoders (without position embeddings) and the rest, and their schedule."""
@@ -132,7 +132,7 @@ class CRISTask(L.LightningModule):
     def predict_probabilities(self, batch: EvaluationBatch) -> list[npt.NDArray[np.float32]]:
         """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little."""
         with torch.autocast(batch.images.device.type, enabled=False):  # mixed precision is for training only, as released
-            logits = self.evaluated(batch.images, batch.tokens, batch.owners)
+            logits = self.evaluated(normalise(batch.images), batch.tokens, batch.owners)
         squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
         return [restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True)]
 

@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from crislit.data.refer import by_id, load_json, outlines
+from crislit.data.tokenizer import has_words
 from crislit.errors import InputError
 from crislit.picture import open_file
 
@@ -365,7 +366,7 @@ def _sentences(sample: dict[str, Any]) -> list[str]:
     if (one is None) == (several is None):
         raise InputError("expected either sentence or sentences")
     sentences = [one] if several is None else several
-    if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
+    if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and has_words(s) for s in sentences):
         raise InputError(f"a sentence must be text that is not empty, found {sentences!r}"[:200])
     try:
         "".join(sentences).encode()

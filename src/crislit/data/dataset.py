@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crislit.data.letterbox import Image, letterbox_image, letterbox_mask, normalise, stack_images
+from crislit.data.letterbox import Image, letterbox_image, letterbox_mask, stack_images
 from crislit.data.refer import Mask, ReferIndex
 from crislit.data.tokenizer import tokenize
 from crislit.data.transform import Letterbox
@@ -34,13 +34,12 @@ class Skip(NamedTuple):
 
 @dataclass
 class TrainBatch:
-    """What a training step sees.
+    """What a training step sees. Pixels stay bytes up to the device that computes: a quarter of what workers hand over.
 
     Attributes:
-        images: (B/k, 3, S, S), normalised with CLIP's mean and standard deviation; the first k sentences are the first
-            image's, and so on.
+        images: (B/k, 3, S, S) uint8 RGB; the first k sentences are the first image's, and so on.
         tokens: (B, L) long.
-        masks: (B, 1, S, S) in [0, 1], soft at the edges.
+        masks: (B, 1, S, S) uint8, 0 to 255, soft at the edges.
         skipped: Samples that others of the batch stand for.
     """
 
@@ -59,7 +58,7 @@ class EvaluationBatch:
     """What an evaluation step sees.
 
     Attributes:
-        images: (P, 3, S, S), normalised with CLIP's mean and standard deviation; sentences that follow each other share theirs.
+        images: (P, 3, S, S) uint8 RGB; sentences that follow each other share theirs.
         tokens: (B, L) long.
         owners: (B,) long, the number of each sentence's image.
         truths: B masks at their pictures' own sizes, (h, w) uint8, 0 or 1.
@@ -80,8 +79,8 @@ class TrainKey(NamedTuple):
     position: int
 
 
-TrainSample = tuple[Tensor, Tensor, Tensor]
-"""Image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
+TrainSample = tuple[Image, Tensor, Sequence[Mask]]
+"""Image (S, S, 3) uint8 RGB, tokens (k, L) and k masks (S, S) uint8, 0 to 255."""
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
@@ -140,9 +139,22 @@ class ReferTrainSet(Dataset[TrainSample]):
         return len(self.samples)
 
     def __getitem__(self, key: TrainKey) -> TrainSample:
-        """Return image (3, S, S), tokens (k, L) and masks (k, 1, S, S)."""
-        refs = self.draw_refs(key)
-        rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
+        """Return image (S, S, 3) uint8 RGB, tokens (k, L) and k masks (S, S) uint8, 0 to 255."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[TrainKey]) -> list[TrainSample]:
+        """Return samples, as PyTorch asks for a batch: all words first, for pixels drive them out of the processor's caches."""
+        drawn = [self.draw_refs(key) for key in keys]
+        sentences = [
+            self.index.sentence(self.draw_sentence(key.epoch, ref, visit))
+            for key, refs in zip(keys, drawn, strict=True)
+            for visit, ref in enumerate(refs)
+        ]
+        tokens = torch.split(tokenize(sentences, self.max_words), self.sentences_per_image)
+        pixels = [self._pixels(key, refs) for key, refs in zip(keys, drawn, strict=True)]
+        return [(image, words, masks) for (image, masks), words in zip(pixels, tokens, strict=True)]
+
+    def _pixels(self, key: TrainKey, refs: Sequence[int]) -> tuple[Image, list[Mask]]:
         image, masks = read_image(self.index, refs[0]), [255 * self.index.mask(ref) for ref in refs]
         if self.transform is None:
             image = letterbox_image(image, self.image_size)
@@ -150,9 +162,8 @@ class ReferTrainSet(Dataset[TrainSample]):
         else:  # by the sample's own seed, not by what was drawn before
             self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
             warped = self.transform(image=image, masks=np.stack(masks))
-            image, masks = warped["image"], warped["masks"]
-        soft = torch.from_numpy(np.stack(masks))[:, None].float().div_(255)
-        return normalise(image), tokenize([self.index.sentence(row) for row in rows], self.max_words), soft
+            image, masks = warped["image"], list(warped["masks"])
+        return image, masks
 
     def draw_refs(self, key: TrainKey) -> list[int]:
         """Return the k refs of a sample: the epoch's share of its picture's refs, in an order of the epoch's own."""
@@ -175,7 +186,8 @@ class ReferTrainSet(Dataset[TrainSample]):
     def collate(samples: Sequence[TrainSample]) -> TrainBatch:
         """Stack pictures, and chain their sentences and masks."""
         images, tokens, masks = zip(*samples, strict=True)
-        return TrainBatch(stack_images(images), torch.cat(tokens), torch.cat(masks))
+        soft = np.stack([mask for some in masks for mask in some])
+        return TrainBatch(stack_images(images), torch.cat(tokens), torch.from_numpy(soft)[:, None])
 
 
 class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
@@ -233,8 +245,8 @@ class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
         return replace(ReferTrainSet.collate(found), skipped=tuple(skip for some in skipped for skip in some))
 
 
-EvaluationSample = tuple[Tensor, Tensor, Mask, int]
-"""Image (3, S, S), tokens (L,), truth (h, w) and the sample's number."""
+EvaluationSample = tuple[Image, Tensor, Mask, int]
+"""Image (S, S, 3) uint8 RGB, tokens (L,), truth (h, w) and the sample's number."""
 
 
 class ReferEvaluationSet(Dataset[EvaluationSample]):
@@ -270,7 +282,7 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
         self.samples = np.array(
             [(truth, row) for ref, truth in truths.items() for row in index.sentence_rows(ref)[rows]]
         ).reshape(-1, 2)
-        self.last: tuple[int, Tensor] | None = None
+        self.last: tuple[int, Image] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -281,10 +293,10 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
         return self.index.image_ids(self.samples[:, 0])
 
     def __getitem__(self, number: int) -> EvaluationSample:
-        """Return a sample; its image is the very tensor of the sample before, where both are of one picture."""
+        """Return a sample; its image is the very array of the sample before, where both are of one picture."""
         picture = self.index.image_id(int(self.samples[number, 0]))
         if self.last is None or self.last[0] != picture:
-            self.last = (picture, normalise(letterbox_image(self.picture(number), self.image_size)))
+            self.last = (picture, letterbox_image(self.picture(number), self.image_size))
         tokens = tokenize([self.sentence(number)], self.max_words)[0]
         return self.last[1], tokens, self.truth(number), number
 
@@ -348,7 +360,9 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
         if (height, width) != size:
             raise InputError(f"image {path} has {(height, width)} pixels (height, width), its annotation {size}")
         image = (
-            None if cut else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            None
+            if cut
+            else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         )
     except InputError:
         raise
@@ -356,7 +370,7 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
         raise InputError(f"image {path} is {DAMAGED}; fetch it again, or save it as PNG or JPEG") from error
     if image is None or image.shape[:2] != size:
         raise InputError(f"image {path} is {'cut off' if cut else DAMAGED}; fetch it again, or save it as PNG or JPEG")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    return image  # type: ignore[return-value]
 
 
 DAMAGED = "damaged, or of a kind that cannot be read"

@@ -39,20 +39,28 @@ def letterbox_image(image: Image, size: int) -> Image:
 
 def letterbox_mask(mask: Image, size: int) -> Image:
     """Warp a mask into a square, linear: (h, w) uint8, 0 or 255 -> (size, size) uint8, soft at the edges."""
-    matrix, _ = letterbox_matrices(mask.shape[0], mask.shape[1], size)
-    return cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)  # type: ignore[return-value]
+    square = np.zeros((size, size), dtype=np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    if width:  # an object is a small part of most pictures: warp what its pixels reach, a cell around them included
+        matrix, _ = letterbox_matrices(mask.shape[0], mask.shape[1], size)
+        corners = matrix[:, :2] @ [[left - 1, left + width], [top - 1, top + height]] + matrix[:, 2:]
+        (x, y), (right, bottom) = np.clip([np.floor(corners[:, 0]), np.ceil(corners[:, 1]) + 1], 0, size).astype(int).tolist()
+        matrix[:, 2] -= (x, y)
+        part = cv2.warpAffine(mask, matrix, (right - x, bottom - y), flags=cv2.INTER_LINEAR, borderValue=0)
+        square[y:bottom, x:right] = part
+    return square
 
 
-def normalise(image: Image) -> Tensor:
-    """Apply CLIP's mean and standard deviation: (S, S, 3) uint8 RGB -> (3, S, S) float, channels last in memory."""
-    rows = torch.from_numpy(image).flatten(1).float().div_(255)  # long rows: three channels at a time take long
-    mean, std = (torch.tensor(values).repeat(image.shape[1]) for values in (CLIP_MEAN, CLIP_STD))
-    return rows.sub_(mean).div_(std).view(image.shape).permute(2, 0, 1)
+def stack_images(images: Sequence[Image]) -> Tensor:
+    """Stack squares: (S, S, 3) uint8 RGB each -> (B, 3, S, S) uint8, channels last in memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def stack_images(images: Sequence[Tensor]) -> Tensor:
-    """Stack what :func:`normalise` returns: (S, S) maps of 3 channels -> (B, 3, S, S), channels last in memory."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+def normalise(images: Tensor) -> Tensor:
+    """Apply CLIP's mean and standard deviation: (B, 3, S, S) uint8 RGB -> the same in float, channels last in memory."""
+    rows = images.permute(0, 2, 3, 1).flatten(2).float().div_(255)  # long rows: three channels at a time take long
+    mean, std = (rows.new_tensor(values).repeat(images.shape[3]) for values in (CLIP_MEAN, CLIP_STD))
+    return rows.sub_(mean).div_(std).view(-1, *images.shape[2:], 3).permute(0, 3, 1, 2)
 
 
 def upsample_probabilities(logits: Tensor, size: int) -> Tensor:

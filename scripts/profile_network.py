@@ -1,0 +1,166 @@
+"""Profile the network before and after each change that made it faster, one change after another.
+
+    python scripts/profile_network.py > results/profiles.md
+
+Two pictures of seven sentences are evaluated, and a step of four sentences is trained, on this machine's threads and with
+random weights. Each profile has the time of every part's forward pass (in runs of their own; the yardstick of training has no
+parts), and PyTorch's operations that take most of the time themselves (by its profiler). How much faster is crislit.benchmark's
+to say, for here nothing takes turns.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from crislit.benchmark import SENTENCES, network
+from crislit.callbacks import commit, hardware
+from crislit.data.tokenizer import tokenize
+from crislit.models.cris import CRIS
+from crislit.models.rearranged import for_inference, rearrange
+from crislit.training_benchmark import KINDS, Step, build_optimizer
+
+OPERATIONS = 10
+"""How many are listed."""
+TRAINED = ("plain", "default", "rearrange", "rearrange recompute", "rearrange, 4 sentences an image")
+PARTS = {
+    "image encoder": ("image_encoder", "forward"),
+    "neck, pictures": ("neck", "project_maps"),
+    "text encoder": ("text_encoder", "forward"),
+    "neck, sentences": ("neck", "fuse"),
+    "decoder": ("decoder", "forward"),
+    "image projector": ("image_projector", "forward"),
+    "last convolution": ("head", "forward"),
+}
+"""What is timed: the network's boxes and their methods."""
+
+Run = Callable[[], Any]
+
+
+def main() -> None:
+    """Print the profiles as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="rn50")
+    parser.add_argument("--image-size", type=int, default=416)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print("# Profiles, before and after each change\n")
+    print(
+        f"By `python scripts/profile_network.py` at {commit()}, on {hardware()}: {options.model}, {options.image_size} pixels,"
+    )
+    print(
+        f"random weights, medians of {options.rounds}. Milliseconds a sentence. A column has the changes of those before it.\n"
+    )
+    print("## Evaluation, two pictures of seven sentences\n")
+    tables(evaluation(network(options), options.image_size), len(SENTENCES) * 2, options.rounds)
+    print("\n## A training step of four sentences\n")
+    tables(training(network(options), options.image_size), 4, options.rounds)
+
+
+def evaluation(model: CRIS, image_size: int) -> Iterator[tuple[str, nn.Module, Run]]:
+    """Yield every stage's name, network and work."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, image_size, image_size, generator=generator)
+    tokens = tokenize(list(SENTENCES) * 2, model.max_words)
+    owners = torch.arange(2).repeat_interleave(len(SENTENCES))
+
+    def by_turns(net: CRIS, given: Tensor) -> Run:
+        return lambda: [net(given[i, None], row[None]) for i, row in zip(owners, tokens, strict=True)]
+
+    last = images.contiguous(memory_format=torch.channels_last)
+    yield "one at a time, contiguous", model, by_turns(model, images)
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    yield "channels last", model, by_turns(model, last)
+    yield "a picture encoded once, its sentences together", model, lambda net=model: net(last, tokens, owners)
+    rearranged = rearrange(model)
+    yield "rearranged", rearranged, lambda: rearranged(last, tokens, owners)
+    folded = for_inference(model)
+    yield "BatchNorm folded, large maps sentence by sentence", folded, lambda: folded(last, tokens, owners)
+
+
+def training(model: CRIS, image_size: int) -> Iterator[tuple[str, nn.Module, Run]]:
+    """Yield every kind of step's name, network and work."""
+    model.train()
+    for name in TRAINED:
+        kind = KINDS[name]
+        step = Step(kind, model, build_optimizer(model, kind.plain), image_size, SENTENCES)
+        step.prepare()
+        yield name, step.network, step.take
+
+
+def tables(stages: Iterator[tuple[str, nn.Module, Run]], sentences: int, rounds: int) -> None:
+    """Run the stages, and print what their parts and operations take."""
+    names, parts, operations = [], [], []
+    for name, net, run in stages:
+        inference = torch.inference_mode() if not net.training else torch.enable_grad()
+        with inference:
+            run()  # to warm up
+            names.append(name)
+            parts.append(time_parts(net, run, rounds))
+            operations.append(time_operations(run))
+        scale = 1000 / sentences
+        print(f"- {name}: {scale * parts[-1]['all']:.0f}", flush=True)
+    print("\n" + row("part", names) + row("---", ["---:"] * len(names)), end="")
+    for part in (*PARTS, "all"):
+        print(row(part, [f"{1000 * found[part] / sentences:.1f}" if part in found else "-" for found in parts]), end="")
+    for name, found in zip(names, operations, strict=True):
+        whole = sum(seconds for seconds, _ in found.values())
+        listed = sorted(found.items(), key=lambda item: -item[1][0])[:OPERATIONS]
+        print(f"\n### {name}: operations by their own time\n\n" + row("operation", ["ms a sentence", "share", "calls"]), end="")
+        print(row("---", ["---:"] * 3), end="")
+        for operation, (seconds, calls) in listed:
+            print(row(f"`{operation}`", [f"{1000 * seconds / sentences:.1f}", f"{seconds / whole:.0%}", str(calls)]), end="")
+
+
+def row(first: str, cells: Sequence[str]) -> str:
+    """Return a row of a table."""
+    return "| " + " | ".join([first, *cells]) + " |\n"
+
+
+def time_parts(net: nn.Module, run: Run, rounds: int) -> dict[str, float]:
+    """Return the seconds that a run spends in each part's forward pass, and in all."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            found = method(*given, **named)
+            spent[name] += time.perf_counter() - start
+            return found
+
+        return call
+
+    watched = {name: (getattr(net, box, None), method) for name, (box, method) in PARTS.items()}
+    for name, (box, method) in watched.items():
+        if box is not None:
+            setattr(box, method, timed(name, getattr(box, method)))
+    for _ in range(rounds):
+        spent.clear()
+        start = time.perf_counter()
+        run()
+        seconds["all"].append(time.perf_counter() - start)
+        for name, value in spent.items():
+            seconds[name].append(value)
+    for box, method in watched.values():
+        if box is not None:
+            delattr(box, method)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def time_operations(run: Run) -> dict[str, tuple[float, int]]:
+    """Return the seconds that each of PyTorch's operations takes itself, and how often it is called."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    return {event.key: (event.self_cpu_time_total / 1e6, event.count) for event in found.key_averages()}
+
+
+if __name__ == "__main__":
+    main()
