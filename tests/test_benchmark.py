@@ -4,19 +4,21 @@ import argparse
 import csv
 import functools
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scripts import profile_network
 
 from crislit import benchmark, data_benchmark, timing, training_benchmark
 from crislit.checkpoint import Checkpoint, write_folder
 from crislit.config import load_settings
-from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import read_image
 from crislit.data.refer import ReferIndex
 from crislit.export import export
@@ -241,12 +243,12 @@ def test_memory_that_is_a_workers_own_is_told() -> None:
 
 def test_stages_are_compared_to_decoding_and_warping(tmp_path: Path) -> None:
     root = data_benchmark.draw_photographs(tmp_path, 5)
-    module = ReferDataModule(root=root, folder="refcoco", refs="refs(unc).p", image_size=64, batch_size=4)
+    known = {"root": root, "folder": "refcoco", "refs": "refs(unc).p", "image_size": 64}
     threads = torch.get_num_threads()
-    floor, whole, *parts = data_benchmark.stages(module, 1)
+    floor, whole, *parts = data_benchmark.stages(known, 1)
     assert "floor" in floor.candidate
     assert whole.ratio == floor.value / whole.value
-    assert {"read", "decode", "warp", "normalise", "mask", "collate"} < {part.candidate for part in parts}
+    assert {"read", "decode", "warp", "mask", "choice and tokens", "made floats"} < {part.candidate for part in parts}
     assert torch.get_num_threads() == threads
 
 
@@ -288,3 +290,26 @@ def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.
     # In float32 untrained networks amplify rounding, plain's own as well: ours is of the same size. Compare test_rearranged.
     assert 0 < apart["plain, float32"] < 0.01
     assert 0 < apart["rearrange recompute, float32"] < 3 * apart["plain, float32"]
+
+
+@pytest.mark.slow
+def test_profiles_tell_what_every_part_takes_and_leave_the_network_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_cris(clip=CLIP, **NECK).eval()
+    images, tokens = torch.randn(1, 3, 64, 64), sentences(3)
+    before = model(images, tokens)
+
+    def run() -> None:
+        time.sleep(0.05)
+        model(images, tokens)
+
+    parts = profile_network.time_parts(model, run, 3)
+    assert set(parts) == {*profile_network.PARTS, "all"}
+    assert sum(seconds for name, seconds in parts.items() if name != "all") < parts["all"] - 0.05, "nothing is counted twice"
+    assert torch.equal(model(images, tokens), before)
+    assert not any({"forward", "project_maps", "fuse"} & vars(module).keys() for module in model.modules())
+
+    profile_network.main(["--model", "tiny", "--image-size", "64", "--rounds", "1"])
+    page = capsys.readouterr().out
+    assert page.count(": operations by their own time") == 5 + len(profile_network.TRAINED)
+    for part in profile_network.PARTS:
+        assert len(re.findall(rf"^\| {part} \| \d", page, re.MULTILINE)) >= 1

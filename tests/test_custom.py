@@ -300,11 +300,11 @@ def test_check_data_prints_every_bad_line_and_fails(tmp_path: Path, capsys: pyte
 
 
 def test_check_data_obeys_no_control_character_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write(tmp_path, {**GOOD, "image": "\x1b[2Jno\u202e\ud800.png"})
+    file = write(tmp_path, {**GOOD, "image": "\x1b[2Jno\u202e\ud800\nline 9: forged.png"})
     with pytest.raises(SystemExit):
         check_data.main([file])
     said = capsys.readouterr().out
-    assert r"\x1b[2Jno\u202e\ud800.png" in said
+    assert r"\x1b[2Jno\u202e\ud800\nline 9: forged.png" in said
     assert all(line.isprintable() for line in said.splitlines())
 
 

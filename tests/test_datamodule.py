@@ -7,15 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import albumentations as A
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from crislit.data import shapes
 from crislit.data.datamodule import ReferDataModule, TrainSampler, WholePictures, evaluation_share
-from crislit.data.dataset import NO_SAMPLE, ReferEvaluationSet, ReferTrainSet, TrainKey
-from crislit.data.letterbox import letterbox_image
+from crislit.data.dataset import NO_SAMPLE, ReferEvaluationSet, ReferTrainSet, TrainKey, decode_image, read_image
+from crislit.data.letterbox import letterbox_image, letterbox_mask
+from crislit.data.tokenizer import tokenize
+from crislit.data.transform import Letterbox
 from crislit.errors import InputError
 from crislit.train import fitting_devices, report_empty
 
@@ -85,7 +89,38 @@ def test_training_draws_every_sentence_of_a_ref_in_time_and_the_same_again(minir
     drawn = [train.draw_sentence(epoch, ref, 0) for epoch in range(30)]
     assert set(drawn) == set(data.index.sentence_rows(ref))
     assert drawn == [train.draw_sentence(epoch, ref, 0) for epoch in range(30)]
-    assert torch.equal(train[TrainKey(0, position)][1], train[TrainKey(0, position)][1])
+    assert torch.equal(train[TrainKey(0, position)].tokens, train[TrainKey(0, position)].tokens)
+
+
+def noisy(minirefer: Path) -> ReferTrainSet:
+    data = module(minirefer)
+    augmentations = [A.GaussNoise(p=1), A.RandomBrightnessContrast(p=1)]
+    return ReferTrainSet(
+        data.index, data.refs_of("train").tolist(), image_size=32, max_words=17, seed=1, augmentations=augmentations
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, "augmented"])
+def test_samples_that_are_asked_for_together_are_those_that_are_asked_for_alone(minirefer: Path, k: int | str) -> None:
+    train = module(minirefer, sentences_per_image=k, batch_size=4).train_set() if isinstance(k, int) else noisy(minirefer)
+    keys = [TrainKey(2, position) for position in (3, 0, 5, 3)]
+    together, size = train.__getitems__(keys), k if isinstance(k, int) else 1
+    assert (len(together.images), len(together.tokens), len(together.masks)) == (4, 4 * size, 4 * size)
+    for i, key in enumerate(keys):  # each picture's own words and masks, in order
+        alone, share = train[key], slice(i * size, (i + 1) * size)
+        assert torch.equal(together.images[i : i + 1], alone.images)
+        assert torch.equal(together.tokens[share], alone.tokens)
+        assert torch.equal(together.masks[share], alone.masks)
+        words = [train.index.sentence(train.draw_sentence(2, ref, visit)) for visit, ref in enumerate(train.draw_refs(key))]
+        assert torch.equal(alone.tokens, tokenize(words, 17))
+
+
+def test_augmentations_differ_between_epochs_and_must_leave_bytes(minirefer: Path) -> None:
+    train = noisy(minirefer)
+    assert not torch.equal(train[TrainKey(0, 0)].images, train[TrainKey(1, 0)].images)
+    train.transform = A.Compose([Letterbox(32), A.Normalize()])
+    with pytest.raises(InputError, match="augmentations must leave uint8, and made float32"):
+        train[TrainKey(0, 0)]
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -104,10 +139,27 @@ def test_an_epoch_visits_every_ref_with_any_number_of_sentences_an_image(miniref
 def test_a_training_sample_has_the_letterboxed_shapes_and_a_soft_mask(minirefer: Path) -> None:
     data = module(minirefer)
     train = ReferTrainSet(data.index, data.refs_of("train").tolist(), image_size=96, max_words=17)
-    image, tokens, (mask,) = train[TrainKey(0, 0)]
-    assert (image.shape, tokens.shape, mask.shape) == ((96, 96, 3), (1, 17), (96, 96))
-    assert 0 < mask.mean() < 255
-    assert ((mask > 0) & (mask < 255)).any()
+    key = TrainKey(0, 0)
+    batch, (ref,) = train[key], train.draw_refs(key)
+    assert (batch.images.shape, batch.tokens.shape, batch.masks.shape) == ((1, 3, 96, 96), (1, 17), (1, 1, 96, 96))
+    assert np.array_equal(batch.images[0].permute(1, 2, 0), letterbox_image(read_image(data.index, ref), 96))
+    assert np.array_equal(batch.masks[0, 0], letterbox_mask(255 * data.index.mask(ref), 96))
+    assert ((batch.masks > 0) & (batch.masks < 255)).any()
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "gif", "ppm", "jpg"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
+def test_pictures_of_every_kind_are_read_as_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
+    ramp = np.add.outer(np.arange(24), 3 * np.arange(32))[..., None] + np.array([0, 60, 120])  # red, green and blue differ
+    picture = PIL.Image.fromarray(ramp.clip(0, 255).astype(np.uint8)).convert(mode)
+    path = tmp_path / f"a.{suffix}"
+    try:
+        picture.save(path, **({"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {}))
+    except OSError:
+        pytest.skip(f"there is no {suffix} of {mode}")
+    with PIL.Image.open(path) as saved:
+        expected = np.asarray(saved.convert("RGB")).astype(int)
+    assert abs(decode_image(path, (24, 32)).astype(int) - expected).max() <= (4 if suffix == "jpg" else 0)
 
 
 def test_every_sentence_is_an_evaluation_sample_and_each_refs_first_in_the_released_protocol(minirefer: Path) -> None:

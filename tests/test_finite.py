@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from open_clip.modified_resnet import Bottleneck
 from torch import Tensor, nn
 
 from crislit.data.dataset import ReferTrainSet, TrainBatch, TrainKey
-from crislit.data.refer import Mask
 from crislit.finite import Trace, first_non_finite, scale_helps
 from crislit.models.cris import build_cris
 from crislit.resume import LAST
@@ -155,7 +153,7 @@ def test_every_batch_of_an_epoch_is_found_again_by_its_number(small_shapes: Path
     for epoch in (0, 3):
         sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         for number, batch in enumerate(loader):
-            again = ReferTrainSet.collate([loader.dataset[key] for key in sampler.keys(number)])  # type: ignore[attr-defined]
+            again = loader.dataset.__getitems__(sampler.keys(number))  # type: ignore[attr-defined]
             assert torch.equal(batch.images, again.images)
             assert torch.equal(batch.tokens, again.tokens)
             assert torch.equal(batch.masks, again.masks)
@@ -177,19 +175,19 @@ def test_a_picture_of_nan_ends_the_run_before_it_is_learnt_from(
     overrides = (*SHORT, f"data_root={small_shapes}", "checkpoint_every=1", *options)
     run(monkeypatch, tmp_path / "whole", *overrides)
     capsys.readouterr()
-    healthy = ReferTrainSet._pixels
+    healthy = ReferTrainSet.__getitems__
     spoilt: list[str] = []
 
-    def read(self: ReferTrainSet, key: TrainKey, refs: Sequence[int]) -> tuple[npt.NDArray[Any], list[Mask]]:
-        image, masks = healthy(self, key, refs)
-        if (key.epoch, key.position) != (1, 7):
-            return image, masks
-        spoilt[:] = self.names(key)
-        image = image.astype(np.float32)  # bytes have no NaN, an augmentation's numbers may
-        image[5, 5, 0] = np.nan
-        return image, masks
+    def read(self: ReferTrainSet, keys: Sequence[TrainKey]) -> TrainBatch:
+        batch = healthy(self, keys)
+        if TrainKey(1, 7) not in keys:
+            return batch
+        spoilt[:] = self.names(TrainKey(1, 7))
+        images = batch.images.float()  # stands for whatever may make one: bytes have none
+        images[keys.index(TrainKey(1, 7)), 0, 5, 5] = torch.nan
+        return replace(batch, images=images)
 
-    monkeypatch.setattr(ReferTrainSet, "_pixels", read)
+    monkeypatch.setattr(ReferTrainSet, "__getitems__", read)
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, tmp_path / "run", *overrides)
     assert end.value.code == 1
@@ -208,7 +206,7 @@ def test_a_picture_of_nan_ends_the_run_before_it_is_learnt_from(
     assert content["global_step"] == step - 1
     assert all(value.isfinite().all() for value in content["state_dict"].values())
 
-    monkeypatch.setattr(ReferTrainSet, "_pixels", healthy)  # the data mended: as if nothing had been
+    monkeypatch.setattr(ReferTrainSet, "__getitems__", healthy)  # the data mended: as if nothing had been
     run(monkeypatch, tmp_path / "run", *overrides, "resume=auto")
     assert same_state(last, tmp_path / "whole/checkpoints" / LAST)
 

@@ -208,6 +208,7 @@ def test_the_border_has_clips_mean_colour_in_rgb(height: int, width: int) -> Non
     assert not inside.any()
 
 
+@settings(relaxed, max_examples=200)
 @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=70)), st.integers(4, 90))
 def test_a_mask_is_warped_as_if_all_of_it_were(marked: npt.NDArray[np.bool_], size: int) -> None:
     mask = 255 * marked.astype(np.uint8)

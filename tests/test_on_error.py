@@ -15,7 +15,7 @@ import torch
 from crislit.config import load_settings
 from crislit.data import shapes
 from crislit.data.datamodule import ReferDataModule, TrainSampler
-from crislit.data.dataset import ReferTrainSet, SkippingTrainSet, TrainBatch, TrainKey, epoch_order
+from crislit.data.dataset import SkippingTrainSet, TrainBatch, TrainKey, epoch_order
 from crislit.errors import InputError
 from crislit.record import identify
 from tests.runs import execute, run
@@ -103,7 +103,7 @@ def test_batches_keep_their_size_and_all_that_was_skipped_is_named(root: Path, k
 
 def named_in(root: Path, k: int, number: int) -> set[str]:
     data = SkippingTrainSet(module(root, sentences_per_image=k).train_set())
-    return {skip.sample for position in range(len(data)) for skip in data[TrainKey(number, position)][1]}
+    return {skip.sample for position in range(len(data)) for skip in data[TrainKey(number, position)].skipped}
 
 
 def test_the_next_usable_sample_of_the_epochs_order_stands_for_a_bad_one(root: Path) -> None:
@@ -116,12 +116,11 @@ def test_the_next_usable_sample_of_the_epochs_order_stands_for_a_bad_one(root: P
     for place, position in enumerate(order):
         ahead = [*order[place:], *order[:place]]
         expected = next(p for p in ahead if p in usable)
-        sample, skipped = forgiving[TrainKey(3, position)]
-        ours, theirs = (ReferTrainSet.collate([one]) for one in (sample, data[TrainKey(3, expected)]))
+        ours, theirs = forgiving[TrainKey(3, position)], data[TrainKey(3, expected)]
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.tokens, theirs.tokens)
         assert torch.equal(ours.masks, theirs.masks)
-        assert len(skipped) == ahead.index(expected)
+        assert len(ours.skipped) == ahead.index(expected)
 
 
 def test_workers_and_processes_train_on_the_same(root: Path) -> None:
@@ -132,10 +131,11 @@ def test_workers_and_processes_train_on_the_same(root: Path) -> None:
         assert torch.equal(one.tokens, other.tokens)
         assert one.skipped == other.skipped
     data = SkippingTrainSet(module(root).train_set())
-    shares = [[data[key] for key in TrainSampler(len(data), 4, 2, rank, 2)] for rank in (0, 1)]
+    shares = [list(TrainSampler(len(data), 4, 2, rank, 2)) for rank in (0, 1)]
     for step, batch in enumerate(alone):
-        together = [sample for share in shares for sample in share[2 * step : 2 * step + 2]]
-        assert torch.equal(SkippingTrainSet.collate(together).images, batch.images)
+        keys = [key for share in shares for key in share[2 * step : 2 * step + 2]]
+        assert torch.equal(data.__getitems__(keys).images, batch.images)
+        assert data.__getitems__(keys).skipped == batch.skipped
 
 
 def test_sound_data_give_the_very_same_batches_either_way(sound: Path) -> None:

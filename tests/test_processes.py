@@ -14,7 +14,7 @@ import pytest
 
 from crislit.metrics import METRICS
 from crislit.resume import PREVIOUS, newest
-from tests.runs import command, environment, execute
+from tests.runs import command, environment, execute, run
 
 pytestmark = pytest.mark.slow
 
@@ -73,10 +73,10 @@ def test_fewer_samples_than_processes_are_counted_once_too(checkpoint: Path, min
             assert found[4][split][metric] == pytest.approx(values[metric], abs=1e-4)
 
 
-def processes_of(run: "subprocess.Popen[str]") -> dict[int, int]:
-    """Return the run's processes by rank: those that it was started as, and those that it has started for that."""
-    found = {0: run.pid}
-    for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
+def processes_of(first: "subprocess.Popen[str]") -> dict[int, int]:
+    """Return a run's processes by rank: the one that it was started as, and those that it has started for that."""
+    found = {0: first.pid}
+    for child in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split():
         for entry in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             if entry.startswith(b"LOCAL_RANK="):
                 found.setdefault(int(entry.split(b"=")[1]), int(child))
@@ -95,17 +95,17 @@ def test_where_one_process_is_killed_the_others_end_within_a_minute(
     else:
         overrides += [f"checkpoint={checkpoint}", "eval_batch_size=1", "callbacks.pictures=36"]
         sign = tmp_path / "run/figures/sample_00000.png"
-    run = subprocess.Popen(
+    running = subprocess.Popen(
         command(program, *overrides), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 200
-    while not sign.exists() and run.poll() is None and time.monotonic() < deadline:
+    while not sign.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    there = processes_of(run)
+    there = processes_of(running)
     assert sorted(there) == list(range(processes))
     os.kill(there[killed], signal.SIGKILL)
-    _, errors = run.communicate(timeout=60)  # ends when none is left that could write
-    assert run.returncode == (1 if killed else -signal.SIGKILL)
+    _, errors = running.communicate(timeout=60)  # ends when none is left that could write
+    assert running.returncode == (1 if killed else -signal.SIGKILL)
     told = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert told[0].startswith(f"error: process {killed} of {processes}," if killed else "error: the first process of this run")
@@ -114,17 +114,17 @@ def test_where_one_process_is_killed_the_others_end_within_a_minute(
 
 
 SPOILT = """
-import numpy as np
+from dataclasses import replace
 from crislit.data.dataset import ReferTrainSet
 from crislit.train import main
 
-healthy = ReferTrainSet._pixels
+healthy = ReferTrainSet.__getitems__
 
-def read(self, key, refs):
-    image, masks = healthy(self, key, refs)
-    return (image * np.float32("nan") if key.position == 5 else image), masks
+def read(self, keys):
+    batch = healthy(self, keys)
+    return replace(batch, images=batch.images * float("nan")) if any(key.position == 5 for key in keys) else batch
 
-ReferTrainSet._pixels = read
+ReferTrainSet.__getitems__ = read
 main()
 """
 
@@ -170,52 +170,17 @@ def test_training_in_two_processes_is_one_whole_run(small_shapes: Path, tmp_path
 
 @pytest.mark.parametrize(("dataset", "splits"), [("refcoco+", ["val", "testA", "testB"]), ("grefcoco", ["val", "test"])])
 def test_photographs_train_and_evaluate_on_all_their_splits(
-    minirefer: Path, tmp_path: Path, dataset: str, splits: list[str]
+    minirefer: Path, tmp_path: Path, dataset: str, splits: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished(
-        execute(
-            "train",
-            f"dataset={dataset}",
-            f"data_root={minirefer}",
-            "batch_size=4",
-            "image_size=96",
-            "recipe.epochs=1",
-            PLAIN,
-            "trainer=cpu",
-            "hydra.run.dir=run",
-            cwd=tmp_path,
-        )
-    )
-    assert list(results_of(tmp_path / "run")["splits"]) == splits
+    options = (f"dataset={dataset}", f"data_root={minirefer}", "batch_size=4", "image_size=96", "recipe.epochs=1")
+    assert list(run(monkeypatch, tmp_path / "run", *options)["splits"]) == splits
 
 
-def test_the_google_partition_evaluates(minirefer: Path, tmp_path: Path) -> None:
-    finished(
-        execute(
-            "train",
-            "dataset=refcoco",
-            f"data_root={minirefer}",
-            "batch_size=4",
-            "image_size=96",
-            "trainer.max_steps=1",
-            PLAIN,
-            "trainer=cpu",
-            "hydra.run.dir=run",
-            cwd=tmp_path,
-        )
-    )
-    finished(
-        execute(
-            "evaluate",
-            "checkpoint=run/checkpoints/last.ckpt",
-            "dataset=grefcoco_google",
-            f"data_root={minirefer}",
-            PLAIN,
-            "hydra.run.dir=google",
-            cwd=tmp_path,
-        )
-    )
-    assert results_of(tmp_path / "google")["splits"]["val"]["samples"] == 18
+def test_the_google_partition_evaluates(minirefer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("dataset=refcoco", f"data_root={minirefer}", "batch_size=4", "image_size=96", "trainer.max_steps=1")
+    run(monkeypatch, tmp_path / "run", *options)
+    other = (f"checkpoint={tmp_path / 'run/checkpoints/last.ckpt'}", "dataset=grefcoco_google", f"data_root={minirefer}")
+    assert run(monkeypatch, tmp_path / "google", *other, program="evaluate")["splits"]["val"]["samples"] == 18
 
 
 def test_the_papers_network_runs_whole_on_photographs(minirefer: Path, tmp_path: Path) -> None:

@@ -308,6 +308,15 @@ def test_an_unknown_block_is_an_error_and_the_file_stays(tmp_path: Path) -> None
     assert "old" in readme.read_text()
 
 
+def test_a_file_without_a_block_is_an_error(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# No block\n")
+    add_run(tmp_path / "runs.csv", run("ablation=con"))
+    with pytest.raises(SystemExit, match="no block to fill: expected <!-- report NAME -->"):
+        report.main([str(tmp_path / "runs.csv"), "--output", str(tmp_path / "report"), "--fill", str(readme)])
+    assert readme.read_text() == "# No block\n"
+
+
 def test_the_papers_metrics_are_the_columns() -> None:
     assert all(len(values) == len(TABLE1_METRICS) for rows in TABLE1_RESULTS.values() for values in rows.values())
 

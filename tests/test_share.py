@@ -89,7 +89,7 @@ def test_a_shared_folder_can_be_evaluated(
 
 def test_a_card_of_a_training_that_is_told_in_part_is_an_error(trained: Path) -> None:
     checkpoint = replace(read_checkpoint(trained), config={"seed": 3})
-    with pytest.raises(InputError, match=r"does not tell enough of its training for a model card: KeyError\('dataset'\)"):
+    with pytest.raises(InputError, match=r"does not tell enough of its training for a model card: there is no dataset.name"):
         model_card(checkpoint, "someone/net")
 
 

@@ -12,9 +12,14 @@ from torch import Tensor
 
 from crislit.checkpoint import read_checkpoint
 from crislit.data import shapes
+from crislit.data.dataset import TrainBatch
+from crislit.data.letterbox import CLIP_MEAN, CLIP_STD
+from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.metrics import METRICS
 from crislit.models.cris import CRIS
+from crislit.task import CRISTask
 from tests.runs import execute, run
+from tests.test_models import sentences, tiny
 
 SMALL = (
     "dataset=shapes",
@@ -62,6 +67,28 @@ def test_a_run_leaves_everything_that_the_contract_names(trained: tuple[Path, di
     assert results["initial_weights"].startswith("tiny-clip (sha256 ")
     assert results["commit"]
     assert results["hardware"]
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_network_of_other_numbers_is_given_pictures_of_them(
+    precision: str, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (f"data_root={small_shapes}", f"trainer.precision={precision}", "trainer.max_steps=1")
+    assert run(monkeypatch, tmp_path / "run", *SMALL, *options)["splits"]["val"]["samples"] == 36
+
+
+def test_the_loss_is_of_normalised_pictures_and_of_masks_between_0_and_1() -> None:
+    batch = TrainBatch(
+        torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
+        sentences(3, 5),
+        torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8),
+    )
+    model = tiny().eval()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    logits = model((batch.images / 255 - mean) / std, batch.tokens)
+    expected = text_to_pixel_contrastive_loss(logits, batch.masks / 255)
+    assert CRISTask(model).loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert text_to_pixel_contrastive_loss(logits, batch.masks.float()).item() != pytest.approx(expected.item(), rel=0.1)
 
 
 def len_train(results: dict[str, Any]) -> int:

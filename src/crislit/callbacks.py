@@ -159,7 +159,7 @@ def draw_mask(axes: Axes, image: Image, mask: npt.NDArray[Any], colour: str) -> 
 def measure_fps(model: CRIS, device: torch.device, image_size: int, max_words: int, runs: int = 10) -> float:
     """Return one over the median time in seconds of a forward pass of one picture and one sentence (table 1's "FPS")."""
     model.to(device).eval()
-    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=next(model.parameters()).dtype)
     tokens = crislit.tokenize(["the man in red"], max_words=max_words).to(device)
     times = []
     for _ in range(3 + runs):

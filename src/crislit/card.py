@@ -1,6 +1,7 @@
 """The model card that goes with a shared network: what it is, what it was measured to do, and what it cannot."""
 
 import json
+from typing import Any
 
 from crislit.checkpoint import Checkpoint
 from crislit.errors import InputError
@@ -67,6 +68,10 @@ OTHERS = """\
 NO_LICENCE = "None is given: ask who published it. crislit's own licence, MIT, is the program's, not the weights'."
 
 
+TOLD = ("dataset.name", "image_size", "batch_size", "seed", "recipe.epochs", "recipe.optimizer")
+"""What a card tells of a training."""
+
+
 def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) -> str:
     """Write the card of a network.
 
@@ -78,14 +83,12 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
     Raises:
         InputError: If it says something of its training, and not all that the card tells.
     """
-    try:
-        return _write_card(checkpoint, name, licence)
-    except (KeyError, TypeError, AttributeError) as error:  # somebody's own config.json
-        raise InputError(f"{checkpoint.source} does not tell enough of its training for a model card: {error!r}") from error
-
-
-def _write_card(checkpoint: Checkpoint, name: str, licence: str | None) -> str:
-    """Write a card, see :func:`model_card`."""
+    for path in TOLD if checkpoint.config else ():
+        found: Any = checkpoint.config
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:  # somebody's own config.json
+            raise InputError(f"{checkpoint.source} does not tell enough of its training for a model card: there is no {path}")
     dataset = checkpoint.config.get("dataset", {})
     if dataset.get("embedded"):
         limits = EMBEDDED

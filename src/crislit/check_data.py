@@ -41,11 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         data = read(options.file, options.sentences, options.images)
         problems = sorted([*data.problems, *unreadable(data)], key=lambda problem: problem.line)
-        for problem in problems:
-            print(printable(f"line {problem.line}: {problem.reason}"))
-        print(summary(data))
-        for note in notes(data, options.max_words):
-            print(f"note: {note}")
+        bad = [f"line {problem.line}: {problem.reason}" for problem in problems]
+        for line in (*bad, *summary(data), *(f"note: {note}" for note in notes(data, options.max_words))):
+            print(printable(line).replace("\n", r"\n"))
         if problems:
             raise InputError(f"{len(problems)} problems in {options.sentences or options.file}, see above")
 
@@ -64,8 +62,8 @@ def unreadable(data: OwnData) -> list[Problem]:
     return found
 
 
-def summary(data: OwnData) -> str:
-    """Return how many refs, sentences and pictures each split has."""
+def summary(data: OwnData) -> list[str]:
+    """Return, line by line, how many refs, sentences and pictures each split has."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     pictures: dict[str, set[int]] = defaultdict(set)
     for ref in data.refs:
@@ -76,7 +74,7 @@ def summary(data: OwnData) -> str:
         f"{split}: {refs} objects, {sentences} sentences, {len(pictures[split])} pictures"
         for split, (refs, sentences) in sorted(counts.items())
     ]
-    return "\n".join(lines) or "nothing that can be used"
+    return lines or ["nothing that can be used"]
 
 
 def notes(data: OwnData, max_words: int) -> list[str]:

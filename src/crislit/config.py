@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from crislit import processes
-from crislit.errors import InputError, for_want_of_room
+from crislit.errors import InputError, for_want_of_room, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -164,7 +164,7 @@ def _fail(error: Exception) -> None:
         message += f" ({key})" if key and str(key) not in message else ""
     if os.environ.get("LOCAL_RANK", "0") == "0" or processes.await_the_first():
         sys.stdout.flush()
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         if processes.end_the_others():
             logging.shutdown()
             os._exit(1)  # before Lightning takes the others' end for the reason, and ends this one by a signal

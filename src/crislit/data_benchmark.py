@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from crislit.data.datamodule import ReferDataModule
-from crislit.data.dataset import ReferTrainSet, TrainBatch, TrainKey, read_image
-from crislit.data.letterbox import BORDER, Image, letterbox_image, letterbox_mask, letterbox_matrices, normalise, stack_images
+from crislit.data.dataset import TrainKey, read_image
+from crislit.data.letterbox import BORDER, Image, letterbox_image, letterbox_mask, letterbox_matrices, normalise
 from crislit.data.refer import ReferIndex
 from crislit.data.shapes import make_scene, segmentation
-from crislit.data.tokenizer import tokenize
 from crislit.losses import text_to_pixel_contrastive_loss
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import rearrange
@@ -41,7 +40,7 @@ def measure(model: CRIS, options: argparse.Namespace) -> Iterator[Measurement]:
     with tempfile.TemporaryDirectory() as folder:
         root = options.data_root or draw_photographs(Path(folder), PICTURES)
         known = {"root": root, "folder": "refcoco", "refs": "refs(unc).p", "image_size": options.image_size}
-        yield from stages(ReferDataModule(**known, batch_size=BATCH), options.rounds)
+        yield from in_a_process(stages, known, options.rounds)  # as a worker is, which has no network's memory behind it
         yield waiting(model, ReferDataModule(**known, batch_size=TRAINED, workers=2))
         write_full_size(Path(folder), FULL_SIZE)
         yield from index(Path(folder))
@@ -50,8 +49,12 @@ def measure(model: CRIS, options: argparse.Namespace) -> Iterator[Measurement]:
 # -- One process's samples ----------------------------------------------------------------------------------------------------
 
 
-def stages(module: ReferDataModule, rounds: int) -> list[Measurement]:
-    """Time what a sample consists of, in one process and thread; ratios are of the first line, the floor."""
+def stages(known: Mapping[str, Any], rounds: int) -> list[Measurement]:
+    """Time what a sample consists of, in one process and thread; ratios are of the first line, the floor.
+
+    There is nothing to collate: pixels are written into their batch.
+    """
+    module = ReferDataModule(**known, batch_size=BATCH)
     module.prepare_data()
     data, index, size = module.train_set(), module.index, module.image_size
     keys = [TrainKey(0, position) for position in range(min(len(data), PICTURES))]
@@ -59,34 +62,29 @@ def stages(module: ReferDataModule, rounds: int) -> list[Measurement]:
     paths = [index.image_path(ref) for ref in refs]
     files = [path.read_bytes() for path in paths]
     pictures, masks = [read_image(index, ref) for ref in refs], [255 * index.mask(ref) for ref in refs]
-    squares = [stack_images([letterbox_image(picture, size)]) for picture in pictures]
-    samples = [data[key] for key in keys]
 
     def decode(content: bytes) -> Any:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
-    def whole_samples(finish: Callable[[TrainBatch], Any] | None = None) -> None:
-        for start in range(0, len(keys), BATCH):
-            batch = ReferTrainSet.collate(data.__getitems__(keys[start : start + BATCH]))
-            if finish:
-                finish(batch)
+    def finish(part: Sequence[TrainKey]) -> Any:
+        batch = data.__getitems__(part)
+        return normalise(batch.images), batch.masks / 255
+
+    batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+    squares = [data.__getitems__(part).images for part in batches]
 
     work: dict[str, Work] = {
-        "decode and cubic warp: the floor": lambda: [plain_warp(decode(content), size) for content in files],
-        "whole sample, collated": whole_samples,
-        "and made floats, as the training process does": lambda: whole_samples(
-            lambda batch: (normalise(batch.images), batch.masks.float() / 255)
-        ),
-        "read": lambda: [path.read_bytes() for path in paths],
-        "decode": lambda: [decode(content) for content in files],
-        "warp": lambda: [letterbox_image(picture, size) for picture in pictures],
-        "normalise": lambda: [normalise(square) for square in squares],
-        "mask": lambda: [index.mask(ref) for ref in refs],
-        "mask's warp": lambda: [letterbox_mask(mask, size) for mask in masks],
-        "choice and tokens": lambda: [
-            tokenize([index.sentence(data.draw_sentence(0, ref, 0))], module.max_words) for ref in refs
-        ],
-        "collate": lambda: [ReferTrainSet.collate(samples[i : i + BATCH]) for i in range(0, len(keys), BATCH)],
+        "decode and cubic warp: the floor": each(lambda content: plain_warp(decode(content), size), files),
+        "whole sample, collated": each(data.__getitems__, batches),
+        "and made floats, as the training process does": each(finish, batches),
+        "read": each(Path.read_bytes, paths),
+        "decode": each(decode, files),
+        "read, check and decode": each(lambda ref: read_image(index, ref), refs),
+        "warp": each(lambda picture: letterbox_image(picture, size), pictures),
+        "mask": each(index.mask, refs),
+        "mask's warp": each(lambda mask: letterbox_mask(mask, size), masks),
+        "choice and tokens": each(data.draw_words, batches),
+        "made floats": each(normalise, squares),
     }
     threads, others = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
@@ -97,6 +95,16 @@ def stages(module: ReferDataModule, rounds: int) -> list[Measurement]:
         torch.set_num_threads(threads)
         cv2.setNumThreads(others)
     return compare("data", seconds, dict.fromkeys(work, len(keys)), "s a sample and core")
+
+
+def each(step: Callable[[Any], Any], given: Sequence[Any]) -> Work:
+    """Return what takes a step with one after another, and keeps nothing, for new memory takes time."""
+
+    def work() -> None:
+        for one in given:
+            step(one)
+
+    return work
 
 
 def plain_warp(image: Image, size: int) -> Any:

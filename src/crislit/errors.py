@@ -36,7 +36,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or could not show, such as control characters in the names of strangers' files."""
+    """Escape what a terminal would obey or could not show, such as control characters in strangers' names; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 

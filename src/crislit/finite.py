@@ -85,7 +85,7 @@ class FiniteNumbers(L.Callback):
         assert isinstance(loader.sampler, TrainSampler)
         assert isinstance(loader.dataset, (ReferTrainSet, SkippingTrainSet))
         keys = loader.sampler.keys(number)
-        batch = trainer.strategy.batch_to_device(loader.collate_fn([loader.dataset[key] for key in keys]))
+        batch = trainer.strategy.batch_to_device(loader.dataset.__getitems__(keys))
         self.seeds.on_train_batch_start(trainer, task, batch, number)
         with trainer.precision_plugin.train_step_context():
             loss, where = first_non_finite(task, batch, getattr(trainer.precision_plugin, "scaler", None))

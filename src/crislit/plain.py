@@ -4,6 +4,8 @@ No box's own ``forward`` is used, so that nothing that makes them faster or slow
 One thing is left out: attention weights, which the released decoder averages over heads and drops.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,7 +105,7 @@ def decode(decoder: Decoder, fused: Tensor, words: Tensor, padding: Tensor) -> T
 
 def positions(count: int, width: int) -> Tensor:
     """Return the sines and cosines of so many places, (count, width)."""
-    angles = torch.arange(count)[:, None] / 10000.0 ** (torch.arange(0, width, 2) / width)
+    angles = torch.arange(count)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 

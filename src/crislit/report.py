@@ -401,7 +401,11 @@ def blocks(everything: Mapping[Setting, Runs]) -> dict[str, str]:
 
 
 def fill_blocks(text: str, tables: Mapping[str, str]) -> str:
-    """Put tables between ``<!-- report NAME -->`` and ``<!-- end -->``."""
+    """Put tables between ``<!-- report NAME -->`` and ``<!-- end -->``.
+
+    Raises:
+        InputError: If a block is named that is no table, or there is no block at all.
+    """
 
     def fill(match: re.Match[str]) -> str:
         table = tables.get(match[2])
@@ -409,7 +413,10 @@ def fill_blocks(text: str, tables: Mapping[str, str]) -> str:
             raise InputError(f"there is no table {match[2]!r} for this file, only {', '.join(tables)}")
         return f"{match[1]}\n{table}\n{match[3]}"
 
-    return re.sub(r"(<!-- report ([\w-]+) -->\n).*?(\n<!-- end -->)", fill, text, flags=re.DOTALL)
+    filled, blocks_found = re.subn(r"(<!-- report ([\w-]+) -->\n).*?(\n<!-- end -->)", fill, text, flags=re.DOTALL)
+    if not blocks_found:
+        raise InputError(f"there is no block to fill: expected <!-- report NAME --> and <!-- end -->, of {', '.join(tables)}")
+    return filled
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -103,6 +103,14 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def undamaged(path: Path) -> bool:
+    """Whether a checkpoint can be read and is undamaged."""
+    try:
+        return damage(path) is None
+    except InputError:
+        return False
+
+
 class LastCheckpoint(L.Callback):
     """Keeps ``last.ckpt`` up to date, and the one before it: every so many steps, before each validation, and at the end.
 
@@ -212,7 +220,7 @@ class LastCheckpoint(L.Callback):
             logger.save()  # what was measured until here
         trainer.save_checkpoint(self.folder / NEXT)  # in every process: the strategy decides who writes
         if trainer.is_global_zero:
-            if self.path.exists() and (self._wrote or not damage(self.path)):  # what is damaged takes nothing's place
+            if self.path.exists() and (self._wrote or undamaged(self.path)):  # what is damaged takes nothing's place
                 self.path.replace(self.folder / PREVIOUS)
             (self.folder / NEXT).replace(self.path)
             sync_folder(self.folder)

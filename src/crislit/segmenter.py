@@ -145,9 +145,9 @@ class Segmenter:
         said = [(i, sentence) for i, own in enumerate(sentences) for sentence in own]
         if not said:
             return
-        squares = normalise(stack_images([letterbox_image(picture, self.image_size) for picture in pictures]))
+        squares = stack_images([letterbox_image(picture, self.image_size) for picture in pictures]).to(self.device)
         with self._autocast():
-            maps = self.network.encode_images(squares.to(self.device, memory_format=torch.channels_last))
+            maps = self.network.encode_images(normalise(squares))
         for start in range(0, len(said), AT_ONCE):
             part = said[start : start + AT_ONCE]
             owners = torch.tensor([i for i, _ in part], device=self.device)

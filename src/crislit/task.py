@@ -91,7 +91,8 @@ class CRISTask(L.LightningModule):
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Return the loss of a batch, and log nothing."""
-        return text_to_pixel_contrastive_loss(self.model(normalise(batch.images), batch.tokens), batch.masks.float() / 255)
+        images = self._normalised(batch.images)
+        return text_to_pixel_contrastive_loss(self.model(images, batch.tokens), batch.masks.to(images.dtype) / 255)
 
     def configure_optimizers(self) -> Any:
         """Return Adam over the encoders (without position embeddings) and the rest, and their schedule."""
@@ -132,7 +133,7 @@ class CRISTask(L.LightningModule):
     def predict_probabilities(self, batch: EvaluationBatch) -> list[npt.NDArray[np.float32]]:
         """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little."""
         with torch.autocast(batch.images.device.type, enabled=False):  # mixed precision is for training only, as released
-            logits = self.evaluated(normalise(batch.images), batch.tokens, batch.owners)
+            logits = self.evaluated(self._normalised(batch.images), batch.tokens, batch.owners)
         squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
         return [restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True)]
 
@@ -169,6 +170,9 @@ class CRISTask(L.LightningModule):
         for split, metric in zip(self.splits, self.test_metrics, strict=True):
             assert isinstance(metric, SegmentationMetric)
             self._log(split, metric, prog_bar=False)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images).to(next(self.model.parameters()).dtype)  # which is not float32 under 64-true and the like
 
     def _as_trained(self, *batch: Tensor) -> Tensor:
         logits: Tensor = self.model(*batch)

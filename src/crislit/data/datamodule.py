@@ -23,10 +23,11 @@ from crislit.data.dataset import (
     TrainBatch,
     TrainKey,
     epoch_order,
+    whole,
 )
 from crislit.data.refer import Ints, ReferIndex
 from crislit.data.workers import worker_init
-from crislit.errors import InputError, check_whole
+from crislit.errors import InputError, check_whole, printable
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class ReferDataModule(L.LightningDataModule):
             except InputError as error:
                 if self.on_error == "raise" or split in evaluated:
                     raise
-                log.warning("%s; training goes on without them (dataset.on_error=skip)", error)
+                log.warning("%s; training goes on without them (dataset.on_error=skip)", printable(str(error)))
         if stage == "fit":
             empty = self.index.without_pixels(self.refs_of("train"))
             if len(empty) and self.on_error == "raise":
@@ -231,9 +232,8 @@ class ReferDataModule(L.LightningDataModule):
         sampler = TrainSampler(len(data), self.batch_size // k, per_device // k, rank, processes, self.seed)
         if self.trainer is not None:
             sampler.go_on(self.trainer.current_epoch, batches_done(self.trainer))
-        if self.on_error == "skip":
-            return self._loader(SkippingTrainSet(data), SkippingTrainSet.collate, sampler=sampler, batch_size=per_device // k)
-        return self._loader(data, ReferTrainSet.collate, sampler=sampler, batch_size=per_device // k)
+        served = SkippingTrainSet(data) if self.on_error == "skip" else data
+        return self._loader(served, whole, sampler=sampler, batch_size=per_device // k)
 
     def train_set(self) -> ReferTrainSet:
         """Return the training samples; with ``on_error=skip`` without those whose mask has no pixel."""
@@ -358,7 +358,7 @@ class Skips(L.Callback):
         """Say what was skipped."""
         self.gather(trainer)
         if trainer.is_global_zero and self.found:
-            told = "".join(f"\n  {sample}: {reason}" for sample, reason in self.found.items())
+            told = "".join("\n  " + printable(f"{sample}: {reason}") for sample, reason in self.found.items())
             log.warning("%d training samples could not be used, and others stood for them:%s", len(self.found), told)
 
     def gather(self, trainer: L.Trainer) -> None:

@@ -79,17 +79,15 @@ class TrainKey(NamedTuple):
     position: int
 
 
-TrainSample = tuple[Image, Tensor, Sequence[Mask]]
-"""Image (S, S, 3) uint8 RGB, tokens (k, L) and k masks (S, S) uint8, 0 to 255."""
-
-
 def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
     """Return the positions of all training samples in the order of an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-class ReferTrainSet(Dataset[TrainSample]):
+class ReferTrainSet(Dataset[TrainBatch]):
     """Refs of one split; each visit draws one of a ref's sentences, by seed, epoch and ref alone.
+
+    It gives whole batches, as PyTorch's loader asks for them, so that pixels are written where they stay.
 
     Args:
         index: The data set.
@@ -138,31 +136,53 @@ class ReferTrainSet(Dataset[TrainSample]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: TrainKey) -> TrainSample:
-        """Return image (S, S, 3) uint8 RGB, tokens (k, L) and k masks (S, S) uint8, 0 to 255."""
-        return self.__getitems__([key])[0]
+    def __getitem__(self, key: TrainKey) -> TrainBatch:
+        """Return the batch of one sample."""
+        return self.__getitems__([key])
 
-    def __getitems__(self, keys: Sequence[TrainKey]) -> list[TrainSample]:
-        """Return samples, as PyTorch asks for a batch: all words first, for pixels drive them out of the processor's caches."""
+    def __getitems__(self, keys: Sequence[TrainKey]) -> TrainBatch:
+        """Return the batch of some samples.
+
+        Raises:
+            InputError: If a picture cannot be read, or an augmentation makes numbers of another kind.
+        """
+        # Small steps of all samples before large ones: pixels drive all else out of the processor's caches.
+        drawn, tokens = self.draw_words(keys)
+        photographs = [(self.index.image_path(refs[0]), self.index.image_size(refs[0])) for refs in drawn]
+        files = [read_file(path, size) for path, size in photographs]
+        s = self.image_size
+        squares = np.empty((len(keys), s, s, 3), dtype=np.uint8)
+        masks = np.zeros((len(keys), self.sentences_per_image, s, s), dtype=np.uint8)
+        if self.transform is None:
+            for refs, some in zip(drawn, masks, strict=True):
+                for ref, place in zip(refs, some, strict=True):
+                    letterbox_mask(255 * self.index.mask(ref), s, place)
+            for file, photograph, square in zip(files, photographs, squares, strict=True):
+                letterbox_image(decode(file, *photograph), s, square)
+        else:
+            for i, (key, refs) in enumerate(zip(keys, drawn, strict=True)):
+                squares[i], masks[i] = self.augment(key, refs, decode(files[i], *photographs[i]))
+        return TrainBatch(torch.from_numpy(squares).permute(0, 3, 1, 2), tokens, torch.from_numpy(masks.reshape(-1, 1, s, s)))
+
+    def draw_words(self, keys: Sequence[TrainKey]) -> tuple[list[list[int]], Tensor]:
+        """Return each sample's k refs, and the tokens of a sentence of each, (B, L)."""
         drawn = [self.draw_refs(key) for key in keys]
         sentences = [
             self.index.sentence(self.draw_sentence(key.epoch, ref, visit))
             for key, refs in zip(keys, drawn, strict=True)
             for visit, ref in enumerate(refs)
         ]
-        tokens = torch.split(tokenize(sentences, self.max_words), self.sentences_per_image)
-        pixels = [self._pixels(key, refs) for key, refs in zip(keys, drawn, strict=True)]
-        return [(image, words, masks) for (image, masks), words in zip(pixels, tokens, strict=True)]
+        return drawn, tokenize(sentences, self.max_words)
 
-    def _pixels(self, key: TrainKey, refs: Sequence[int]) -> tuple[Image, list[Mask]]:
-        image, masks = read_image(self.index, refs[0]), [255 * self.index.mask(ref) for ref in refs]
-        if self.transform is None:
-            image = letterbox_image(image, self.image_size)
-            masks = [letterbox_mask(mask, self.image_size) for mask in masks]
-        else:  # by the sample's own seed, not by what was drawn before
-            self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
-            warped = self.transform(image=image, masks=np.stack(masks))
-            image, masks = warped["image"], list(warped["masks"])
+    def augment(self, key: TrainKey, refs: Sequence[int], image: Image) -> tuple[Image, npt.NDArray[np.uint8]]:
+        """Return a sample's picture, (S, S, 3) uint8 RGB, and masks, (k, S, S) uint8, 0 to 255, after the augmentations."""
+        assert self.transform is not None
+        # By the sample's own seed, not by what was drawn before.
+        self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
+        warped = self.transform(image=image, masks=np.stack([255 * self.index.mask(ref) for ref in refs]))
+        image, masks = warped["image"], warped["masks"]
+        if image.dtype != np.uint8 or masks.dtype != np.uint8:
+            raise InputError(f"augmentations must leave uint8, and made {image.dtype} and {masks.dtype}")
         return image, masks
 
     def draw_refs(self, key: TrainKey) -> list[int]:
@@ -182,15 +202,13 @@ class ReferTrainSet(Dataset[TrainSample]):
         rows = [(ref, self.draw_sentence(key.epoch, ref, visit)) for visit, ref in enumerate(self.draw_refs(key))]
         return [f"sentence {self.index.sentence_id(row)} of ref {self.index.ref_id(ref)}" for ref, row in rows]
 
-    @staticmethod
-    def collate(samples: Sequence[TrainSample]) -> TrainBatch:
-        """Stack pictures, and chain their sentences and masks."""
-        images, tokens, masks = zip(*samples, strict=True)
-        soft = np.stack([mask for some in masks for mask in some])
-        return TrainBatch(stack_images(images), torch.cat(tokens), torch.from_numpy(soft)[:, None])
+
+def whole(batch: TrainBatch) -> TrainBatch:
+    """Return a batch as it is: there is nothing to collate."""
+    return batch
 
 
-class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
+class SkippingTrainSet(Dataset[TrainBatch]):
     """A training set that stands for its samples that cannot be used with others.
 
     In the place of such a sample is the next one of the epoch's order that can be used, and behind the last the first. So a
@@ -206,22 +224,30 @@ class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: TrainKey) -> tuple[TrainSample, tuple[Skip, ...]]:
-        """Return a sample, and the samples that it stands for if they are not itself.
+    def __getitem__(self, key: TrainKey) -> TrainBatch:
+        """Return the batch of one sample, and in it the samples that it stands for if they are not itself.
 
         Raises:
             InputError: If no sample can be used.
         """
-        _, sample, skipped = self._find(key)
-        return sample, skipped
+        return self._find(key)[1]
+
+    def __getitems__(self, keys: Sequence[TrainKey]) -> TrainBatch:
+        """Return the batch of some samples, see :meth:`__getitem__`."""
+        try:
+            return self.data.__getitems__(keys)
+        except InputError:
+            alone = [self[key] for key in keys]
+        images, tokens, masks = (torch.cat([getattr(one, name) for one in alone]) for name in ("images", "tokens", "masks"))
+        return TrainBatch(images, tokens, masks, tuple(skip for one in alone for skip in one.skipped))
 
     def names(self, key: TrainKey) -> list[str]:
         """Return how a message should call the sentences of a sample, or of the one in its place."""
         return self.data.names(self._find(key)[0])
 
-    def _find(self, key: TrainKey) -> tuple[TrainKey, TrainSample, tuple[Skip, ...]]:
+    def _find(self, key: TrainKey) -> tuple[TrainKey, TrainBatch]:
         try:
-            return key, self.data[key], ()
+            return key, self.data[key]
         except InputError as error:
             skipped = self.skip(key, error)
         order = epoch_order(self.data.seed, key.epoch, len(self))
@@ -229,7 +255,7 @@ class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
         for position in np.roll(order, -start)[1:]:
             other = TrainKey(key.epoch, int(position))
             try:
-                return other, self.data[other], tuple(skipped)
+                return other, replace(self.data[other], skipped=tuple(skipped))
             except InputError as error:
                 skipped += self.skip(other, error)
         raise InputError(f"none of {len(self)} training samples can be used; {skipped[0].sample}: {skipped[0].reason}")
@@ -237,12 +263,6 @@ class SkippingTrainSet(Dataset[tuple[TrainSample, tuple[Skip, ...]]]):
     def skip(self, key: TrainKey, error: InputError) -> list[Skip]:
         """Return what a list shall say of a sample that cannot be used."""
         return [Skip(f"ref {self.data.index.ref_id(ref)}", str(error)) for ref in dict.fromkeys(self.data.draw_refs(key))]
-
-    @staticmethod
-    def collate(samples: Sequence[tuple[TrainSample, tuple[Skip, ...]]]) -> TrainBatch:
-        """Stack samples as :meth:`ReferTrainSet.collate` does, and keep what was skipped."""
-        found, skipped = zip(*samples, strict=True)
-        return replace(ReferTrainSet.collate(found), skipped=tuple(skip for some in skipped for skip in some))
 
 
 EvaluationSample = tuple[Image, Tensor, Mask, int]
@@ -350,6 +370,15 @@ def read_image(index: ReferIndex, ref: int) -> Image:
 
 def decode_image(path: Path, size: tuple[int, int]) -> Image:
     """Read a photograph of this (height, width), see :func:`read_image`."""
+    return decode(read_file(path, size), path, size)
+
+
+def read_file(path: Path, size: tuple[int, int]) -> bytes:
+    """Read a photograph's file, if by its head and end it is a whole one of this (height, width).
+
+    Raises:
+        InputError: If it is not.
+    """
     if not path.is_file():
         raise InputError(f"image {path} is {'no file' if path.exists() else 'missing'}; fetch it again")
     try:
@@ -357,19 +386,29 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
         with open_file(io.BytesIO(content)) as picture:  # its head, before memory is taken for the pixels that it speaks of
             width, height = picture.size
             cut = picture.format in ("JPEG", "MPO") and not has_end(content)
-        if (height, width) != size:
-            raise InputError(f"image {path} has {(height, width)} pixels (height, width), its annotation {size}")
-        image = (
-            None
-            if cut
-            else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        )
     except InputError:
         raise
-    except Exception as error:  # PIL's and OpenCV's readers raise whatever damaged bytes lead them to
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
+        raise InputError(f"image {path} is {DAMAGED}; fetch it again, or save it as PNG or JPEG") from error
+    if (height, width) != size:
+        raise InputError(f"image {path} has {(height, width)} pixels (height, width), its annotation {size}")
+    if cut:
+        raise InputError(f"image {path} is cut off; fetch it again, or save it as PNG or JPEG")
+    return content
+
+
+def decode(content: bytes, path: Path, size: tuple[int, int]) -> Image:
+    """Decode what :func:`read_file` has read: (h, w, 3) uint8 RGB.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except Exception as error:  # OpenCV's readers raise whatever damaged bytes lead them to
         raise InputError(f"image {path} is {DAMAGED}; fetch it again, or save it as PNG or JPEG") from error
     if image is None or image.shape[:2] != size:
-        raise InputError(f"image {path} is {'cut off' if cut else DAMAGED}; fetch it again, or save it as PNG or JPEG")
+        raise InputError(f"image {path} is {DAMAGED}; fetch it again, or save it as PNG or JPEG")
     return image  # type: ignore[return-value]
 
 

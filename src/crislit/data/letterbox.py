@@ -31,15 +31,23 @@ def letterbox_matrices(height: int, width: int, size: int) -> tuple[Matrix, Matr
     return forth.astype(np.float64), back.astype(np.float64)
 
 
-def letterbox_image(image: Image, size: int) -> Image:
-    """Warp a picture into a square, cubic: (h, w, 3) uint8 RGB -> (size, size, 3) uint8."""
+def letterbox_image(image: Image, size: int, square: Image | None = None) -> Image:
+    """Warp a picture into a square, cubic: (h, w, 3) uint8 RGB -> (size, size, 3) uint8, written to ``square`` if given."""
     matrix, _ = letterbox_matrices(image.shape[0], image.shape[1], size)
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=BORDER)  # type: ignore[return-value]
+    return cv2.warpAffine(  # type: ignore[return-value]
+        image, matrix, (size, size), dst=square, flags=cv2.INTER_CUBIC, borderValue=BORDER
+    )
 
 
-def letterbox_mask(mask: Image, size: int) -> Image:
-    """Warp a mask into a square, linear: (h, w) uint8, 0 or 255 -> (size, size) uint8, soft at the edges."""
-    square = np.zeros((size, size), dtype=np.uint8)
+def letterbox_mask(mask: Image, size: int, square: Image | None = None) -> Image:
+    """Warp a mask into a square, linear: (h, w) uint8, 0 or 255 -> (size, size) uint8, soft at the edges.
+
+    Args:
+        mask: The mask.
+        size: S, side of the square.
+        square: Zeros to write to; None: new ones.
+    """
+    square = np.zeros((size, size), dtype=np.uint8) if square is None else square
     left, top, width, height = cv2.boundingRect(mask)
     if width:  # an object is a small part of most pictures: warp what its pixels reach, a cell around them included
         matrix, _ = letterbox_matrices(mask.shape[0], mask.shape[1], size)
@@ -58,7 +66,7 @@ def stack_images(images: Sequence[Image]) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Apply CLIP's mean and standard deviation: (B, 3, S, S) uint8 RGB -> the same in float, channels last in memory."""
-    rows = images.permute(0, 2, 3, 1).flatten(2).float().div_(255)  # long rows: three channels at a time take long
+    rows = images.permute(0, 2, 3, 1).flatten(2) / 255  # long rows: three channels at a time take long
     mean, std = (rows.new_tensor(values).repeat(images.shape[3]) for values in (CLIP_MEAN, CLIP_STD))
     return rows.sub_(mean).div_(std).view(-1, *images.shape[2:], 3).permute(0, 3, 1, 2)
 
