@@ -46,6 +46,7 @@ from crislit.loggers import (
     log_checkpoint,
     log_configuration,
 )
+from crislit.memory import keep_memory
 from crislit.metrics import reachable_iou
 from crislit.models.clip_weights import find_weights, load_clip_weights
 from crislit.models.cris import CRIS, build_cris, count_parameters
@@ -219,6 +220,7 @@ def main(config: DictConfig) -> float:
 def run(settings: Settings, folder: Path) -> float:
     """Train and evaluate a configuration in this process, and leave everything in a folder."""
     start = time.perf_counter()
+    keep_memory()
     commit()
     check_whole("checkpoint_every", settings["checkpoint_every"], 1)
     if settings["resume"] == AUTO and (folder / "results.json").is_file():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crislit.data.tokenizer import tokenize
 from crislit.losses import text_to_pixel_contrastive_loss
+from crislit.memory import keep_memory
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import rearrange
 from crislit.models.recompute import recompute_activations
@@ -28,7 +29,7 @@ class Kind:
     """How a step is computed.
 
     Attributes:
-        plain: As the released program does it: contiguous, its optimizer a parameter at a time.
+        plain: As the released program does it: contiguous, its optimizer a parameter at a time, freed memory given back.
         rearranged: ``rearrange=true``.
         recomputed: ``recompute=true``.
         sentences: ``dataset.sentences_per_image``.
@@ -85,7 +86,8 @@ class Step:
         self.tokens = tokenize(list(sentences[:batch]), model.max_words)
 
     def prepare(self) -> None:
-        """Give the network the form that the step needs."""
+        """Give the network the form that the step needs, and memory to the system or not."""
+        keep_memory(not self.kind.plain)
         layout = torch.contiguous_format if self.kind.plain else torch.channels_last
         self.optimizer.zero_grad()
         self.model.to(memory_format=layout)

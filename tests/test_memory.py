@@ -1,0 +1,29 @@
+"""Memory that is kept is not cleared again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import torch
+from crislit.memory import keep_memory
+
+for keep in (False, True, False, True):
+    keep_memory(keep)
+    torch.ones(2**25), torch.ones(2**25)  # 128 MB each
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**25)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc")
+def test_large_tensors_find_their_memory_again_where_it_is_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    given_back, kept, again, kept_again = map(int, done.stdout.split())
+    assert min(given_back, again) > 100  # of huge pages, where the system has them; 4 x 32,768 of small ones
+    assert max(kept, kept_again) < 10
