@@ -13,7 +13,7 @@ import crislit
 SOURCE = Path(crislit.__file__).parent
 # A file imports only from files of earlier rows. Files of one row do not import each other.
 ORDER = [
-    ["errors"],
+    ["errors", "memory"],
     ["processes"],
     ["paper"],
     ["config"],
