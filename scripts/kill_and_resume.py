@@ -3,9 +3,10 @@
 python scripts/kill_and_resume.py --trials 20 --log results/kills.csv
 python scripts/kill_and_resume.py --trials 8 --processes 2 --log results/kills_two_processes.csv
 
-Every trial starts a training in a process group of its own, kills all of it (SIGKILL) at a moment of one of four kinds, drawn
-by the seed, and starts it again with resume=auto, until it ends. A line of the log is a trial: its kind, when the kill came,
-from which checkpoint and step the run went on, and whether it ended with the undisturbed run's weights, bit for bit.
+Every trial starts a training in a process group of its own, kills all of it (SIGKILL) at a moment of one of four kinds, after as
+many checkpoints as the seed draws, and starts it again with resume=auto, until it ends. A line of the log is a trial: its kind,
+when the kill came, from which checkpoint and step the run went on, and whether it ended with the undisturbed run's weights, bit
+for bit.
 """
 
 import argparse
@@ -31,9 +32,21 @@ KINDS = ("any moment", "writing a checkpoint", "in a validation", "at an epoch's
 SCENES = {"train": 12, "val": 6, "testA": 6, "testB": 6}
 STEPS = 6
 """Of an epoch: four sentences a scene, eight a step."""
+PAUSE, ONE_SAVE = 0.0005, 0.5
+"""Seconds between two looks at a run, and about as many between two checkpoints."""
 RUN = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "recipe.epochs=6")
 RUN += ("checkpoint_every=2", "resume=auto", "callbacks.pictures=0", "eval_batch_size=2", "threshold=0.15", "workers=1")
-COLUMNS = ("trial", "kind", "processes", "killed after seconds", "checkpoint", "went on at step", "of steps", "same")
+COLUMNS = (
+    "trial",
+    "kind",
+    "processes",
+    "after checkpoints",
+    "killed after seconds",
+    "checkpoint",
+    "went on at step",
+    "of steps",
+    "same",
+)
 COLUMNS += ("seed", "commit", "hardware")
 
 
@@ -56,13 +69,13 @@ def main() -> int:
     whole = options.folder / "undisturbed"
     start = time.monotonic()
     child = start_run(whole, overrides)
-    while child.poll() is None and not (whole / "checkpoints" / LAST).exists():
-        time.sleep(0.01)
-    began = time.monotonic() - start
+    saves = Saves(whole)
+    while child.poll() is None:
+        saves.look()
+        time.sleep(PAUSE)
     wait(child, whole)
-    seconds = time.monotonic() - start
     steps = step_of(whole)
-    print(f"undisturbed: {steps} steps, {seconds:.1f} s, the first checkpoint after {began:.1f} s", flush=True)
+    print(f"undisturbed: {steps} steps, {saves.count} checkpoints, {time.monotonic() - start:.1f} s", flush=True)
 
     rng = random.Random(options.seed)
     different = 0
@@ -76,14 +89,14 @@ def main() -> int:
             killed = None
             while killed is None:  # a run that ended before its kill shows nothing
                 shutil.rmtree(folder, ignore_errors=True)
-                moment = rng.uniform(0.8 * began, 0.7 * seconds)
-                killed = kill(start_run(folder, overrides), folder, kind, moment, rng)
+                after = rng.randrange(saves.count * 3 // 4)  # the last epoch's end has no later one
+                killed = kill(start_run(folder, overrides), folder, kind, after, rng)
             wait(start_run(folder, overrides), folder)
             went_on = re.findall(r"going on from .*/(\S+) at step (\d+)", (folder / "log.txt").read_text())
             checkpoint, step = went_on[-1] if went_on else ("none", 0)
             same = equal(folder, whole)
             different += not same
-            values = (trial, kind, options.processes, f"{killed:.2f}", checkpoint, step, steps, "yes" if same else "NO")
+            values = (trial, kind, options.processes, after, f"{killed:.2f}", checkpoint, step, steps, "yes" if same else "NO")
             values += (options.seed, commit(), hardware())
             row = dict(zip(COLUMNS, values, strict=True))
             log.writerow(row)
@@ -107,30 +120,32 @@ def wait(child: "subprocess.Popen[bytes]", folder: Path) -> None:
         raise SystemExit(f"error: the run failed: {(folder / 'log.txt').read_text()[-2000:]}")
 
 
-def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: float, rng: random.Random) -> float | None:
-    """Kill a training at the first occasion of a kind after a moment, with all its processes.
+def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, after: int, rng: random.Random) -> float | None:
+    """Kill a training at the first occasion of a kind after so many checkpoints, with all its processes.
 
     Returns:
         After how many seconds, or None if the training ended before.
     """
     start = time.monotonic()
-    checkpoints, last = folder / "checkpoints", folder / "checkpoints" / LAST
-    seen, told = 0, None
+    checkpoints, saves = folder / "checkpoints", Saves(folder)
+    told = None
     while child.poll() is None:
-        if time.monotonic() - start > moment:
-            if kind == "any moment" or (kind == "writing a checkpoint" and any(checkpoints.glob(".*.part"))):
+        new = saves.look()
+        if saves.count >= after:
+            if kind == "any moment":
+                time.sleep(rng.uniform(0, ONE_SAVE))
                 break
-            if kind == "in a validation" and (now := modified(last)) not in (0, seen):
-                if seen and step_of(folder) % STEPS == 0:  # an epoch's last checkpoint is written before its validation
-                    time.sleep(rng.uniform(0, 0.2))
-                    break
-                seen = now
+            if kind == "writing a checkpoint" and any(checkpoints.glob(".*.part")):
+                break
+            if kind == "in a validation" and new and step_of(folder) % STEPS == 0:
+                time.sleep(rng.uniform(0, 0.2))  # an epoch's last checkpoint is written before its validation
+                break
             if kind == "at an epoch's end":
                 epochs = (folder / "log.txt").read_bytes().count(b"INFO] - epoch ")
                 if told is not None and epochs > told:
                     break
                 told = epochs
-        time.sleep(0.0005)
+        time.sleep(PAUSE)
     seconds = time.monotonic() - start
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
@@ -140,12 +155,25 @@ def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, moment: floa
     return None
 
 
-def modified(path: Path) -> int:
-    """Return when a file was written, 0 if it is not there: checkpoints are, but for a moment, between two renames."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+class Saves:
+    """Counts the checkpoints that a run writes.
+
+    Args:
+        folder: The run's, whose count starts with what is written from now on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.last, self.count, self._seen = folder / "checkpoints" / LAST, 0, 0
+
+    def look(self) -> bool:
+        """Return whether there is a new one."""
+        try:
+            now = self.last.stat().st_mtime_ns
+        except FileNotFoundError:  # before the first, and for a moment between two renames
+            return False
+        new = now != self._seen
+        self.count, self._seen = self.count + new, now
+        return new
 
 
 def step_of(folder: Path) -> int:
