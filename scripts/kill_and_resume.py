@@ -5,8 +5,8 @@ python scripts/kill_and_resume.py --trials 8 --processes 2 --log results/kills_t
 
 Every trial starts a training in a process group of its own, kills all of it (SIGKILL) at a moment of one of four kinds, after
 as many checkpoints as the seed draws, and starts it again with resume=auto, until it ends. A line of the log is a trial: its
-kind, when the kill came, from which checkpoint and step the run went on, and whether it ended with the undisturbed run's weights,
-bit for bit.
+kind, when the kill came, from which checkpoint and step the run went on, and whether it ended with the undisturbed run's
+weights, bit for bit.
 """
 
 import argparse
