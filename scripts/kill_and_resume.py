@@ -46,8 +46,10 @@ COLUMNS = (
     "went on at step",
     "of steps",
     "same",
+    "seed",
+    "commit",
+    "hardware",
 )
-COLUMNS += ("seed", "commit", "hardware")
 
 
 def main() -> int:
