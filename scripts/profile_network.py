@@ -2,30 +2,37 @@
 
     python scripts/profile_network.py > results/profiles.md
 
-Two pictures of seven sentences are evaluated, and a step of four sentences is trained, on this machine's threads and with
-random weights. Each profile has the time of every part's forward pass (in runs of their own; the yardstick of training has no
-parts), and PyTorch's operations that take most of the time themselves (by its profiler). How much faster is crislit.benchmark's
-to say, for here nothing takes turns.
+Two pictures of seven sentences are evaluated, a step of four sentences is trained, and ONNX Runtime marks one sentence, on this
+machine's threads and with random weights. Each profile has the time of every part's forward pass (in runs of their own; plain,
+the benchmark's yardstick, has no parts), and the operations that take most of the time themselves (by PyTorch's profiler and by
+the runtime's). How much faster is crislit.benchmark's to say, for here nothing takes turns.
 """
 
 import argparse
+import contextlib
 import copy
+import json
 import statistics
+import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from crislit.benchmark import SENTENCES, network
+from crislit.benchmark import SENTENCES, by_turns, network, ways
 from crislit.callbacks import commit, hardware
 from crislit.data.tokenizer import tokenize
 from crislit.models.cris import CRIS
 from crislit.models.rearranged import for_inference, rearrange
+from crislit.onnx_network import GROUNDING, IMAGE_ENCODER, OnnxNetwork
 from crislit.training_benchmark import KINDS, Step, build_optimizer
 
 OPERATIONS = 10
@@ -61,6 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables(evaluation(network(options), options.image_size), len(SENTENCES) * 2, options.rounds)
     print("\n## A training step of four sentences: each column names what is on, `default` channels last and the fused Adam\n")
     tables(training(network(options), options.image_size), 4, options.rounds)
+    print("\n## One picture and one sentence by ONNX Runtime")
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(sys.stderr):
+            ways(network(options), options.image_size, Path(folder))
+        for name in ("ONNX Runtime", "ONNX Runtime, int8"):
+            operation_table(name, profile_runtime(Path(folder) / name, options.image_size, options.rounds), 1)
 
 
 def evaluation(model: CRIS, image_size: int) -> Iterator[tuple[str, nn.Module, Run]]:
@@ -70,13 +83,14 @@ def evaluation(model: CRIS, image_size: int) -> Iterator[tuple[str, nn.Module, R
     tokens = tokenize(list(SENTENCES) * 2, model.max_words)
     owners = torch.arange(2).repeat_interleave(len(SENTENCES))
 
-    def by_turns(net: CRIS, given: Tensor) -> Run:
+    def one_at_a_time(net: CRIS, given: Tensor) -> Run:
         return lambda: [net(given[i, None], row[None]) for i, row in zip(owners, tokens, strict=True)]
 
     last = images.contiguous(memory_format=torch.channels_last)
-    yield "one at a time, contiguous", model, by_turns(model, images)
+    yield "plain", model, partial(by_turns(model), images, tokens, owners)
+    yield "its parts", model, one_at_a_time(model, images)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    yield "channels last", model, by_turns(model, last)
+    yield "channels last", model, one_at_a_time(model, last)
     yield "a picture encoded once, its sentences together", model, partial(model, last, tokens, owners)
     rearranged = rearrange(model)
     yield "rearranged", rearranged, partial(rearranged, last, tokens, owners)
@@ -110,12 +124,17 @@ def tables(stages: Iterator[tuple[str, nn.Module, Run]], sentences: int, rounds:
     for part in (*PARTS, "all"):
         print(row(part, [f"{1000 * found[part] / sentences:.1f}" if part in found else "-" for found in parts]), end="")
     for name, found in zip(names, operations, strict=True):
-        whole = sum(seconds for seconds, _ in found.values())
-        listed = sorted(found.items(), key=lambda item: -item[1][0])[:OPERATIONS]
-        print(f"\n### {name}: operations by their own time\n\n" + row("operation", ["ms a sentence", "share", "calls"]), end="")
-        print(row("---", ["---:"] * 3), end="")
-        for operation, (seconds, calls) in listed:
-            print(row(f"`{operation}`", [f"{1000 * seconds / sentences:.1f}", f"{seconds / whole:.0%}", str(calls)]), end="")
+        operation_table(name, found, sentences)
+
+
+def operation_table(name: str, found: dict[str, tuple[float, int]], sentences: int) -> None:
+    """Print the operations that take most of the time."""
+    whole = sum(seconds for seconds, _ in found.values())
+    listed = sorted(found.items(), key=lambda item: -item[1][0])[:OPERATIONS]
+    print(f"\n### {name}: operations by their own time\n\n" + row("operation", ["ms a sentence", "share", "calls"]), end="")
+    print(row("---", ["---:"] * 3), end="")
+    for operation, (seconds, calls) in listed:
+        print(row(f"`{operation}`", [f"{1000 * seconds / sentences:.1f}", f"{seconds / whole:.0%}", str(calls)]), end="")
 
 
 def row(first: str, cells: Sequence[str]) -> str:
@@ -159,6 +178,28 @@ def time_operations(run: Run) -> dict[str, tuple[float, int]]:
     with profile(activities=[ProfilerActivity.CPU]) as found:
         run()
     return {event.key: (event.self_cpu_time_total / 1e6, event.count) for event in found.key_averages()}
+
+
+def profile_runtime(folder: Path, image_size: int, rounds: int) -> dict[str, tuple[float, int]]:
+    """Return the seconds of a run that each operation of an exported network takes itself, and how often it is called."""
+    network = OnnxNetwork(folder)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_profiling = True
+    for box, name in (("image_encoder", IMAGE_ENCODER), ("grounding", GROUNDING)):
+        options.profile_file_prefix = str(folder / box)
+        setattr(network, box, onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"]))
+    image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    given = (image, tokenize([SENTENCES[0]], network.max_words), torch.zeros(1, dtype=torch.long))
+    for _ in range(1 + rounds):
+        network(*given)
+    found: dict[str, list[float]] = defaultdict(list)
+    for session in (network.image_encoder, network.grounding):
+        events = json.loads(Path(session.end_profiling()).read_text())
+        ran = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
+        for event in ran[len(ran) // (1 + rounds) :]:  # the first run warms up
+            found[event["args"]["op_name"]].append(event["dur"] / 1e6)
+    return {name: (sum(seconds) / rounds, len(seconds) // rounds) for name, seconds in found.items()}
 
 
 if __name__ == "__main__":

@@ -144,11 +144,16 @@ def test_plain_takes_the_operations_it_always_took() -> None:
 def test_what_was_measured_before_stays_beside_what_is_measured_anew(tmp_path: Path) -> None:
     options = argparse.Namespace(model="rn50", image_size=416, checkpoint="shapes-tiny")
     lines = [timing.Measurement("latency", "plain", 2.0, "s"), timing.Measurement("agreement", "plain", 0.5, "mIoU")]
-    benchmark.write_lines(tmp_path / "speed.csv", lines, options)
-    benchmark.write_lines(tmp_path / "speed.csv", [timing.Measurement("latency", "plain", 3.0, "s")], options)
+    again = [timing.Measurement("latency", "plain", 3.0, "s", rounds=4)]
+    benchmark.write_lines(tmp_path / "speed.csv", lines, options, timing.Machine(5e9, 2e9))
+    benchmark.write_lines(tmp_path / "speed.csv", again, options, timing.Machine(6e9, 2e9))
     with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
-        found = [(row["part"], row["value"], row["model"], row["image_size"]) for row in csv.DictReader(file)]
-    assert found == [("agreement", "0.5", "shapes-tiny", ""), ("latency", "3", "rn50", "416")]
+        columns = ("part", "value", "rounds", "model", "image_size", "GFLOP/s", "GB/s")
+        found = [tuple(row[column] for column in columns) for row in csv.DictReader(file)]
+    assert found == [
+        ("agreement", "0.5", "", "shapes-tiny", "", "5.0", "2.0"),
+        ("latency", "3", "4", "rn50", "416", "6.0", "2.0"),
+    ]
 
 
 # -- Time and cost
@@ -184,6 +189,12 @@ def test_attention_is_counted() -> None:
     with torch.no_grad():
         cost = timing.count_cost(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert cost.flops == 2 * 2 * (2 * 5 * 5 * 8)
+
+
+def test_a_training_steps_cost_is_that_of_three_products() -> None:
+    layer, x = torch.nn.Linear(7, 3, bias=False), torch.randn(5, 7, requires_grad=True)
+    cost = timing.count_cost(lambda: layer(x).sum().backward(), training=True)
+    assert cost.flops == 3 * (2 * 5 * 7 * 3), "the product, and the gradients of both its factors"
 
 
 def test_the_rearranged_network_multiplies_less() -> None:
@@ -278,8 +289,9 @@ def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.
     parts.append("agreement")
     with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert {line["part"] for line in lines} == {"machine", "memory", "gradients", *parts}
+    assert {line["part"] for line in lines} == {"memory", "gradients", "losses", *parts}
     assert all(float(line["value"]) >= 0 and line["commit"] and line["hardware"] and line["versions"] for line in lines)
+    assert all(float(line["GFLOP/s"]) > 0 and float(line["GB/s"]) > 0 for line in lines)
     for part in ("evaluation", "latency"):
         found = {line["candidate"]: line for line in lines if line["part"] == part}
         assert list(found) == ["plain", "for inference", "ONNX Runtime", "ONNX Runtime, int8"]
@@ -287,6 +299,11 @@ def test_every_part_measures_a_tiny_network(tmp_path: Path, monkeypatch: pytest.
             assert float(found[name]["difference"]) < 1e-4
     apart = {line["candidate"]: float(line["difference"]) for line in lines if line["part"] == "gradients"}
     assert apart["plain, float64"] == 0 < apart["rearrange recompute, float64"] < 1e-6
+    assert 0 < apart["rearrange recompute, 2 sentences an image, float64"] < 1e-6
+    steps = {line["candidate"]: line for line in lines if line["part"] == "training"}
+    assert float(steps["recompute"]["floor"]) > float(steps["default"]["floor"]) > float(steps["rearrange"]["floor"]) > 0
+    losses = {line["candidate"]: float(line["difference"]) for line in lines if line["part"] == "losses"}
+    assert losses["plain"] == 0 < losses["rearrange recompute"] < 1e-3
     # In float32 untrained networks amplify rounding, plain's own as well: ours is of the same size. Compare test_rearranged.
     assert 0 < apart["plain, float32"] < 0.01
     assert 0 < apart["rearrange recompute, float32"] < 3 * apart["plain, float32"]
@@ -310,6 +327,7 @@ def test_profiles_tell_what_every_part_takes_and_leave_the_network_as_it_was(cap
 
     profile_network.main(["--model", "tiny", "--image-size", "64", "--rounds", "1"])
     page = capsys.readouterr().out
-    assert page.count(": operations by their own time") == 5 + len(profile_network.TRAINED)
+    assert page.count(": operations by their own time") == 6 + len(profile_network.TRAINED) + 2
+    assert re.search(r"^### ONNX Runtime: .*\n\n.*\n.*\n\| `(Conv|FusedConv)` \|", page, re.MULTILINE)
     for part in profile_network.PARTS:
         assert len(re.findall(rf"^\| {part} \| \d", page, re.MULTILINE)) >= 1

@@ -99,24 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "parameters" in chosen:
             console.print(parameter_table(count_all()))
             chosen.remove("parameters")
-        lines: list[Measurement] = []
-        for found in measure(options, chosen, console) if chosen else ():
-            lines += found
+        if not chosen:
+            return
+        machine = measure_machine()
+        console.print(
+            f"{hardware()}: {machine.flops / 1e9:.0f} GFLOP/s in products of float32 matrices, "
+            f"{machine.bytes / 1e9:.1f} GB/s in copies; load {os.getloadavg()[0]:.1f}"
+        )
+        for lines in measure(options, chosen, machine, console):
             if options.output:  # after each part: one that fails later loses nothing
-                write_lines(options.output / "speed.csv", lines, options)
+                write_lines(options.output / "speed.csv", lines, options, machine)
 
 
-def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console) -> Iterator[list[Measurement]]:
+def measure(
+    options: argparse.Namespace, chosen: Sequence[str], machine: Machine, console: Console
+) -> Iterator[list[Measurement]]:
     """Measure the chosen parts, print each one's table when it is done, and yield its lines."""
-    machine = measure_machine()
-    console.print(
-        f"{hardware()}: {machine.flops / 1e9:.0f} GFLOP/s in products of float32 matrices, {machine.bytes / 1e9:.1f} GB/s in "
-        f"copies; load {os.getloadavg()[0]:.1f}"
-    )
-    yield [
-        Measurement("machine", "float32 matrix product", machine.flops / 1e9, "GFLOP/s"),
-        Measurement("machine", "copy", machine.bytes / 1e9, "GB/s"),
-    ]
     with tempfile.TemporaryDirectory() as folder:
         networks: dict[str, Network] = {}
         if {"evaluation", "latency"} & set(chosen):
@@ -130,7 +128,8 @@ def measure(options: argparse.Namespace, chosen: Sequence[str], console: Console
                 lines = agreement(options, Path(folder, "trained"))
             elif part == "training":
                 networks.clear()  # their memory is needed
-                lines = training_benchmark.measure(network(options), options, SENTENCES)
+                lines = training_benchmark.measure(network(options), options, SENTENCES, machine)
+                lines += training_benchmark.losses(lambda: network(options), options, SENTENCES)
                 lines += training_benchmark.gradients(network(options, overrides=["decoder.dropout=0"]), options, SENTENCES)
                 lines += training_benchmark.memory(options)
             elif part == "data":
@@ -155,8 +154,10 @@ def start(options: argparse.Namespace) -> list[Measurement]:
         "import crislit": ["-c", "import crislit"],
         "crislit.predict": ["-m", "crislit.predict", str(picture), "red star", "--output", "-"],
     }
+    # Compiled once, as on a user's machine: the first round is not counted.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     work = {
-        name: functools.partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
+        name: functools.partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True, env=environment)
         for name, command in commands.items()
     }
     return compare("start", interleave(work, options.rounds), dict.fromkeys(work, 1), "s")
@@ -297,7 +298,7 @@ def line_table(part: str, lines: Sequence[Measurement]) -> Table:
     return table
 
 
-def write_lines(path: Path, lines: Sequence[Measurement], options: argparse.Namespace) -> None:
+def write_lines(path: Path, lines: Sequence[Measurement], options: argparse.Namespace, machine: Machine) -> None:
     """Write lines as CSV, each with what it takes to judge and to repeat it; lines of other parts stay as they were."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "numpy") if installed(name)]
     about = {
@@ -305,6 +306,8 @@ def write_lines(path: Path, lines: Sequence[Measurement], options: argparse.Name
         "image_size": options.image_size,
         "commit": commit(),
         "hardware": hardware(),
+        "GFLOP/s": f"{machine.flops / 1e9:.1f}",
+        "GB/s": f"{machine.bytes / 1e9:.1f}",
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[1], 1),
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",

@@ -104,13 +104,18 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def count_cost(work: Work) -> Cost:
-    """Count what a computation takes by running it once."""
+def count_cost(work: Work, training: bool = False) -> Cost:
+    """Count what a computation takes by running it once.
+
+    Args:
+        work: The computation.
+        training: It needs gradients.
+    """
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     traffic = _Traffic()  # type: ignore[no-untyped-call]
     counting = FlopCounterMode(display=False, custom_mapping={attention: _attention})
     # In inference mode linear layers and their like would come here whole, not as the kernels that they are.
-    with torch.inference_mode(False), torch.no_grad(), counting as flops, traffic:
+    with torch.inference_mode(False), torch.set_grad_enabled(training), counting as flops, traffic:
         work()
     return Cost(flops.get_total_flops(), traffic.bytes)
 
@@ -133,6 +138,7 @@ class Measurement:
         moved: What memory traffic without caches and fusion would take.
         spread: Largest less smallest value, over the median.
         difference: From the plain one's result, relative.
+        rounds: How many values the median is of.
     """
 
     part: str
@@ -144,6 +150,7 @@ class Measurement:
     moved: float | None = None
     spread: float | None = None
     difference: float | None = None
+    rounds: int | None = None
 
 
 def compare(
@@ -170,5 +177,6 @@ def compare(
         floor, moved = (cost / each[name] for cost in costs[name]) if costs and name in costs else (None, None)
         ratio = found[0].value / value if found else 1.0
         spread = (max(values) - min(values)) / statistics.median(values)
-        found.append(Measurement(part, name, value, unit, ratio, floor, moved, spread, (differences or {}).get(name)))
+        difference = (differences or {}).get(name)
+        found.append(Measurement(part, name, value, unit, ratio, floor, moved, spread, difference, len(values)))
     return found

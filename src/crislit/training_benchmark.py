@@ -4,7 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from crislit.models.cris import CRIS
 from crislit.models.rearranged import rearrange
 from crislit.models.recompute import recompute_activations
 from crislit.plain import plain_logits
-from crislit.timing import Measurement, compare, interleave, peak_memory
+from crislit.timing import Machine, Measurement, compare, count_cost, interleave, peak_memory
 
 BATCH = 4
 """Sentences of a step."""
@@ -50,11 +50,15 @@ KINDS = {
     "4 sentences an image": Kind(sentences=4),
     "rearrange, 4 sentences an image": Kind(rearranged=True, sentences=4),
 }
-PEAKS = ("plain", "default", "recompute", "rearrange recompute")
+PEAKS = ("plain", "default", "rearrange", "recompute", "rearrange recompute")
 """Whose memory is measured, each in a process of its own."""
 
 COMPARED = ("plain", "default", "rearrange recompute")
-"""Whose gradients are compared."""
+"""Whose gradients are compared, of a picture a sentence."""
+EVERYTHING = Kind(rearranged=True, recomputed=True, sentences=2)
+"""Compared too, with plain on a picture that is there twice."""
+LOSSES = 20
+"""Steps whose losses are compared."""
 
 
 class Step:
@@ -81,8 +85,8 @@ class Step:
         self.kind, self.model, self.optimizer = kind, model, optimizer
         self.network = rearrange(model) if kind.rearranged else model
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(batch // kind.sentences, 3, image_size, image_size, generator=generator)
         self.masks = (torch.rand(batch, 1, image_size, image_size, generator=generator) > 0.9).float()
+        self.images = torch.randn(batch // kind.sentences, 3, image_size, image_size, generator=generator)
         self.tokens = tokenize(list(sentences[:batch]), model.max_words)
 
     def prepare(self) -> None:
@@ -94,19 +98,22 @@ class Step:
         recompute_activations(self.network, self.kind.recomputed)
         torch.manual_seed(0)  # of dropout
 
-    def differentiate(self) -> None:
-        """Compute the gradients of a batch."""
+    def differentiate(self) -> float:
+        """Compute the gradients of a batch; return its loss."""
         if self.kind.plain:
             logits: Tensor = plain_logits(self.model, self.images, self.tokens)
         else:
             logits = self.network(self.images, self.tokens)
-        torch.autograd.backward(text_to_pixel_contrastive_loss(logits, self.masks))
+        loss = text_to_pixel_contrastive_loss(logits, self.masks)
+        torch.autograd.backward(loss)
+        return loss.item()
 
-    def take(self) -> None:
-        """Take a step."""
+    def take(self) -> float:
+        """Take a step; return its loss."""
         self.optimizer.zero_grad()
-        self.differentiate()
+        loss = self.differentiate()
         self.optimizer.step()
+        return loss
 
 
 def build_optimizer(model: CRIS, plain: bool) -> torch.optim.Optimizer:
@@ -114,14 +121,40 @@ def build_optimizer(model: CRIS, plain: bool) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-6, fused=not plain)
 
 
-def measure(model: CRIS, options: argparse.Namespace, sentences: Sequence[str]) -> list[Measurement]:
+def measure(model: CRIS, options: argparse.Namespace, sentences: Sequence[str], machine: Machine) -> list[Measurement]:
     """Time steps of all kinds in turn."""
     model.train()
     optimizers = {plain: build_optimizer(model, plain) for plain in (True, False)}  # one for all takes less memory
     steps = {name: Step(kind, model, optimizers[kind.plain], options.image_size, sentences) for name, kind in KINDS.items()}
     takes = {name: step.take for name, step in steps.items()}
     seconds = interleave(takes, max(1, options.rounds // 2), prepare=lambda name: steps[name].prepare())
-    return compare("training", seconds, dict.fromkeys(steps, BATCH), "s a sentence")
+    costs = {}
+    for name, step in steps.items():
+        step.prepare()
+        cost = count_cost(step.take, training=True)
+        costs[name] = (cost.floor(machine), cost.moved(machine))
+    return compare("training", seconds, dict.fromkeys(steps, BATCH), "s a sentence", costs)
+
+
+def losses(build: Callable[[], CRIS], options: argparse.Namespace, sentences: Sequence[str]) -> list[Measurement]:
+    """Compare the losses of some steps at a low rate, at which Adam does not amplify rounding, to plain's.
+
+    Args:
+        build: Returns a network, the same each time.
+        options: The program's.
+        sentences: What it is asked.
+    """
+    expected: list[float] = []
+    found: list[Measurement] = []
+    for name in ("plain", "rearrange recompute"):
+        model, kind = build().train(), KINDS[name]
+        step = Step(kind, model, build_optimizer(model, kind.plain), options.image_size, sentences)
+        step.prepare()
+        values = [step.take() for _ in range(LOSSES)]
+        expected = expected or values
+        apart = max(abs(one / other - 1) for one, other in zip(values, expected, strict=True))
+        found.append(Measurement("losses", name, values[-1], f"after {LOSSES} steps", difference=apart))
+    return found
 
 
 def gradients(model: CRIS, options: argparse.Namespace, sentences: Sequence[str]) -> list[Measurement]:
@@ -134,21 +167,32 @@ def gradients(model: CRIS, options: argparse.Namespace, sentences: Sequence[str]
     """
     model.train()
     found: list[Measurement] = []
+
+    def compute(kind: Kind, dtype: torch.dtype, twice: bool = False) -> list[Tensor | None]:
+        step = Step(kind, model, build_optimizer(model, kind.plain), options.image_size, sentences, batch=2)  # has room
+        step.images, step.masks = step.images.to(dtype), step.masks.to(dtype)
+        if twice:
+            step.images = step.images[:1].expand_as(step.images).contiguous()
+        step.prepare()
+        step.differentiate()
+        computed = [p.grad for p in model.parameters()]
+        model.zero_grad()  # the numbers stay in the list
+        return computed
+
+    def compare_to(exact: Sequence[Tensor | None], computed: Sequence[Tensor | None], label: str) -> None:
+        difference = relative_difference(computed, exact)
+        found.append(Measurement("gradients", label, difference, "of plain's in float64", difference=difference))
+
     exact: list[Tensor | None] = []
     for dtype in (torch.float64, torch.float32):
         model.to(dtype)  # each weight was float32 at first, so that nothing is lost
         for name in COMPARED:
-            kind = KINDS[name]
-            step = Step(kind, model, build_optimizer(model, kind.plain), options.image_size, sentences, batch=2)  # has room
-            step.images, step.masks = step.images.to(dtype), step.masks.to(dtype)
-            step.prepare()
-            step.differentiate()
-            computed = [p.grad for p in model.parameters()]
-            model.zero_grad()  # the numbers stay in the list
+            computed = compute(KINDS[name], dtype)
             exact = exact or computed
-            difference = relative_difference(computed, exact)
-            label = f"{name}, {str(dtype).removeprefix('torch.')}"
-            found.append(Measurement("gradients", label, difference, "of plain's in float64", difference=difference))
+            compare_to(exact, computed, f"{name}, {str(dtype).removeprefix('torch.')}")
+    model.double()
+    exact = compute(KINDS["plain"], torch.float64, twice=True)
+    compare_to(exact, compute(EVERYTHING, torch.float64), "rearrange recompute, 2 sentences an image, float64")
     return found
 
 
