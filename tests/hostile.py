@@ -489,12 +489,46 @@ def inflating_text() -> bytes:
     return content[:33] + chunk + content[33:]
 
 
+def many_scans() -> bytes:
+    """Return a JPEG whose last scan, of 60 bytes, is there two thousand times."""
+    content = saved(photo().resize((3000, 2000)).convert("L"), progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2] * 2000 + content[-2:]
+
+
+def wordy_gif(text: bytes) -> bytes:
+    """Return a GIF with a text before its picture."""
+    content = saved(photo(), "GIF")
+    place = 13 + 3 * 256
+    return content[:place] + text + content[place:]
+
+
+def comment(size: int) -> bytes:
+    """Return a GIF's comment."""
+    return b"!\xfe" + (b"\xff" + b"a" * 255) * (size // 255) + b"\0"
+
+
 def of_data(folder: Path, name: str, content: bytes, size: tuple[int, int]) -> list[int]:
     """Read a data set's picture."""
     from crislit.data.dataset import decode_image
 
     (folder / name).write_bytes(content)
     return [*decode_image(folder / name, size).shape]
+
+
+def clear(side: int, opacity: int = 254) -> bytes:
+    """Return a PNG of transparent pixels, a few hundred kB."""
+    import PIL.Image
+
+    return saved(PIL.Image.new("RGBA", (side, side), (9, 9, 9, opacity)), "PNG", compress_level=1)
+
+
+def size_of(folder: Path, content: bytes) -> list[int]:
+    """Return the size of a picture of one's own data."""
+    from crislit.data.custom import picture_size
+
+    (folder / "seven.png").write_bytes(content)
+    return [*picture_size(folder / "seven.png")]
 
 
 def of_user(folder: Path, name: str, content: bytes) -> list[int]:
@@ -550,6 +584,22 @@ def pictures() -> Cases:
     large = functools.partial(saved, photo().resize((4000, 4000)).convert("1"), "PNG")
     yield Case("picture of data, larger than annotated", lambda f: of_data(f, "seven.jpg", large(), (200, 300)), error="4000")
     yield from both("a PNG whose comment inflates", inflating_text, error=UNREADABLE)
+    yield from both("a JPEG of two thousand scans", many_scans, (2000, 3000), error=UNREADABLE)
+    yield from both("a JPEG of many scans", lambda: saved(photo(), progressive=True))
+    yield from both("a GIF with two comments", lambda: wordy_gif(comment(1000) * 2))
+    yield from both("a GIF of a million comments", lambda: wordy_gif(b"!\xfe\1a\0" * 10**6), error=UNREADABLE)
+    yield from both("a GIF whose comment has 50 MB", lambda: wordy_gif(comment(5 * 10**7)), error=UNREADABLE)
+    yield from both("a GIF whose comments come late", lambda: wordy_gif(b"\0" + comment(5 * 10**7)), error=UNREADABLE)
+    for name, most in {"36 million": 6000, "177 million": 13300}.items():
+        yield Case(
+            f"picture of a user, {name} transparent pixels",
+            lambda folder, side=most: of_user(folder, "seven.png", clear(side)),
+            None if most == 6000 else r"seven\.png is too large: 13300 x 13300 pixels, at most 89,478,485 are read",
+            [most, most, 3],
+        )
+    yield Case(
+        "picture of own data, 36 million opaque pixels", lambda folder: size_of(folder, clear(6000, 255)), value=[6000, 6000]
+    )
     other = {
         "nothing": b"",
         "a web page": b"<!DOCTYPE html><html>404</html>",

@@ -34,7 +34,6 @@ from crislit.data.letterbox import normalise, restore, upsample_probabilities
 from crislit.data.tokenizer import tokenize
 from crislit.errors import InputError, check_whole, one_line_errors
 from crislit.export import export
-from crislit.memory import keep_memory
 from crislit.metrics import SegmentationMetric, intersection_and_union
 from crislit.models.cris import CRIS, count_parameters
 from crislit.models.rearranged import for_inference
@@ -214,13 +213,8 @@ def inference(part: str, networks: dict[str, Network], options: argparse.Namespa
     differences = {name: relative(work[name]()[: len(expected)], expected) for name in networks}
     counted = {name: count_cost(work[name]) for name in networks if not name.startswith("ONNX")}
     costs = {name: (cost.floor(machine), cost.moved(machine)) for name, cost in counted.items()}
-    seconds = interleave(work, options.rounds, prepare=keep_unless_plain)
+    seconds = interleave(work, options.rounds)
     return compare(part, seconds, {name: len(given[name][1]) for name in networks}, "s a sentence", costs, differences)
-
-
-def keep_unless_plain(name: str) -> None:
-    """Keep freed memory, as the programs do, but for the plain network."""
-    keep_memory(name != "plain")
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -241,7 +235,7 @@ def rows(options: argparse.Namespace, machine: Machine) -> list[Measurement]:
             "for inference": functools.partial(quickened(model), channels_last, tokens),
         }
         costs = {name: count_cost(run) for name, run in work.items()}
-        seconds = interleave(work, max(1, options.rounds // 2), prepare=keep_unless_plain)
+        seconds = interleave(work, max(1, options.rounds // 2))
         for name, line in zip(work, compare(row, seconds, dict.fromkeys(work, 1), "s"), strict=True):
             lines.append(Measurement("rows", f"{row}, {name}", costs[name].flops / 1e9, "GFLOP"))
             fps, bound = 1 / line.value, 1 / costs[name].floor(machine)

@@ -12,7 +12,6 @@ from crislit.callbacks import commit
 from crislit.checkpoint import read_checkpoint
 from crislit.config import program
 from crislit.errors import InputError
-from crislit.memory import keep_memory
 from crislit.task import CRISTask
 from crislit.train import Settings, blind_splits, build_trainer, evaluate_splits, finish, prepare
 
@@ -23,7 +22,6 @@ def main(config: DictConfig) -> None:
     settings: Settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = time.perf_counter()
-    keep_memory()
     commit()
     if not settings["checkpoint"]:
         raise InputError("which checkpoint? evaluate needs checkpoint=PATH, such as checkpoint=RUN/checkpoints/best.ckpt")

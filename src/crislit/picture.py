@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from crislit.data.letterbox import Image
+from crislit.data.refer import LARGEST_PICTURE
 from crislit.errors import InputError
 
 Picture = str | os.PathLike[str] | IO[bytes] | bytes | PIL.Image.Image | npt.NDArray[Any]
@@ -25,12 +27,20 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JP
 """What is read. PIL knows more: some of it starts other programs, and no camera or editor writes the rest."""
 
 
-def open_picture(source: Picture, most_pixels: int | None = None) -> Image:
+MOST_SCANS = 100
+"""Of a JPEG, each of which may take as long as the whole picture: libtiff's limit, and ten times what programs write."""
+MOST_GIF_TEXT = 2**19
+"""Bytes before a GIF's first picture: the time that PIL takes for them grows with their square."""
+STRIP = 1024
+"""Rows that are worked on at once."""
+
+
+def open_picture(source: Picture, most_pixels: int = LARGEST_PICTURE) -> Image:
     """Read a picture as (h, w, 3) uint8 RGB, upright as EXIF says, transparency laid over white.
 
     Args:
         source: The picture.
-        most_pixels: How many a file may have; None: as many as PIL admits, 179 million.
+        most_pixels: How many a file may have.
 
     Raises:
         InputError: If it is no picture, damaged, too small, or of too many pixels.
@@ -68,20 +78,55 @@ def open_picture(source: Picture, most_pixels: int | None = None) -> Image:
     return rgb
 
 
-def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int | None = None) -> PIL.Image.Image:
+def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int = LARGEST_PICTURE) -> PIL.Image.Image:
     """Open a picture file of one of the :data:`FORMATS`, its pixels yet to be read.
 
     Raises:
         Exception: Whatever PIL's readers do; see :func:`open_picture`.
     """
-    if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
-        raise OSError("not a file")  # a pipe would be waited for
+    if isinstance(source, (str, os.PathLike)):
+        if Path(source).exists() and not Path(source).is_file():
+            raise OSError("not a file")  # a pipe would be waited for
+        with Path(source).open("rb") as file:
+            refuse_slow(file)
+    else:
+        source = source if source.seekable() else io.BytesIO(source.read())
+        source.seek(0)
+        refuse_slow(source)
     PIL.Image.init()
     picture = PIL.Image.open(source, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
-    if most_pixels is not None and picture.width * picture.height > most_pixels:
+    if picture.width * picture.height > most_pixels:
         picture.close()
         raise PIL.Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels, at most {most_pixels:,} are read")
     return picture
+
+
+def refuse_slow(file: IO[bytes]) -> None:
+    """Refuse a file of few bytes that would take minutes: a JPEG of many scans, or a GIF of much text before its picture.
+
+    Raises:
+        ValueError: If it is one; otherwise the file is at its beginning again.
+    """
+    head = file.read(13)
+    file.seek(0)
+    if head.startswith(b"\xff\xd8"):
+        scans, before = 0, b""
+        while block := file.read(2**20):
+            scans += (before + block).count(b"\xff\xda\0")  # pixels have no such bytes
+            before = block[-2:]
+        if scans > MOST_SCANS:
+            raise ValueError(f"it has {scans} scans, at most {MOST_SCANS} are read")
+    elif head.startswith(b"GIF"):
+        flags = head[10] if len(head) > 10 else 0
+        file.seek(13 + (6 << (flags & 7) if flags & 128 else 0))  # behind its palette
+        while (kind := file.read(1)) not in (b"", b",", b";"):
+            if kind == b"!":
+                file.read(1)
+                while (size := file.read(1)) not in (b"", b"\0"):
+                    file.seek(size[0], os.SEEK_CUR)
+            if file.tell() > MOST_GIF_TEXT:
+                raise ValueError(f"it has more than {MOST_GIF_TEXT} bytes before its picture")
+    file.seek(0)
 
 
 def suffixes() -> set[str]:
@@ -114,7 +159,7 @@ def eight_bits(deep: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
             f"values of 16 bits reach {deep.max()} of 65535 and are read as almost black: stretch them if it is not",
             stacklevel=5,
         )
-    return (deep / 257).round().astype(np.uint8)
+    return ((deep.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
 def to_rgb(picture: PIL.Image.Image) -> Image:
@@ -126,7 +171,7 @@ def to_rgb(picture: PIL.Image.Image) -> Image:
     else:
         picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # grey of 16 bits, which PIL keeps in modes of 16 or 32
-        deep = np.asarray(picture, dtype=np.int64)
+        deep = np.asarray(picture, dtype=np.int32)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"grey values from {deep.min()} to {deep.max()}, expected 16 bits")
         if isinstance(clear := picture.info.get("transparency"), int):
@@ -136,8 +181,16 @@ def to_rgb(picture: PIL.Image.Image) -> Image:
         picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
     if picture.mode == "F":
         raise ValueError("floating point pixels have no agreed range")
-    if picture.has_transparency_data:
-        layered = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", layered.size, "white")
-        picture = PIL.Image.alpha_composite(white, layered)
-    return np.array(picture.convert("RGB"))
+    rgb = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
+    for top, strip in strips(picture):  # copies of all of it would take several times its memory
+        if picture.has_transparency_data:
+            layered = strip.convert("RGBA")
+            strip = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layered.size, "white"), layered)
+        rgb[top : top + STRIP] = strip.convert("RGB")
+    return rgb
+
+
+def strips(picture: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
+    """Cut a picture into strips, from above: yield each one's first row and its pixels."""
+    for top in range(0, picture.height, STRIP):
+        yield top, picture.crop((0, top, picture.width, min(top + STRIP, picture.height)))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from crislit.data.refer import by_id, load_json, outlines
 from crislit.data.tokenizer import has_words
 from crislit.errors import InputError
-from crislit.picture import open_file
+from crislit.picture import open_file, strips
 
 KEYS = {"image", "sentence", "sentences", "split", "mask", "polygons", "rle"}
 COLUMNS = ("ann_id", "sentence", "split")
@@ -304,7 +304,9 @@ def coloured(picture: PIL.Image.Image) -> bool:
 
 def see_through(picture: PIL.Image.Image) -> bool:
     """Whether a picture is transparent in places."""
-    return picture.has_transparency_data and not np.all(np.asarray(picture.convert("RGBA").getchannel("A")) == 255)
+    if not picture.has_transparency_data:
+        return False
+    return any(strip.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, strip in strips(picture))
 
 
 def _existing(path: Path) -> Path:

@@ -44,8 +44,8 @@ LARGEST_INDEX = 2**27
 """Characters of an index, a number for four and a sentence for a hundred more; a set of RefCOCO's size has 38 million. A few
 bytes of a pickle can refer to a long text many times."""
 
-LARGEST_PICTURE = 2**28
-"""Pixels of a picture, which the rasteriser takes four bytes each for; Pillow decodes no larger ones."""
+LARGEST_PICTURE = 89_478_485
+"""Pixels of a picture, which the rasteriser takes four bytes each for; Pillow warns of larger ones."""
 
 MOST_POLYGONS = 1000
 """Of one object: the time to unite them grows with their square."""
@@ -77,6 +77,8 @@ def load_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"cannot read {path}: {told(error)}. Fetch it again, it may have been cut off") from error
 
@@ -538,13 +540,13 @@ def _strings(characters: Bytes, ends: Ints) -> list[str]:
 
 
 def _read_cache(path: Path) -> _Arrays | None:
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = _Arrays(**{field.name: file.get_tensor(field.name) for field in fields(_Arrays)})
         _check(arrays)
         return arrays
-    except FileNotFoundError:
-        return None
     except (OSError, SafetensorError, TypeError, ValueError, IndexError) as error:
         log.warning("ignoring the damaged cache %s (%s)", path, error)
         return None
