@@ -1,4 +1,4 @@
-"""Fuzz what reads strangers' annotations: refs pickles, instances.json, polygons and run lengths, guided by coverage.
+"""Fuzz what reads strangers' files: refs and checkpoints' pickles, instances.json, polygons, run lengths; guided by coverage.
 
     python -m venv FUZZ && FUZZ/bin/pip install atheris
     PYTHONPATH=src:SITE_PACKAGES FUZZ/bin/python scripts/fuzz_reader.py --seconds 3600
@@ -12,6 +12,7 @@ remains of the fuzzing is --output, a JSON file, and the inputs that crashed, wh
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
@@ -105,7 +106,8 @@ def fuzz(inputs: Path, seconds: int, seed: int) -> None:
     unpickler: type = pickle._Unpickler
     for code, function in list(unpickler.dispatch.items()):  # type: ignore[attr-defined]
         unpickler.dispatch[code] = atheris.instrument_func(function)  # type: ignore[attr-defined]
-    with atheris.instrument_imports(include=["crislit.data.refer"]):
+    with atheris.instrument_imports(include=["crislit.pickles", "crislit.data.refer"]):
+        from crislit import pickles  # noqa: F401
         from crislit.data import refer  # noqa: F401
     from tests.hostile import reader_seeds
 
@@ -130,12 +132,16 @@ def read(content: bytes) -> None:
 
     from crislit.data.refer import build_index, load_json
     from crislit.errors import InputError
-    from crislit.pickles import load_pickle
+    from crislit.pickles import load_pickle, rehearse_torch
 
     kind, content = content[:1], content[1:]
     refs, instances = one_ref()
     path = PLACE[0]
     path.write_bytes(content)
+    if kind == b"c":
+        with contextlib.suppress(Exception):  # whose reader turns any into an InputError; here it is time and memory
+            rehearse_torch(path, zipped=False)
+        return
     try:
         if kind == b"p":
             refs = load_pickle(path)

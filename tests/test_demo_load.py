@@ -424,6 +424,7 @@ def test_only_what_the_page_needs_is_let_through() -> None:
         assert refuse(scope(path, "POST", content_length=str(most))) is None
         too_large = refuse(scope(path, "POST", content_length=str(most + 1)))
         assert too_large == (413, f"That is too large: at most {most // 2**20} MB are taken.")
+        assert refuse(scope(path, "POST", content_length="9" * 5000)) == too_large
         for other in (
             scope(path, "POST", content_length="-1"),
             scope(path, "POST", content_length="9", transfer_encoding="chunked"),

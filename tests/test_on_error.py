@@ -51,6 +51,30 @@ def erase(root: Path) -> str:
     return f"ref {ref['ref_id']}"
 
 
+HARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
+    "no annotation": lambda ref, annotation: ref.update(ann_id=10**9),
+    "no picture": lambda ref, annotation: ref.update(image_id=10**9),
+    "NaN in its outline": lambda ref, annotation: annotation.update(segmentation=[[float("nan")] * 6]),
+    "run lengths that lie": lambda ref, annotation: annotation.update(segmentation={"size": [2, 2], "counts": [1, 3]}),
+    "no sentence": lambda ref, annotation: ref.update(sentences=[]),
+    "a number for a sentence": lambda ref, annotation: ref["sentences"][0].update(sent=7),
+}
+
+
+def harm(root: Path, split: str) -> dict[str, str]:
+    """Spoil the first refs of a split, or their annotations, in all ways; return what names each, and how."""
+    path = root / "shapes/instances.json"
+    instances, refs = json.loads(path.read_text()), pickle.loads((root / "shapes" / REFS).read_bytes())
+    annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
+    spoilt = {}
+    for ref, (name, change) in zip([ref for ref in refs if ref["split"] == split], HARMS.items(), strict=False):
+        change(ref, annotations[ref["ann_id"]])
+        spoilt[f"ref {ref['ref_id']}"] = name
+    path.write_text(json.dumps(instances))
+    (root / "shapes" / REFS).write_bytes(pickle.dumps(refs))
+    return spoilt
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shapes.write(tmp_path_factory.mktemp("data"), "shapes", scenes={"train": 8, "val": 2, "testA": 2, "testB": 2})
@@ -159,6 +183,29 @@ def test_if_no_sample_can_be_used_training_ends(root: Path) -> None:
         path.write_bytes(b"x")
     with pytest.raises(InputError, match=r"none of \d+ training samples can be used; ref \d+: image .* is damaged"):
         epoch(module(root))
+
+
+def test_training_refs_that_make_no_sense_are_skipped_and_listed_at_every_start(root: Path) -> None:
+    before = len(module(root).index)
+    bad = harm(root, "train")
+    assert len(bad) == len(HARMS)
+    with pytest.raises(InputError, match=rf"refs\(crislit\)\.p: {next(iter(bad))} or its image"):
+        _ = module(root, on_error="raise").index
+    for _ in range(2):  # what was left out is not forgotten by a cache
+        data = module(root)
+        assert len(data.index) == before - len(bad)
+        assert [skip.sample for skip in data.never_usable()] == list(bad)
+        assert all(skip.reason for skip in data.never_usable())
+        epoch(data)
+    for options in ({"evaluation_splits": ["train"]}, {"select_split": "train"}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            _ = module(root, **options).index
+
+
+def test_refs_for_evaluation_that_make_no_sense_are_an_error(root: Path) -> None:
+    bad = harm(root, "val")
+    with pytest.raises(InputError, match=next(iter(bad))):
+        _ = module(root).index
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])

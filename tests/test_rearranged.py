@@ -169,9 +169,9 @@ def test_what_is_evaluated_is_the_network_for_inference_and_no_checkpoint_ever_h
     truths = [np.ones((50, 70), np.uint8)] * 3
     batch = EvaluationBatch(bytes_of(pictures(1)), sentences(1, 3, 4), torch.tensor([0, 0, 0]), truths, [0, 1, 2])
     names = list(task.state_dict())
-    expected = task.predict_probabilities(batch)
+    expected = list(task.predict_probabilities(batch))
     getattr(task, f"on_{moment}_start")()
-    found = task.predict_probabilities(batch)
+    found = list(task.predict_probabilities(batch))
     assert list(task.state_dict()) == names
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

@@ -31,6 +31,8 @@ LARGEST_INPUT = 2048
 """Pixels of the square input's side; what asks for more would exhaust the memory."""
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+GROUPS = {"model", "decoder", "loss", "projector", "recipe", "dataset", "trainer", "callbacks"}
+"""Of a run's configuration."""
 RESULTS = ("splits", "blind", "ceiling", "threshold", "protocol", "steps", "seed", "commit", "hardware")
 """What a network takes along of its run's ``results.json``."""
 
@@ -69,9 +71,7 @@ class Checkpoint:
                 f"{self.source} does not describe a network of crislit: {blocks} layers, {len(self.weights)} tensors"
             )
         check_held(self.weights, self.source)
-        check_whole(f"{self.source}: image_size", self.image_size, 32, multiple_of=32)
-        if self.image_size > LARGEST_INPUT:
-            raise InputError(f"{self.source}: image_size must be at most {LARGEST_INPUT}, got {self.image_size}")
+        check_whole(f"{self.source}: image_size", self.image_size, 32, multiple_of=32, most=LARGEST_INPUT)
         if not 0 <= self.threshold < 1:
             raise InputError(f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}")
         with torch.device("meta"):
@@ -119,6 +119,19 @@ def mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"expected a dictionary, found {type(value).__name__}")
     return value
+
+
+def run_config(value: Any) -> dict[str, Any]:
+    """Return what should be a run's configuration, as far as its groups are groups.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    config = mapping(value)
+    for group in GROUPS & config.keys():
+        if not isinstance(config[group], dict):
+            raise TypeError(f"its configuration has {type(config[group]).__name__} for {group}")
+    return config
 
 
 def damage(path: Path) -> str | None:
@@ -191,7 +204,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             threshold=float(kept["config"]["threshold"]),
             initial_weights=str(kept["initial_weights"]),
             steps=int(content["global_step"]),
-            config=mapping(kept["config"]),
+            config=run_config(kept["config"]),
             results=results_beside(path),
             source=str(path),
         )
@@ -202,10 +215,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def results_beside(path: Path) -> dict[str, Any]:
     """Return what a run measured with one of its checkpoints, without configuration; empty if that is not known."""
     try:
-        results = json.loads((path.parents[1] / "results.json").read_bytes())
+        file = path.parents[1] / "results.json"
+        results = json.loads(file.read_bytes()) if file.is_file() else {}  # a pipe would be waited for
         measured = Path(results["checkpoint"]).name == path.name
         return {name: results[name] for name in RESULTS} if measured else {}
-    except (OSError, IndexError, ValueError, KeyError, TypeError):
+    except (OSError, IndexError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -294,7 +308,7 @@ def _read_folder(path: Path) -> Checkpoint:
             threshold=float(about["threshold"]),
             initial_weights=str(about["initial_weights"]),
             steps=int(about["steps"]),
-            config=mapping(about["training"]),
+            config=run_config(about["training"]),
             results=mapping(about.get("results", {})),  # files of version 0.1 have none
             source=str(path),
         )

@@ -40,11 +40,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def check_whole(name: str, value: Any, least: int, multiple_of: int = 1) -> None:
-    """Raise an :class:`InputError` unless a setting is a whole number, large enough and a multiple."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or value % multiple_of:
+def check_whole(name: str, value: Any, least: int, multiple_of: int = 1, most: int = 2**63 - 1) -> None:
+    """Raise an :class:`InputError` unless a setting is a whole number, neither too small nor too large, and a multiple."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most or value % multiple_of:
         kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
-        raise InputError(f"{name} must be {kind}, at least {least}, got {value!r}")
+        bound = f" and at most {most}" if isinstance(value, int) and value > most else ""
+        raise InputError(f"{name} must be {kind}, at least {least}{bound}, got {value!r:.200}")
 
 
 def for_want_of_room(error: BaseException | None) -> bool:

@@ -12,6 +12,7 @@ from crislit.callbacks import commit
 from crislit.checkpoint import read_checkpoint
 from crislit.config import program
 from crislit.errors import InputError
+from crislit.models.cris import check_words
 from crislit.task import CRISTask
 from crislit.train import Settings, blind_splits, build_trainer, evaluate_splits, finish, prepare
 
@@ -39,9 +40,7 @@ def main(config: DictConfig) -> None:
         settings["dataset"]["evaluation_splits"] = [settings["split"]]
     data = prepare(settings)
     model = checkpoint.build()
-    context = len(model.text_encoder.positional_embedding)
-    if data.max_words > context:
-        raise InputError(f"dataset.max_words={data.max_words} does not fit the text encoder's context of {context}")
+    check_words(model, data.max_words)
     blind = blind_splits(settings, data)
     task = CRISTask(
         model,

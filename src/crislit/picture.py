@@ -186,7 +186,7 @@ def to_rgb(picture: PIL.Image.Image) -> Image:
         if picture.has_transparency_data:
             layered = strip.convert("RGBA")
             strip = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layered.size, "white"), layered)
-        rgb[top : top + STRIP] = strip.convert("RGB")
+        rgb[top : top + STRIP] = np.asarray(strip.convert("RGB"))
     return rgb
 
 

@@ -20,7 +20,7 @@ from crislit.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_fold
 from crislit.data.letterbox import Image, letterbox_image, normalise, restore, stack_images, upsample_probabilities
 from crislit.data.tokenizer import cut_words, has_words, tokenize
 from crislit.errors import InputError, check_whole
-from crislit.models.cris import CRIS
+from crislit.models.cris import CRIS, check_words
 from crislit.models.rearranged import for_inference
 from crislit.onnx_network import CONFIG as EXPORTED
 from crislit.onnx_network import OnnxNetwork
@@ -253,6 +253,8 @@ class Segmenter:
             raise InputError(f"expected a sentence or a list of them, got {sentences!r}")
         said = [sentences] if isinstance(sentences, str) else list(sentences)
         check_sentences(said)
+        if isinstance(self.model, CRIS):
+            check_words(self.model, self.model.max_words)
         for sentence in said:
             if told := cut_warning(sentence, self.model.max_words):
                 warnings.warn(told, stacklevel=3)
@@ -267,9 +269,10 @@ def check_sentences(sentences: Iterable[Any]) -> None:
     """
     for sentence in sentences:
         if not isinstance(sentence, str):
-            raise InputError(f"a sentence must be a string, got {sentence!r}")
+            raise InputError(f"a sentence must be a string, got {shortened(repr(sentence))}")
         if not has_words(sentence):
-            raise InputError(f"a sentence is empty: say what is to be marked, for example 'the man in red', not {sentence!r}")
+            said = shortened(repr(sentence))
+            raise InputError(f"a sentence is empty: say what is to be marked, for example 'the man in red', not {said}")
 
 
 def cut_warning(sentence: str, max_words: int) -> str:

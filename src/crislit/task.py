@@ -1,7 +1,7 @@
 """Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule. No plotting, no files."""
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -130,12 +130,15 @@ class CRISTask(L.LightningModule):
     # -- Evaluation
 
     @torch.no_grad()
-    def predict_probabilities(self, batch: EvaluationBatch) -> list[npt.NDArray[np.float32]]:
-        """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little."""
+    def predict_probabilities(self, batch: EvaluationBatch) -> Iterator[npt.NDArray[np.float32]]:
+        """Return one map a sample, (h, w) at its picture's own size; bicubic steps may leave [0, 1] a little.
+
+        One map after another is made, for those of a large picture are large.
+        """
         with torch.autocast(batch.images.device.type, enabled=False):  # mixed precision is for training only, as released
             logits = self.evaluated(self._normalised(batch.images), batch.tokens, batch.owners)
         squares = upsample_probabilities(logits, batch.images.shape[-1]).cpu().numpy()
-        return [restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True)]
+        return (restore(square, *truth.shape) for square, truth in zip(squares, batch.truths, strict=True))
 
     def predict_masks(self, batch: EvaluationBatch) -> Masks:
         """Return one mask a sample, (h, w) bool at its picture's own size."""

@@ -303,7 +303,7 @@ def prepare(settings: Settings) -> ReferDataModule:
     Raises:
         InputError: If the data or a setting cannot be used.
     """
-    check_whole("seed", settings["seed"], 0)
+    check_whole("seed", settings["seed"], 0, most=2**32 - 1)  # NumPy's
     check_whole("callbacks.pictures", settings["callbacks"]["pictures"], 0)
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build_data(settings)
@@ -313,7 +313,7 @@ def prepare(settings: Settings) -> ReferDataModule:
 
 def blind_splits(settings: Settings, data: ReferDataModule) -> list[str]:
     """Return the splits whose blind control is evaluated: the selecting one, where the data set asks for it."""
-    return [data.select_split] if settings["dataset"]["blind_control"] and data.select_split in data.splits else []
+    return [data.select_split] if settings["dataset"].get("blind_control") and data.select_split in data.splits else []
 
 
 def finished(settings: Settings, folder: Path) -> float:

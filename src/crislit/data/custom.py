@@ -306,7 +306,7 @@ def see_through(picture: PIL.Image.Image) -> bool:
     """Whether a picture is transparent in places."""
     if not picture.has_transparency_data:
         return False
-    return any(strip.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, strip in strips(picture))
+    return any(np.asarray(strip.convert("RGBA").getchannel("A")).min() < 255 for _, strip in strips(picture))
 
 
 def _existing(path: Path) -> Path:

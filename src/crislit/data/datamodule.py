@@ -59,8 +59,8 @@ class ReferDataModule(L.LightningDataModule):
         workers: Processes that load data; None takes one a core, at most 4.
         seed: Order of training and choice of sentences.
         on_error: What becomes of training samples that cannot be used: ``raise`` ends with an error where a picture is missing
-            or damaged, or a line of one's own data is wrong; ``skip`` trains on others in their place, and in that of samples
-            whose mask has no pixel. Evaluation never skips, and annotations of REFER's files that make no sense are an error.
+            or damaged, or a ref or a line of one's own data is wrong; ``skip`` trains on others in their place, and in that of
+            samples whose mask has no pixel. Evaluation never skips.
 
     Raises:
         InputError: If a size or number makes no sense.
@@ -93,6 +93,17 @@ class ReferDataModule(L.LightningDataModule):
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise InputError(f"dataset.on_error must be raise or skip, got {on_error!r}")
+        texts = {
+            "folder": folder,
+            "refs": refs,
+            "file": file,
+            "sentences": sentences,
+            "images": images,
+            "select_split": select_split,
+        }
+        for name, text in texts.items():
+            if text is not None and not isinstance(text, str):
+                raise InputError(f"dataset.{name} must be a text, got {text!r:.200}")
         check_whole("image_size", image_size, 32, multiple_of=32)
         check_whole("dataset.sentences_per_image", sentences_per_image, 1)
         check_whole("batch_size", batch_size, 1)
@@ -116,8 +127,12 @@ class ReferDataModule(L.LightningDataModule):
         self.image_size, self.max_words = image_size, max_words
         self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
         self.eval_batch_size = eval_batch_size
-        if isinstance(evaluation_splits, str):
-            raise InputError(f"dataset.evaluation_splits must be a list, [{evaluation_splits}]")
+        if evaluation_splits is not None and (
+            isinstance(evaluation_splits, str) or not all(isinstance(split, str) for split in evaluation_splits)
+        ):
+            raise InputError(
+                f"dataset.evaluation_splits must be a list of names, such as [val], got {evaluation_splits!r:.200}"
+            )
         self.evaluation_splits = list(evaluation_splits) if evaluation_splits is not None else None
         self.select_split = select_split
         self.blind_splits: list[str] = []
@@ -140,15 +155,16 @@ class ReferDataModule(L.LightningDataModule):
     def index(self) -> ReferIndex:
         """The data set."""
         if self._index is None:
+            skip = self.on_error == "skip" and "train" not in [*(self.evaluation_splits or []), self.select_split]
             if self.file is not None:
-                evaluated = [*(self.evaluation_splits or []), self.select_split]
-                skip = self.on_error == "skip" and "train" not in evaluated
                 self._index, self.unusable = open_own(self.file, self.sentences_file, self.images, skip)
                 return self._index
             assert self.folder is not None
             assert self.refs_file is not None
             root = shapes.write(self.root, self.folder) if self.embedded else self.root
-            self._index = ReferIndex.open(root, self.folder, self.refs_file)
+            skipped: list[tuple[str, str]] | None = [] if skip else None
+            self._index = ReferIndex.open(root, self.folder, self.refs_file, skipped)
+            self.unusable = list(itertools.starmap(Skip, skipped or []))
         return self._index
 
     @property

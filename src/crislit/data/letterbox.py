@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crislit.errors import InputError
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BORDER = tuple(255 * channel for channel in CLIP_MEAN)
@@ -81,6 +83,12 @@ def upsample_probabilities(logits: Tensor, size: int) -> Tensor:
 
 
 def restore(square: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """Warp a map on the square back to a picture's own pixels, cubic, zero outside: (S, S) -> (height, width)."""
+    """Warp a map on the square back to a picture's own pixels, cubic, zero outside: (S, S) -> (height, width).
+
+    Raises:
+        InputError: If the map has NaN or infinity, of which a mask would be made nevertheless.
+    """
+    if not np.isfinite(square).all():
+        raise InputError("the network computes NaN or infinity: its weights are too large, or its training went wrong")
     _, inverse = letterbox_matrices(height, width, square.shape[0])
     return cv2.warpAffine(square, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0)  # type: ignore[return-value]

@@ -131,13 +131,14 @@ class ReferIndex:
         self.splits: tuple[str, ...] = tuple(sorted(self._split_names, key=lambda s: (usual.index(s) if s in usual else 9, s)))
 
     @classmethod
-    def open(cls, root: Path, folder: str, refs: str) -> "ReferIndex":
+    def open(cls, root: Path, folder: str, refs: str, skipped: list[tuple[str, str]] | None = None) -> "ReferIndex":
         """Open a set, from its cache if that is up to date.
 
         Args:
             root: The folder that holds ``images/`` and the set's own folder.
             folder: The set's folder, such as ``refcoco``.
             refs: The refs file in it, such as ``refs(unc).p``.
+            skipped: See :func:`build_index`; a set of which something was left out is not cached.
 
         Raises:
             InputError: If a file is missing or cannot be used.
@@ -156,8 +157,9 @@ class ReferIndex:
             if arrays is not None:
                 return cls(arrays, image_folder, instances_path)
         log.info("indexing %s, once", refs_path)
-        arrays = build_index(load_pickle(refs_path), load_json(instances_path), refs_path)
-        _write_cache(arrays, refs_path.with_name(name))
+        arrays = build_index(load_pickle(refs_path), load_json(instances_path), refs_path, skipped=skipped)
+        if not skipped:
+            _write_cache(arrays, refs_path.with_name(name))
         return cls(arrays, image_folder, instances_path)
 
     @classmethod
@@ -271,7 +273,13 @@ def _span(ends: Ints, row: int) -> tuple[int, int]:
 # -- Building ---------------------------------------------------------------------------------------------------------------
 
 
-def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = True) -> _Arrays:
+def build_index(
+    refs: Any,
+    instances: Any,
+    source: Path,
+    plain_names: bool = True,
+    skipped: list[tuple[str, str]] | None = None,
+) -> _Arrays:
     """Join refs and annotations by ``image_id`` and ``ann_id`` into flat arrays.
 
     Args:
@@ -279,6 +287,7 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
         instances: The parsed instances.json.
         source: The refs file's path, for messages.
         plain_names: Whether a picture's file name may not be a path.
+        skipped: A list that takes the names of train refs that cannot be used, and why; None: such a ref is an error.
 
     Raises:
         InputError: If something is missing or of the wrong kind; the message names the ref.
@@ -324,13 +333,14 @@ def build_index(refs: Any, instances: Any, source: Path, plain_names: bool = Tru
             if row["ref_id"] in seen:
                 raise InputError("its ref_id occurs twice, and it would count twice")
             seen.add(row["ref_id"])
-        except InputError as error:
-            raise InputError(f"{source}: ref {_name_of(ref)}: {told(error)}") from error
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
-            what = f"{type(error).__name__} {told(error)}"
-            raise InputError(
-                f"{source}: ref {_name_of(ref)} or its image or annotation is not as REFER has them: {what}"
-            ) from error
+        except (InputError, KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
+            reason = f": {told(error)}"
+            if not isinstance(error, InputError):
+                reason = f" or its image or annotation is not as REFER has them: {type(error).__name__} {told(error)}"
+            if skipped is None or not isinstance(ref, dict) or ref.get("split") not in ("train", b"train"):
+                raise InputError(f"{source}: ref {_name_of(ref)}{reason}") from error
+            skipped.append((f"ref {_name_of(ref)}", reason.removeprefix(": ").strip()))
+            continue
         for name, value in row.items():
             numbers[name].append(value)
         numbers["split"].append(split)

@@ -20,6 +20,9 @@ from crislit.models.neck import Maps, Neck
 from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
 from crislit.models.text_encoder import TextEncoder, padding_mask
 
+VOCABULARY = 49_408
+"""Tokens that CLIP's tokenizer has."""
+
 
 class CRIS(nn.Module):
     """CLIP-driven referring image segmentation.
@@ -216,6 +219,15 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         k: _plain(v) if isinstance(v, Mapping) else list(v) if isinstance(v, (list, tuple)) else v for k, v in config.items()
     }
+
+
+def check_words(model: CRIS, max_words: int) -> None:
+    """Raise an :class:`InputError` if a network's text encoder cannot take so many tokens, or not all of CLIP's."""
+    context, known = len(model.text_encoder.positional_embedding), model.text_encoder.token_embedding.num_embeddings
+    if max_words > context:
+        raise InputError(f"dataset.max_words={max_words} does not fit the text encoder's context of {context}")
+    if known < VOCABULARY:
+        raise InputError(f"the text encoder knows {known} tokens, and CLIP's tokenizer has {VOCABULARY}: expected CLIP's")
 
 
 def count_parameters(model: nn.Module) -> int:

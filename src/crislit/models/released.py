@@ -52,6 +52,8 @@ INNER = (  # within a decoder layer
     (".multihead_attn.", ".cross_attention."),
     (".cross_attn_norm.", ".cross_norm_out."),
 )
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8}
+"""Of weights and of counters."""
 NUMPY_SCALARS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?"))]
 NUMPY_SCALARS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 """What a checkpoint may hold beside tensors, such as the best IoU so far: building them runs no code."""
@@ -290,6 +292,11 @@ def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], com
             for name, value in expected.items()
             if name in found and found[name].shape != value.shape
         ],
+        "of another kind": [
+            f"{name} ({found[name].dtype} instead of {value.dtype})"
+            for name, value in expected.items()
+            if name in found and found[name].is_floating_point() != value.is_floating_point()
+        ],
     }
     told = [f"{what} {_list(names)}" for what, names in differences.items() if names]
     if told:
@@ -315,13 +322,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_held(weights: Mapping[str, Any], source: str) -> None:
-    """Raise an :class:`InputError` if tensors are larger than what the file holds: a few bytes may pose as gigabytes."""
-    tensors = [value for value in weights.values() if isinstance(value, Tensor) and value.device.type != "meta"]
-    if any(value.layout != torch.strided for value in tensors):
-        raise InputError(f"{source} holds sparse tensors, and a network's are dense")
+    """Raise an :class:`InputError` if tensors are not plain numbers, or larger than what the file holds.
+
+    A few bytes may pose as gigabytes.
+    """
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    odd = [name for name, value in weights.items() if isinstance(value, Tensor) and not is_plain(value)]
+    if odd:
+        raise InputError(f"{source} holds tensors that are not the plain numbers of a network: {_list(odd)}")
     held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
     if sum(value.numel() * value.element_size() for value in tensors) > 2 * sum(held.values()):  # tied weights are held once
         raise InputError(f"{source} is damaged: its tensors are larger than what it holds of them")
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds numbers of a usual kind, each at a place of its own."""
+    special = value.is_nested or value.is_quantized or value.device.type == "meta"
+    return not special and value.layout == torch.strided and value.dtype in NUMBERS
 
 
 def check_finite(weights: Mapping[str, Any], source: str) -> None:
