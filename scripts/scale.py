@@ -123,9 +123,9 @@ def page(work: Work, each: float) -> str:
         "",
         paragraph(
             "By `python scripts/scale.py results/speed.csv > results/scale.md`. RN50, 416 pixels, batches of 64 "
-            "sentences. **No GPU was measured**: rates of devices and links are assumptions, stated beside each; "
-            f"operations, volumes and the loading time of a sample ({1e3 * each:.1f} ms a core, see `speed.csv`) are "
-            "counted or measured here."
+            "sentences. **No GPU was measured**: rates of devices (about half or a third of the makers' peaks) and of links "
+            "are assumptions, stated beside each; operations, volumes and the loading time of a sample (a picture of COCO's "
+            f"size, {1e3 * each:.1f} ms a core, see `speed.csv`) are counted or measured here."
         ),
         "",
         "## Growth",
@@ -152,7 +152,7 @@ def page(work: Work, each: float) -> str:
     lines += [
         "",
         paragraph(
-            "A second machine of eight makes a step shorter where each of its devices has more than "
+            "A second machine of eight makes a step shorter where the link between the machines has more than "
             + ", ".join(
                 f"{work.worth(16, rate, work.total(8, rate, max(LINKS.values()))) / 1e9:.1f} GB/s ({name})"
                 for name, rate in DEVICES.items()
@@ -175,9 +175,13 @@ def page(work: Work, each: float) -> str:
         "| workers a device | " + " | ".join(DEVICES) + " |",
         "|---:" + "|---:" * len(DEVICES) + "|",
     ]
+    enough: dict[str, int] = {}
     for workers in (1, 2, 4, 6, 8):
-        shares = [waiting(work.step(BATCH // 8, rate), each, 8, BATCH // 8, workers) for rate in DEVICES.values()]
-        lines.append(f"| {workers} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+        shares = {name: waiting(work.step(BATCH // 8, rate), each, 8, BATCH // 8, workers) for name, rate in DEVICES.items()}
+        lines.append(f"| {workers} | " + " | ".join(f"{share:.0%}" for share in shares.values()) + " |")
+        enough = {name: workers for name, share in shares.items() if share < 0.01} | enough
+    told = ", ".join(f"{enough[name]} for {name}" if name in enough else f"more than 8 for {name}" for name in DEVICES)
+    lines += ["", paragraph(f"Workers of a device after which it waits for less than 1%: {told}. Disks were not simulated.")]
     return "\n".join(lines) + "\n"
 
 
