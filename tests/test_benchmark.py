@@ -85,6 +85,7 @@ def test_without_a_part_all_are_measured(given: list[str], chosen: list[str], mo
     seen: list[str] = []
     monkeypatch.setattr(benchmark, "count_all", lambda: seen.append("parameters"))
     monkeypatch.setattr(benchmark, "parameter_table", lambda counts: "")
+    monkeypatch.setattr(benchmark, "measure_machine", lambda: timing.Machine(1e9, 1e9))
     monkeypatch.setattr(benchmark, "measure", lambda options, parts, machine, console: filter(None, map(seen.append, parts)))
     benchmark.main(given)
     assert seen == chosen

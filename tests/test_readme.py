@@ -182,3 +182,77 @@ def test_the_result_table_shows_the_recorded_run() -> None:
         expected = [f"{100 * float(row[name]):.2f}" if row[name] else "-" for name in names]
         assert cells == [row["samples"], *expected]
     assert float(recorded["val"]["mIoU"]) >= 2 * float(recorded["val"]["blind"])
+
+
+@pytest.fixture(scope="module")
+def speed() -> dict[tuple[str, str], dict[str, str]]:
+    """What the benchmark found, by part and candidate."""
+    with (ROOT / "results/speed.csv").open() as file:
+        return {(row["part"], row["candidate"]): row for row in csv.DictReader(file)}
+
+
+def row_of(page: str, label: str) -> list[str]:
+    """Return the cells of a table's row."""
+    (found,) = re.findall(rf"^\| {re.escape(label)} \| (.*) \|$", page, re.MULTILINE)
+    return [cell.strip() for cell in found.split("|")]
+
+
+def test_the_speeds_are_those_that_the_benchmark_found(speed: dict[tuple[str, str], dict[str, str]]) -> None:
+    def times(part: str, *names: str) -> list[str]:
+        ratios = [f"{float(speed[part, name]['ratio']):.2f} x" for name in names]
+        return [f"{float(speed[part, 'plain']['value']):.2f}", *ratios]
+
+    every = ("for inference", "ONNX Runtime", "ONNX Runtime, int8")
+    assert row_of(README, "evaluation, seven sentences a picture") == times("evaluation", *every)
+    assert row_of(README, "one picture, one sentence") == times("latency", *every)
+    training = {
+        "training, batch of 4": "default",
+        "`rearrange=true`": "rearrange",
+        "`dataset.sentences_per_image=4`": "4 sentences an image",
+        "both": "rearrange, 4 sentences an image",
+    }
+    for label, name in training.items():
+        assert row_of(README, label) == [*times("training", name), "-", "-"]
+
+    text = " ".join(README.split())
+    whole, floor, made = (
+        1e3 * float(speed["data", name]["value"])
+        for name in ("whole sample, collated", "decode and cubic warp: the floor", "and made floats, as the training process does")
+    )
+    opened = float(speed["data", "index of RefCOCO's size, opened"]["value"])
+    plain = float(speed["memory", "plain"]["value"])
+    recomputed, rearranged = (float(speed["memory", name]["value"]) / plain for name in ("recompute", "rearrange"))
+    lost = -100 * float(speed["agreement", "ONNX Runtime, int8"]["difference"])
+    for told in (
+        f"A training sample takes {whole:.1f} ms of a core, {floor:.1f} of which",
+        f"another {made - whole:.1f} ms",
+        f"opens in {opened:.1f} s",
+        f"`recompute=true` trains in {recomputed:.2f} of the memory as written, `rearrange=true` in {rearranged:.2f}",
+        f"`shapes-tiny` loses {lost:.2f} points of mIoU",
+    ):
+        assert told in text, told
+
+
+def test_the_log_of_speeds_has_what_the_benchmark_found(speed: dict[tuple[str, str], dict[str, str]]) -> None:
+    log = (ROOT / "results/speed_log.md").read_text()
+
+    def ratio(part: str, name: str) -> str:
+        return f"{float(speed[part, name]['ratio']):.2f}"
+
+    memory = 1 / float(speed["memory", "recompute"]["ratio"])
+    expected = {
+        "evaluation, seven sentences a picture": ratio("evaluation", "for inference"),
+        "one picture, one sentence": ratio("latency", "for inference"),
+        "training step as it comes": ratio("training", "default"),
+        "`rearrange=true`": ratio("training", "rearrange"),
+        "four sentences a picture, as written": ratio("training", "4 sentences an image"),
+        "`rearrange=true`, four sentences a picture": ratio("training", "rearrange, 4 sentences an image"),
+        "memory, `recompute=true`, over plain's": f"{memory:.2f}",
+        "loading, over the floor": ratio("data", "whole sample, collated"),
+        "the same with floats": ratio("data", "and made floats, as the training process does"),
+        "`import crislit`, s": f"{float(speed['start', 'import crislit']['value']):.2f}",
+        "a prediction, over its libraries' imports": f"{1 / float(speed['start', 'crislit.predict']['ratio']):.2f}",
+    }
+    assert {label: row_of(log, label)[1] for label in expected} == expected
+    places = [f"{float(speed['gradients', f'{name}, float32']['value']):.1e}" for name in ("plain", "default")]
+    assert [row_of(log, label)[1].replace("e-", "e-0") for label in ("plain", "as it comes (channels last)")] == places
