@@ -519,11 +519,11 @@ def of_data(folder: Path, name: str, content: bytes, size: tuple[int, int]) -> l
     return [*decode_image(folder / name, size).shape]
 
 
-def clear(side: int, opacity: int = 254) -> bytes:
-    """Return a PNG of transparent pixels, a few hundred kB."""
+def clear(width: int, opacity: int = 254, height: int | None = None) -> bytes:
+    """Return a PNG of transparent pixels, as high as wide if nothing else is said; a few hundred kB."""
     import PIL.Image
 
-    return saved(PIL.Image.new("RGBA", (side, side), (9, 9, 9, opacity)), "PNG", compress_level=1)
+    return saved(PIL.Image.new("RGBA", (width, height or width), (9, 9, 9, opacity)), "PNG", compress_level=1)
 
 
 def white() -> bytes:
@@ -600,10 +600,19 @@ def pictures() -> Cases:
     yield from both("a GIF of a million comments", lambda: wordy_gif(b"!\xfe\1a\0" * 10**6), error=UNREADABLE)
     yield from both("a GIF whose comment has 50 MB", lambda: wordy_gif(comment(5 * 10**7)), error=UNREADABLE)
     yield from both("a GIF whose comments come late", lambda: wordy_gif(b"\0" + comment(5 * 10**7)), error=UNREADABLE)
+    hidden = b"!\1\0\1,\0" + comment(5 * 10**7)  # PIL does not end an extension whose first part is empty
+    yield from both("a GIF whose comment is hidden", lambda: wordy_gif(hidden), error=UNREADABLE)
+    segments = b"\xff\xe1\0\x0cExif\0\0aaaa" * 10**6
+    yield from both("a JPEG of a million notes", lambda: jpeg()[:2] + segments + jpeg()[2:], error=UNREADABLE)
     yield Case(
         "picture of a user, 36 million transparent pixels",
         lambda folder: of_user(folder, "seven.png", clear(6000)),
         value=[6000, 6000, 3],
+    )
+    yield Case(
+        "picture of a user, 30 million transparent pixels in a strip",
+        lambda folder: of_user(folder, "seven.png", clear(30_000, height=1000)),
+        value=[1000, 30_000, 3],
     )
     yield from both("177 million white pixels", white, (13300, 13300), error="seven.jpg is (damaged|too large: .* 89,478,485)")
     yield Case(

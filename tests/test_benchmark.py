@@ -190,6 +190,10 @@ def test_attention_is_counted() -> None:
     with torch.no_grad():
         cost = timing.count_cost(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert cost.flops == 2 * 2 * (2 * 5 * 5 * 8)
+    q.requires_grad_()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    trained = timing.count_cost(lambda: torch.autograd.backward(attend(q, q, q).sum()), training=True)
+    assert trained.flops == (2 + 5) * 2 * (2 * 5 * 5 * 8), "backward, the scores are computed again"
 
 
 def test_a_training_steps_cost_is_that_of_three_products() -> None:

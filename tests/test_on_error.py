@@ -11,11 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from crislit.config import load_settings
 from crislit.data import shapes
 from crislit.data.datamodule import ReferDataModule, TrainSampler
 from crislit.data.dataset import SkippingTrainSet, TrainBatch, TrainKey, epoch_order
+from crislit.data.refer import ReferIndex
 from crislit.errors import InputError
 from crislit.record import identify
 from tests.runs import execute, run
@@ -51,28 +53,53 @@ def erase(root: Path) -> str:
     return f"ref {ref['ref_id']}"
 
 
-HARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
-    "no annotation": lambda ref, annotation: ref.update(ann_id=10**9),
-    "no picture": lambda ref, annotation: ref.update(image_id=10**9),
-    "NaN in its outline": lambda ref, annotation: annotation.update(segmentation=[[float("nan")] * 6]),
-    "run lengths that lie": lambda ref, annotation: annotation.update(segmentation={"size": [2, 2], "counts": [1, 3]}),
-    "no sentence": lambda ref, annotation: ref.update(sentences=[]),
-    "a number for a sentence": lambda ref, annotation: ref["sentences"][0].update(sent=7),
+Entry = dict[str, Any]
+HARMS: dict[str, Callable[[Entry, Entry, Entry], object]] = {
+    "no name of its picture": lambda ref, annotation, image: image.pop("file_name"),
+    "no annotation": lambda ref, annotation, image: ref.update(ann_id=10**9),
+    "no picture": lambda ref, annotation, image: ref.update(image_id=10**9),
+    "NaN in its outline": lambda ref, annotation, image: annotation.update(segmentation=[[float("nan")] * 6]),
+    "run lengths that lie": lambda ref, annotation, image: annotation.update(segmentation={"size": [2, 2], "counts": [1, 3]}),
+    "no sentence": lambda ref, annotation, image: ref.update(sentences=[]),
+    "a number for a sentence": lambda ref, annotation, image: ref["sentences"][0].update(sent=7),
+    "no id": lambda ref, annotation, image: ref.pop("ref_id"),
+    "no id either": lambda ref, annotation, image: ref.pop("ref_id"),
 }
 
 
-def harm(root: Path, split: str) -> dict[str, str]:
-    """Spoil the first refs of a split, or their annotations, in all ways; return what names each, and how."""
+def harm(root: Path, split: str, *names: str) -> list[int]:
+    """Spoil a split's first refs, each in one of these ways; return their places in the file.
+
+    Where a ref's picture is spoilt, so are the other refs of it.
+    """
     path = root / "shapes/instances.json"
     instances, refs = json.loads(path.read_text()), pickle.loads((root / "shapes" / REFS).read_bytes())
-    annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
-    spoilt = {}
-    for ref, (name, change) in zip([ref for ref in refs if ref["split"] == split], HARMS.items(), strict=False):
-        change(ref, annotations[ref["ann_id"]])
-        spoilt[f"ref {ref['ref_id']}"] = name
+    annotations, images = ({entry["id"]: entry for entry in instances[kind]} for kind in ("annotations", "images"))
+    own = [place for place, ref in enumerate(refs) if ref["split"] == split]
+    spoilt: list[int] = []
+    for name in names:
+        place = next(place for place in own if place not in spoilt)
+        ref = refs[place]
+        shared = [other for other in own if refs[other]["image_id"] == ref["image_id"]]
+        HARMS[name](ref, annotations[ref["ann_id"]], images[ref["image_id"]])
+        spoilt += shared if "picture" in name and "name" in name else [place]
     path.write_text(json.dumps(instances))
     (root / "shapes" / REFS).write_bytes(pickle.dumps(refs))
     return spoilt
+
+
+def told(index: ReferIndex) -> dict[int, Any]:
+    """Return what an index says of each ref, by its id."""
+    return {
+        index.ref_id(ref): (
+            index.image_id(ref),
+            index.image_path(ref).name,
+            index.image_size(ref),
+            [index.sentence(row) for row in index.sentence_rows(ref)],
+            index.mask(ref).tobytes(),
+        )
+        for ref in range(len(index))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -186,26 +213,64 @@ def test_if_no_sample_can_be_used_training_ends(root: Path) -> None:
 
 
 def test_training_refs_that_make_no_sense_are_skipped_and_listed_at_every_start(root: Path) -> None:
-    before = len(module(root).index)
-    bad = harm(root, "train")
-    assert len(bad) == len(HARMS)
-    with pytest.raises(InputError, match=rf"refs\(crislit\)\.p: {next(iter(bad))} or its image"):
+    before = module(root).index
+    ids, sound = [before.ref_id(ref) for ref in range(len(before))], told(before)
+    bad = harm(root, "train", *HARMS)
+    with pytest.raises(InputError, match=rf"refs\(crislit\)\.p: ref {ids[bad[0]]} or its image .*file_name"):
         _ = module(root, on_error="raise").index
-    for _ in range(2):  # what was left out is not forgotten by a cache
+    for _ in range(2):  # made, and opened
         data = module(root)
-        assert len(data.index) == before - len(bad)
-        assert [skip.sample for skip in data.never_usable()] == list(bad)
-        assert all(skip.reason for skip in data.never_usable())
+        assert told(data.index) == {number: entry for number, entry in sound.items() if ids.index(number) not in bad}
+        found = dict(data.never_usable())
+        assert list(found) == [f"entry {place + 1} of {REFS}" for place in sorted(bad)]
+        assert all(reason.startswith("ref ") for reason in found.values())
         epoch(data)
+    with pytest.raises(InputError, match=f"ref {ids[bad[0]]} or its image"):  # the other cache is not taken for all
+        _ = module(root, on_error="raise").index
     for options in ({"evaluation_splits": ["train"]}, {"select_split": "train"}):
-        with pytest.raises(InputError, match=next(iter(bad))):
+        with pytest.raises(InputError, match=f"ref {ids[bad[0]]} or its image"):
             _ = module(root, **options).index
 
 
-def test_refs_for_evaluation_that_make_no_sense_are_an_error(root: Path) -> None:
-    bad = harm(root, "val")
-    with pytest.raises(InputError, match=next(iter(bad))):
+@pytest.mark.parametrize("name", HARMS)
+def test_refs_for_evaluation_that_make_no_sense_are_an_error(root: Path, name: str) -> None:
+    harm(root, "val", name)
+    with pytest.raises(InputError, match=r"refs\(crislit\)\.p: ref (\d+|without ref_id)"):
         _ = module(root).index
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "[[1, 2]]", "[" * 10**5, '[["a"]]'])
+def test_a_list_of_what_was_left_out_that_is_none_is_made_again(
+    root: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    harm(root, "train", "no sentence")
+    expected = module(root).never_usable()
+    (cache,) = (root / "shapes").glob(".*.skip.crislit")
+    save_file(load_file(cache), cache, {"skipped": content})
+    assert module(root).never_usable() == expected
+    assert "ignoring the damaged cache" in caplog.text
+
+
+def test_an_evaluated_ref_on_a_picture_that_training_left_out_is_an_error(root: Path) -> None:
+    refs = pickle.loads((root / "shapes" / REFS).read_bytes())
+    train = [ref for ref in refs if ref["split"] == "train"]
+    one, other = [ref for ref in train if ref["image_id"] == train[0]["image_id"]][:2]
+    other["split"] = "val"
+    (root / "shapes" / REFS).write_bytes(pickle.dumps(refs))
+    harm(root, "train", "no name of its picture")
+    with pytest.raises(InputError, match=f"ref {other['ref_id']} or its image"):
+        _ = module(root).index
+    assert one["split"] == "train"
+
+
+def test_what_was_left_out_is_part_of_what_a_run_is(root: Path) -> None:
+    settings = load_settings(["dataset=refcoco", f"data_root={root}", "dataset.folder=shapes"])
+    settings["dataset"]["refs"] = REFS
+    before = [identify(settings | {"dataset": settings["dataset"] | {"on_error": value}}) for value in ("raise", "skip")]
+    path = root / "shapes/instances.json"
+    path.write_text(path.read_text() + "\n")
+    after = [identify(settings | {"dataset": settings["dataset"] | {"on_error": value}}) for value in ("raise", "skip")]
+    assert [one["experiment"] == other["experiment"] for one, other in zip(before, after, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])

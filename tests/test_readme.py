@@ -217,7 +217,11 @@ def test_the_speeds_are_those_that_the_benchmark_found(speed: dict[tuple[str, st
     text = " ".join(README.split())
     whole, floor, made = (
         1e3 * float(speed["data", name]["value"])
-        for name in ("whole sample, collated", "decode and cubic warp: the floor", "and made floats, as the training process does")
+        for name in (
+            "whole sample, collated",
+            "decode and cubic warp: the floor",
+            "and made floats, as the training process does",
+        )
     )
     opened = float(speed["data", "index of RefCOCO's size, opened"]["value"])
     plain = float(speed["memory", "plain"]["value"])

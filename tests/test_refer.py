@@ -976,10 +976,10 @@ def test_a_cache_for_which_there_is_no_room_goes_elsewhere(
 ) -> None:
     root = write_set(tmp_path / "data")
 
-    def save(tensors: dict[str, Any], path: Path) -> None:
+    def save(tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None) -> None:
         if path.is_relative_to(root):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
 
     monkeypatch.setattr(refer, "save_file", save)
     assert open_set(root).sentence(0) == "a square"

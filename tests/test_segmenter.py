@@ -1,7 +1,9 @@
 """Masks from sentences: any picture, many sentences, threads, and one clear error for what cannot be used."""
 
 import io
+import os
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -284,6 +286,26 @@ def test_what_is_no_picture_is_one_clear_error(picture: Any, expected: str, segm
     with pytest.raises(InputError, match=expected) as caught:
         segmenter(picture, "star")
     assert "\n" not in str(caught.value)
+
+
+class OnlyRead:
+    """What can be read, and nothing else."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+
+def test_a_picture_may_come_from_a_pipe() -> None:
+    content = saved(PIL.Image.fromarray(photo()), "PNG").getvalue()
+    assert np.array_equal(open_picture(OnlyRead(content)), photo())  # type: ignore[arg-type]
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb") as other:
+        threading.Thread(target=other.write, args=(content,)).start()
+        threading.Timer(0.2, other.close).start()
+        assert np.array_equal(open_picture(pipe), photo())
 
 
 def test_a_truncated_picture_is_damaged(segmenter: Segmenter, tmp_path: Path) -> None:

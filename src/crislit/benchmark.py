@@ -34,6 +34,7 @@ from crislit.data.letterbox import normalise, restore, upsample_probabilities
 from crislit.data.tokenizer import tokenize
 from crislit.errors import InputError, check_whole, one_line_errors
 from crislit.export import export
+from crislit.memory import keep_memory
 from crislit.metrics import SegmentationMetric, intersection_and_union
 from crislit.models.cris import CRIS, count_parameters
 from crislit.models.rearranged import for_inference
@@ -131,6 +132,7 @@ def measure(
                 lines += training_benchmark.losses(lambda: network(options), options, SENTENCES)
                 lines += training_benchmark.gradients(network(options, overrides=["decoder.dropout=0"]), options, SENTENCES)
                 lines += training_benchmark.memory(options)
+                keep_memory(False)
             elif part == "data":
                 lines = list(data_benchmark.measure(network(options), options))
             else:

@@ -83,7 +83,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
     Raises:
         InputError: If it says something of its training, and not all that the card tells.
     """
-    for path in TOLD if checkpoint.config else ():
+    for path in TOLD if checkpoint.config or checkpoint.results else ():
         found: Any = checkpoint.config
         for key in path.split("."):
             found = found.get(key) if isinstance(found, dict) else None
@@ -97,11 +97,15 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
         )
     else:
         limits = REFERRING if dataset.get("folder") else OTHERS
+    try:
+        results = results_table(checkpoint)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{checkpoint.source} has results that no run of crislit left: {error!r:.200}") from error
     return TEMPLATE.format(
         header=HEADER.strip().format(licence=f"license: {licence}\n" if licence else ""),
         name=name,
         source=name if "/" in name else f"path/to/{name}",
-        results=results_table(checkpoint),
+        results=results,
         recipe=recipe(checkpoint),
         words=checkpoint.settings.get("max_words", "?"),
         size=checkpoint.image_size,

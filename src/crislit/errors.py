@@ -44,8 +44,10 @@ def check_whole(name: str, value: Any, least: int, multiple_of: int = 1, most: i
     """Raise an :class:`InputError` unless a setting is a whole number, neither too small nor too large, and a multiple."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most or value % multiple_of:
         kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
-        bound = f" and at most {most}" if isinstance(value, int) and value > most else ""
-        raise InputError(f"{name} must be {kind}, at least {least}{bound}, got {value!r:.200}")
+        large = isinstance(value, int) and value > most
+        bound = f" and at most {most}" if large else ""
+        found = f"a number of {value.bit_length()} bits" if large and value.bit_length() > 1000 else f"{value!r:.200}"
+        raise InputError(f"{name} must be {kind}, at least {least}{bound}, got {found}")
 
 
 def for_want_of_room(error: BaseException | None) -> bool:

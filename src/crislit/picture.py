@@ -29,10 +29,12 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JP
 
 MOST_SCANS = 100
 """Of a JPEG, each of which may take as long as the whole picture: libtiff's limit, and ten times what programs write."""
-MOST_GIF_TEXT = 2**19
-"""Bytes before a GIF's first picture: the time that PIL takes for them grows with their square."""
-STRIP = 1024
-"""Rows that are worked on at once."""
+MOST_READS = 2000
+"""Pieces of a file's head, before its pixels: PIL takes a time that grows with the square of some kinds of them."""
+LARGEST_FILE = 2**30
+"""Bytes."""
+STRIP = 2**20
+"""Pixels that are worked on at once."""
 
 
 def open_picture(source: Picture, most_pixels: int = LARGEST_PICTURE) -> Image:
@@ -85,47 +87,58 @@ def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int = LAR
         Exception: Whatever PIL's readers do; see :func:`open_picture`.
     """
     if isinstance(source, (str, os.PathLike)):
-        if Path(source).exists() and not Path(source).is_file():
+        path = Path(source)
+        if path.exists() and not path.is_file():
             raise OSError("not a file")  # a pipe would be waited for
-        with Path(source).open("rb") as file:
-            refuse_slow(file)
-    else:
-        source = source if source.seekable() else io.BytesIO(source.read())
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+        source = io.BytesIO(path.read_bytes())
+    try:
         source.seek(0)
-        refuse_slow(source)
+    except (AttributeError, OSError):  # it comes from a pipe
+        source = io.BytesIO(source.read())
+    refuse_scans(source)
+    head = _Head(source)
     PIL.Image.init()
-    picture = PIL.Image.open(source, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
+    picture = PIL.Image.open(head, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
+    head.left = None
     if picture.width * picture.height > most_pixels:
         picture.close()
         raise PIL.Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels, at most {most_pixels:,} are read")
     return picture
 
 
-def refuse_slow(file: IO[bytes]) -> None:
-    """Refuse a file of few bytes that would take minutes: a JPEG of many scans, or a GIF of much text before its picture.
+class _Head:
+    """A file of which so many pieces may be read, and everything once its picture is known."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.left: int | None = MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError(f"its head has more than {MOST_READS} pieces")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def refuse_scans(file: IO[bytes]) -> None:
+    """Refuse a JPEG of many scans, a few bytes each, that would take minutes.
 
     Raises:
         ValueError: If it is one; otherwise the file is at its beginning again.
     """
-    head = file.read(13)
-    file.seek(0)
-    if head.startswith(b"\xff\xd8"):
+    if file.read(2) == b"\xff\xd8":
         scans, before = 0, b""
         while block := file.read(2**20):
             scans += (before + block).count(b"\xff\xda\0")  # pixels have no such bytes
             before = block[-2:]
         if scans > MOST_SCANS:
             raise ValueError(f"it has {scans} scans, at most {MOST_SCANS} are read")
-    elif head.startswith(b"GIF"):
-        flags = head[10] if len(head) > 10 else 0
-        file.seek(13 + (6 << (flags & 7) if flags & 128 else 0))  # behind its palette
-        while (kind := file.read(1)) not in (b"", b",", b";"):
-            if kind == b"!":
-                file.read(1)
-                while (size := file.read(1)) not in (b"", b"\0"):
-                    file.seek(size[0], os.SEEK_CUR)
-            if file.tell() > MOST_GIF_TEXT:
-                raise ValueError(f"it has more than {MOST_GIF_TEXT} bytes before its picture")
     file.seek(0)
 
 
@@ -186,11 +199,12 @@ def to_rgb(picture: PIL.Image.Image) -> Image:
         if picture.has_transparency_data:
             layered = strip.convert("RGBA")
             strip = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layered.size, "white"), layered)
-        rgb[top : top + STRIP] = np.asarray(strip.convert("RGB"))
+        rgb[top : top + strip.height] = np.asarray(strip.convert("RGB"))
     return rgb
 
 
 def strips(picture: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
     """Cut a picture into strips, from above: yield each one's first row and its pixels."""
-    for top in range(0, picture.height, STRIP):
-        yield top, picture.crop((0, top, picture.width, min(top + STRIP, picture.height)))
+    rows = max(1, STRIP // max(1, picture.width))
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))

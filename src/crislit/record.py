@@ -99,7 +99,10 @@ def data_content(settings: Settings) -> str | None:
     if dataset.get("file"):
         paths = [Path(dataset[name]).expanduser() for name in ("file", "sentences") if dataset.get(name)]
     else:
-        paths = [Path(settings["data_root"]).expanduser() / dataset["folder"] / dataset["refs"]]
+        folder = Path(settings["data_root"]).expanduser() / dataset["folder"]
+        paths = [folder / dataset["refs"]]
+        if dataset.get("on_error") == "skip":  # where annotations decide which refs there are
+            paths.append(folder / "instances.json")
     return " ".join(sha256(path) for path in paths) if all(path.is_file() for path in paths) else None
 
 

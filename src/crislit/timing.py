@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Work = Callable[[], Any]
 
@@ -111,9 +111,8 @@ def count_cost(work: Work, training: bool = False) -> Cost:
         work: The computation.
         training: It needs gradients.
     """
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     traffic = _Traffic()  # type: ignore[no-untyped-call]
-    counting = FlopCounterMode(display=False, custom_mapping={attention: _attention})
+    counting = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     # In inference mode linear layers and their like would come here whole, not as the kernels that they are.
     with torch.inference_mode(False), torch.set_grad_enabled(training), counting as flops, traffic:
         work()
@@ -122,6 +121,17 @@ def count_cost(work: Work, training: bool = False) -> Cost:
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""What PyTorch's own counter does not know."""
 
 
 @dataclass(frozen=True)

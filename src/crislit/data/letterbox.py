@@ -89,6 +89,8 @@ def restore(square: npt.NDArray[np.float32], height: int, width: int) -> npt.NDA
         InputError: If the map has NaN or infinity, of which a mask would be made nevertheless.
     """
     if not np.isfinite(square).all():
-        raise InputError("the network computes NaN or infinity: its weights are too large, or its training went wrong")
+        raise InputError(
+            "the network computes NaN or infinity: its weights are too large, its training went wrong, or float16 is too small"
+        )
     _, inverse = letterbox_matrices(height, width, square.shape[0])
     return cv2.warpAffine(square, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0)  # type: ignore[return-value]

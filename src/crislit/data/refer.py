@@ -138,7 +138,7 @@ class ReferIndex:
             root: The folder that holds ``images/`` and the set's own folder.
             folder: The set's folder, such as ``refcoco``.
             refs: The refs file in it, such as ``refs(unc).p``.
-            skipped: See :func:`build_index`; a set of which something was left out is not cached.
+            skipped: See :func:`build_index`; a set of which something was left out has a cache of its own.
 
         Raises:
             InputError: If a file is missing or cannot be used.
@@ -150,16 +150,18 @@ class ReferIndex:
         if image_folder is None or missing:
             tree = TREE.format(root=root, folder=folder, refs=refs)
             raise InputError(f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n{tree}\n{HOW_TO_GET}")
-        key = _cache_key(instances_path, refs_path)
-        name = f".{refs_path.stem}.{key}.crislit"
-        for cache in (refs_path.with_name(name), _cache_home() / name):
-            arrays = _read_cache(cache)
-            if arrays is not None:
-                return cls(arrays, image_folder, instances_path)
+        stem = f".{refs_path.stem}.{_cache_key(instances_path, refs_path)}"
+        names = [f"{stem}.crislit"] if skipped is None else [f"{stem}.crislit", f"{stem}.skip.crislit"]
+        for name in names:
+            for cache in (refs_path.with_name(name), _cache_home() / name):
+                found = _read_cache(cache)
+                if found is not None:
+                    if skipped is not None:
+                        skipped += found[1]
+                    return cls(found[0], image_folder, instances_path)
         log.info("indexing %s, once", refs_path)
         arrays = build_index(load_pickle(refs_path), load_json(instances_path), refs_path, skipped=skipped)
-        if not skipped:
-            _write_cache(arrays, refs_path.with_name(name))
+        _write_cache(arrays, refs_path.with_name(names[1 if skipped else 0]), skipped or [])
         return cls(arrays, image_folder, instances_path)
 
     @classmethod
@@ -303,47 +305,47 @@ def build_index(
     points: list[npt.NDArray[np.float64]] = []
     runs: list[Ints] = []
     empty, seen, room = [], set(), LARGEST_INDEX
-    for ref in tqdm(refs, desc=f"indexing {source.name}", unit="ref", mininterval=1, disable=len(refs) < 5000):
+    for place, ref in enumerate(tqdm(refs, f"indexing {source.name}", unit="ref", mininterval=1, disable=len(refs) < 5000)):
         try:
             image, annotation = images[_key(ref["image_id"])], annotations[_key(ref["ann_id"])]
             if annotation["image_id"] != ref["image_id"]:
                 raise InputError(
                     f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not {ref['image_id']}"
                 )
-            size = _size(image)
+            image_id, size = _number(ref["image_id"]), _size(image)
+            file_name = (_file_name if plain_names else _string)(image["file_name"])
             polygons, lengths = outlines(annotation["segmentation"], size)
-            if ref["image_id"] not in image_rows:
-                image_rows[ref["image_id"]] = len(image_rows)
-                numbers["image_id"].append(_number(ref["image_id"]))
-                numbers["image_size"].append(size)
-                texts["file_names"].append((_file_name if plain_names else _string)(image["file_name"]))
-            split = split_rows.setdefault(_string(ref["split"]), len(split_rows))
-            room -= 100 * len(ref["sentences"]) + 4 * (sum(map(len, polygons)) + len(lengths))
-            sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"] if room >= 0]
-            room -= sum(len(sentence) for sentence, _ in sentences)
-            if room < 0:
+            split = _string(ref["split"])
+            left = room - 100 * len(ref["sentences"]) - 4 * (sum(map(len, polygons)) + len(lengths))
+            sentences = [(_string(s["sent"]), _number(s["sent_id"])) for s in ref["sentences"] if left >= 0]
+            left -= sum(len(sentence) for sentence, _ in sentences)
+            if left < 0:
                 raise InputError(f"up to it there are more than {LARGEST_INDEX:,} characters and numbers")
             if not sentences:
                 raise InputError("it has no sentence")
-            row = {
-                "ref_id": _number(ref["ref_id"]),
-                "category": _number(ref["category_id"]),
-                "ref_image": image_rows[ref["image_id"]],
-            }
-            if row["ref_id"] in seen:
+            ref_id, category = _number(ref["ref_id"]), _number(ref["category_id"])
+            if ref_id in seen:
                 raise InputError("its ref_id occurs twice, and it would count twice")
-            seen.add(row["ref_id"])
         except (InputError, KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
             reason = f": {told(error)}"
             if not isinstance(error, InputError):
                 reason = f" or its image or annotation is not as REFER has them: {type(error).__name__} {told(error)}"
             if skipped is None or not isinstance(ref, dict) or ref.get("split") not in ("train", b"train"):
                 raise InputError(f"{source}: ref {_name_of(ref)}{reason}") from error
-            skipped.append((f"ref {_name_of(ref)}", reason.removeprefix(": ").strip()))
+            skipped.append((f"entry {place + 1} of {source.name}", f"ref {_name_of(ref)}{reason}"))
             continue
+        # Nothing of a ref that is left out may stay behind.
+        room = left
+        seen.add(ref_id)
+        if image_id not in image_rows:
+            image_rows[image_id] = len(image_rows)
+            numbers["image_id"].append(image_id)
+            numbers["image_size"].append(size)
+            texts["file_names"].append(file_name)
+        numbers["split"].append(split_rows.setdefault(split, len(split_rows)))
+        row = {"ref_id": ref_id, "category": category, "ref_image": image_rows[image_id]}
         for name, value in row.items():
             numbers[name].append(value)
-        numbers["split"].append(split)
         texts["sentences"] += [sentence for sentence, _ in sentences]
         numbers["sentence_id"] += [number for _, number in sentences]
         numbers["ref_sentences_ends"].append(len(texts["sentences"]))
@@ -351,7 +353,7 @@ def build_index(
         numbers["ref_polygons_ends"].append(len(points))
         runs.append(np.array(lengths, dtype=np.int64))
         if not polygons and not lengths:
-            empty.append(row["ref_id"])
+            empty.append(ref_id)
     if empty:
         log.warning("%s: %d refs have a mask without pixels: ref_id %s", source, len(empty), ", ".join(map(str, empty[:20])))
     arrays: dict[str, Any] = {name: np.array(values, dtype=np.int64) for name, values in numbers.items() if name not in texts}
@@ -549,20 +551,22 @@ def _strings(characters: Bytes, ends: Ints) -> list[str]:
     return [characters[start:end].tobytes().decode() for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
-def _read_cache(path: Path) -> _Arrays | None:
+def _read_cache(path: Path) -> tuple[_Arrays, list[tuple[str, str]]] | None:
+    """Return an index and what was left out of it."""
     if not path.is_file():  # a pipe would be waited for
         return None
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = _Arrays(**{field.name: file.get_tensor(field.name) for field in fields(_Arrays)})
+            skipped = json.loads((file.metadata() or {}).get("skipped", "[]"))
         _check(arrays)
-        return arrays
-    except (OSError, SafetensorError, TypeError, ValueError, IndexError) as error:
+        return arrays, [(_string(sample), _string(reason)) for sample, reason in skipped]
+    except (OSError, SafetensorError, TypeError, ValueError, IndexError, RecursionError) as error:
         log.warning("ignoring the damaged cache %s (%s)", path, error)
         return None
 
 
-def _write_cache(arrays: _Arrays, beside: Path) -> None:
+def _write_cache(arrays: _Arrays, beside: Path, skipped: list[tuple[str, str]]) -> None:
     """Write the cache beside the data, or where that is read-only in the user's cache folder; whole or not at all."""
     tensors = {field.name: getattr(arrays, field.name) for field in fields(_Arrays)}
     writable = beside.parent.stat().st_mode & 0o222  # a read-only folder stays untouched, even where root could write
@@ -570,7 +574,7 @@ def _write_cache(arrays: _Arrays, beside: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".crislit-") as part:
-                save_file(tensors, Path(part) / path.name)
+                save_file(tensors, Path(part) / path.name, {"skipped": json.dumps(skipped)} if skipped else None)
                 (Path(part) / path.name).replace(path)
             return
         except (OSError, SafetensorError) as error:  # the latter for want of room

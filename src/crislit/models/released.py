@@ -52,8 +52,9 @@ INNER = (  # within a decoder layer
     (".multihead_attn.", ".cross_attention."),
     (".cross_attn_norm.", ".cross_norm_out."),
 )
-NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8}
-"""Of weights and of counters."""
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+"""Of weights, and of counters and what else lies beside them."""
 NUMPY_SCALARS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?"))]
 NUMPY_SCALARS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 """What a checkpoint may hold beside tensors, such as the best IoU so far: building them runs no code."""
@@ -295,7 +296,7 @@ def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], com
         "of another kind": [
             f"{name} ({found[name].dtype} instead of {value.dtype})"
             for name, value in expected.items()
-            if name in found and found[name].is_floating_point() != value.is_floating_point()
+            if name in found and value.is_floating_point() and not found[name].is_floating_point()
         ],
     }
     told = [f"{what} {_list(names)}" for what, names in differences.items() if names]
@@ -327,7 +328,7 @@ def check_held(weights: Mapping[str, Any], source: str) -> None:
     A few bytes may pose as gigabytes.
     """
     tensors = [value for value in weights.values() if isinstance(value, Tensor)]
-    odd = [name for name, value in weights.items() if isinstance(value, Tensor) and not is_plain(value)]
+    odd = [f"{name} ({v.dtype})" for name, v in weights.items() if isinstance(v, Tensor) and not is_plain(v)]
     if odd:
         raise InputError(f"{source} holds tensors that are not the plain numbers of a network: {_list(odd)}")
     held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
