@@ -20,7 +20,7 @@ MOST_CONTAINERS = 5_000_000
 
 REFUSAL = "and only plain containers, numbers and strings are read"
 
-MOST_PARTS = 10_000_000
+MOST_PARTS = 1_000_000
 """Of a tuple, or of what a checkpoint holds beside its tensors, each counted as often as it is met: a tuple of itself twice,
 sixty deep, takes years to hash, compare or print."""
 
