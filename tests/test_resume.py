@@ -1,16 +1,19 @@
 """A run that was killed at any moment goes on as if nothing had happened."""
 
+import contextlib
 import csv
 import errno
 import io
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -303,6 +306,20 @@ def train(folder: Path, data: Path, *more: str) -> "subprocess.Popen[str]":
     )
 
 
+def wait_for(moment: Callable[[], bool]) -> None:
+    """Wait until something is so, two minutes at most."""
+    deadline = time.time() + 120
+    while not moment() and time.time() < deadline:
+        time.sleep(0.05)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return a checkpoint's step, 0 while it is not there."""
+    with contextlib.suppress(FileNotFoundError):  # for a moment between two renames
+        return int(content(checkpoint)["global_step"])
+    return 0
+
+
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_a_request_to_end_during_evaluation_is_no_success(
     program: str,
@@ -362,9 +379,7 @@ def test_a_signal_saves_and_ends_and_the_next_start_goes_on(
 ) -> None:
     child = train(tmp_path / "run", small_shapes)
     metrics = tmp_path / "run/metrics.csv"
-    deadline = time.time() + 120
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 8)
     os.killpg(child.pid, getattr(signal, name))  # to the data's worker too, as terminals and clusters do
     told, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + getattr(signal, name)
@@ -380,18 +395,51 @@ def test_a_signal_saves_and_ends_and_the_next_start_goes_on(
 
 
 @pytest.mark.slow
-def test_several_processes_end_in_order_at_a_signal(small_shapes: Path, tmp_path: Path) -> None:
-    child = train(tmp_path / "run", small_shapes, "trainer=ddp_cpu", "trainer.devices=2")
-    metrics = tmp_path / "run/metrics.csv"
-    deadline = time.time() + 120
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 8) and time.time() < deadline:
-        time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGTERM)
-    told, errors = child.communicate(timeout=60)
-    assert child.returncode == 128 + signal.SIGTERM
-    assert "told to end by SIGTERM at step" in told + errors
-    assert "error:" not in errors
-    assert 0 < content(tmp_path / "run/checkpoints" / LAST)["global_step"] < STEPS
+def test_several_processes_end_in_order_at_a_signal_and_go_on(small_shapes: Path, tmp_path: Path) -> None:
+    metrics, steps = tmp_path / "run/metrics.csv", [0]
+    for rows in (8, 24):
+        child = train(tmp_path / "run", small_shapes, "trainer=ddp_cpu", "trainer.devices=2")
+        wait_for(lambda rows=rows: metrics.is_file() and metrics.read_text().count("\n") > rows)
+        os.killpg(child.pid, signal.SIGTERM)
+        told, errors = child.communicate(timeout=60)
+        assert child.returncode == 128 + signal.SIGTERM
+        assert "told to end by SIGTERM at step" in told + errors
+        assert "error:" not in errors
+        assert (f"at step {steps[-1]}" in told + errors) == (len(steps) > 1), "it went on from there"
+        steps.append(step_of(tmp_path / "run/checkpoints" / LAST))
+    assert 0 < steps[1] < steps[2] < STEPS
+
+
+def fill(part: Path) -> bool:
+    """Let the next checkpoint meet a full disk."""
+    with contextlib.suppress(FileExistsError):  # one is being written
+        part.symlink_to("/dev/full")
+        return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("trainer", [["trainer=cpu"], ["trainer=ddp_cpu", "trainer.devices=2"]], ids=["one", "two"])
+def test_a_run_whose_disk_gets_full_ends_with_one_error_and_goes_on_later(
+    trainer: list[str], small_shapes: Path, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "run/checkpoints"
+    child = train(tmp_path / "run", small_shapes, *trainer, "checkpoint_every=2")
+    wait_for((checkpoints / LAST).is_file)
+    wait_for(lambda: fill(checkpoints / f".{NEXT}.part"))
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1, errors
+    assert errors.count("error:") == 1
+    assert re.search(r"error: cannot write .*next\.ckpt: the disk is full\. What was saved before stays", errors)
+    before = step_of(checkpoints / LAST)
+    assert before > 0
+    again = train(tmp_path / "run", small_shapes, *trainer, "checkpoint_every=2")
+    wait_for(lambda: step_of(checkpoints / LAST) > before + 2)
+    os.killpg(again.pid, signal.SIGTERM)
+    told, errors = again.communicate(timeout=60)
+    assert f"at step {before}" in told + errors, "it went on from there"
+    assert step_of(checkpoints / LAST) > before + 2
 
 
 @pytest.mark.slow
