@@ -337,13 +337,13 @@ def build_index(
         # Nothing of a ref that is left out may stay behind.
         room = left
         seen.add(ref_id)
-        if image_id not in image_rows:
-            image_rows[image_id] = len(image_rows)
+        image_row = image_rows.setdefault(ref["image_id"], len(image_rows))
+        if image_row == len(numbers["image_id"]):
             numbers["image_id"].append(image_id)
             numbers["image_size"].append(size)
             texts["file_names"].append(file_name)
         numbers["split"].append(split_rows.setdefault(split, len(split_rows)))
-        row = {"ref_id": ref_id, "category": category, "ref_image": image_rows[image_id]}
+        row = {"ref_id": ref_id, "category": category, "ref_image": image_row}
         for name, value in row.items():
             numbers[name].append(value)
         texts["sentences"] += [sentence for sentence, _ in sentences]
