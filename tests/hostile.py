@@ -506,6 +506,19 @@ def wordy_gif(text: bytes) -> bytes:
     return content[:place] + text + content[place:]
 
 
+def xmp() -> bytes:
+    """Return a GIF's XMP, a text that stands in it as it is, followed by what leads readers of parts to its end."""
+    text = b"<x:xmpmeta>" + b"<a>Photoshop</a>" * 12_500 + b"</x:xmpmeta>"
+    return b"!\xff\x0bXMP DataXMP" + text + b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+
+
+def greedy_exif(size: int, entries: int) -> bytes:
+    """Return EXIF, or a TIFF, of which every entry says that it is all of it."""
+    head = struct.pack("<2sHIH", b"II", 42, 8, entries)
+    listed = b"".join(struct.pack("<HHII", 1000 + i, 7, size - 16, 8) for i in range(entries))
+    return (head + listed + bytes(4)).ljust(size, b"\0")
+
+
 def comment(size: int) -> bytes:
     """Return a GIF's comment."""
     return b"!\xfe" + (b"\xff" + b"a" * 255) * (size // 255) + b"\0"
@@ -602,6 +615,18 @@ def pictures() -> Cases:
     yield from both("a GIF whose comments come late", lambda: wordy_gif(b"\0" + comment(5 * 10**7)), error=UNREADABLE)
     hidden = b"!\1\0\1,\0" + comment(5 * 10**7)  # PIL does not end an extension whose first part is empty
     yield from both("a GIF whose comment is hidden", lambda: wordy_gif(hidden), error=UNREADABLE)
+    yield from both("a GIF with 200 kB of XMP", lambda: wordy_gif(xmp()))
+    yield from both("twelve progressive JPEGs in one file", lambda: 12 * saved(photo(), progressive=True))
+    yield from both("a PNG whose EXIF takes gigabytes", lambda: saved(photo(), "PNG", exif=greedy_exif(10**6, 2000)))
+    greedy = lambda: jpeg(exif=b"Exif\0\0" + greedy_exif(60_000, 4900))  # noqa: E731
+    yield from both("a JPEG whose EXIF takes megabytes", greedy)
+    yield from both("a TIFF whose entries take gigabytes", lambda: greedy_exif(10**6, 2000), error=UNREADABLE)
+    for name, made in {"JPEG": greedy, "PNG": lambda: saved(photo(), "PNG", exif=greedy_exif(10**6, 2000))}.items():
+        yield Case(
+            f"picture of own data, a {name} whose EXIF takes gigabytes",
+            lambda folder, made=made: size_of(folder, made()),
+            error="seven.png is no picture that can be read",
+        )
     segments = b"\xff\xe1\0\x0cExif\0\0aaaa" * 10**6
     yield from both("a JPEG of a million notes", lambda: jpeg()[:2] + segments + jpeg()[2:], error=UNREADABLE)
     yield Case(

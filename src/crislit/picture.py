@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,13 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JP
 """What is read. PIL knows more: some of it starts other programs, and no camera or editor writes the rest."""
 
 
-MOST_SCANS = 100
-"""Of a JPEG, each of which may take as long as the whole picture: libtiff's limit, and ten times what programs write."""
-MOST_READS = 2000
-"""Pieces of a file's head, before its pixels: PIL takes a time that grows with the square of some kinds of them."""
+MOST_SCANNED = 4 * 10**9
+"""Pixels of a JPEG times its scans, each of which goes over all of them: two seconds. Programs write ten scans at most."""
+MOST_READS = {b"\xff\xd8": 2000}
+ELSE_READS = 10_000
+"""Pieces of a file's head, before its pixels, by how it begins: PIL's time grows with the square of some kinds of them."""
+MOST_EXIF = 2**24
+"""Bytes of EXIF times its entries, each of which PIL copies, and any of which may be all of it; cameras have a fifth of it."""
 LARGEST_FILE = 2**30
 """Bytes."""
 STRIP = 2**20
@@ -97,11 +100,13 @@ def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int = LAR
         source.seek(0)
     except (AttributeError, OSError):  # it comes from a pipe
         source = io.BytesIO(source.read())
-    refuse_scans(source)
-    head = _Head(source)
+    scans, head = count_scans(source), _Head(source)
     PIL.Image.init()
     picture = PIL.Image.open(head, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
     head.left = None
+    if scans * picture.width * picture.height > MOST_SCANNED:
+        picture.close()
+        raise ValueError(f"it goes {scans} times over {picture.width} x {picture.height} pixels")
     if picture.width * picture.height > most_pixels:
         picture.close()
         raise PIL.Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels, at most {most_pixels:,} are read")
@@ -109,37 +114,54 @@ def open_file(source: str | os.PathLike[str] | IO[bytes], most_pixels: int = LAR
 
 
 class _Head:
-    """A file of which so many pieces may be read, and everything once its picture is known."""
+    """A file of which so many pieces may be read, and about twice its bytes; and everything once its picture is known."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.left: int | None = MOST_READS
+        self.left: int | None = MOST_READS.get(file.read(2), ELSE_READS)
+        self._bytes = 2 * file.seek(0, os.SEEK_END) + 2**16
+        file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
         if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise ValueError(f"its head has more than {MOST_READS} pieces")
-        return self._file.read(size)
+            self.left, self._bytes = self.left - 1, self._bytes - len(content)
+            if self.left < 0 or self._bytes < 0:
+                raise ValueError("its head has too many parts")
+        return content
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
 
-def refuse_scans(file: IO[bytes]) -> None:
-    """Refuse a JPEG of many scans, a few bytes each, that would take minutes.
-
-    Raises:
-        ValueError: If it is one; otherwise the file is at its beginning again.
-    """
+def count_scans(file: IO[bytes]) -> int:
+    """Return how many scans a JPEG has, of all its pictures; other files have none."""
+    scans, before = 0, b""
     if file.read(2) == b"\xff\xd8":
-        scans, before = 0, b""
         while block := file.read(2**20):
             scans += (before + block).count(b"\xff\xda\0")  # pixels have no such bytes
-            before = block[-2:]
-        if scans > MOST_SCANS:
-            raise ValueError(f"it has {scans} scans, at most {MOST_SCANS} are read")
+            before = (before + block)[-2:]
     file.seek(0)
+    return scans
+
+
+def read_exif(picture: PIL.Image.Image) -> PIL.Image.Exif:
+    """Return a picture's EXIF.
+
+    Raises:
+        Exception: Whatever PIL's reader does; a ValueError if it would take more memory than the picture.
+    """
+    exif = picture.info.get("exif", b"")
+    if "Raw profile type exif" in picture.info and not exif:  # of PNG, in hexadecimal after three lines
+        exif = bytes.fromhex("".join(str(picture.info["Raw profile type exif"]).split("\n")[3:]))
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order: Literal["big", "little"] = "big" if tiff[:2] == b"MM" else "little"
+    place = int.from_bytes(tiff[4:8], order)
+    if tiff and tiff[:4] not in (b"MM\0*", b"II*\0"):
+        raise ValueError("it does not begin as EXIF does")
+    if int.from_bytes(tiff[place : place + 2], order) * len(tiff) > MOST_EXIF:
+        raise ValueError(f"it has too many entries in {len(tiff)} bytes")
+    return picture.getexif()
 
 
 def suffixes() -> set[str]:
@@ -177,8 +199,9 @@ def eight_bits(deep: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def to_rgb(picture: PIL.Image.Image) -> Image:
     """Turn a picture of any mode into (h, w, 3) uint8 RGB, upright."""
+    picture.load()  # PNG may have its EXIF behind its pixels
     try:
-        picture.getexif()
+        read_exif(picture)
     except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
         warnings.warn(f"its EXIF cannot be read ({error}): the picture is taken as it lies", stacklevel=3)
     else:

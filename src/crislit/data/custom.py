@@ -23,7 +23,7 @@ from tqdm import tqdm
 from crislit.data.refer import by_id, load_json, outlines
 from crislit.data.tokenizer import has_words
 from crislit.errors import InputError
-from crislit.picture import open_file, strips
+from crislit.picture import open_file, read_exif, strips
 
 KEYS = {"image", "sentence", "sentences", "split", "mask", "polygons", "rle"}
 COLUMNS = ("ann_id", "sentence", "split")
@@ -247,7 +247,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with open_file(path) as picture:
             known = picture.format == "JPEG" or "exif" in picture.info  # elsewhere PIL reads all pixels to look for it
-            turned = picture.getexif().get(ORIENTATION, 1) if known else 1
+            turned = read_exif(picture).get(ORIENTATION, 1) if known else 1
             width, height = picture.size
             transparent = see_through(picture)
     except FileNotFoundError as error:

@@ -332,7 +332,8 @@ def build_index(
                 reason = f" or its image or annotation is not as REFER has them: {type(error).__name__} {told(error)}"
             if skipped is None or not isinstance(ref, dict) or ref.get("split") not in ("train", b"train"):
                 raise InputError(f"{source}: ref {_name_of(ref)}{reason}") from error
-            skipped.append((f"entry {place + 1} of {source.name}", f"ref {_name_of(ref)}{reason}"))
+            told_of = f"ref {_name_of(ref)}{reason}".encode("utf-8", "backslashreplace").decode()
+            skipped.append((f"entry {place + 1} of {source.name}", told_of))
             continue
         # Nothing of a ref that is left out may stay behind.
         room = left
