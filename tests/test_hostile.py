@@ -113,8 +113,16 @@ def test_the_corpus_holds_pickles_that_do_run_code_where_they_are_let(
     assert (tmp_path / "mark").exists()
 
 
-def test_the_sandbox_sees_what_it_is_there_to_see(sandbox: Sandbox, tmp_path: Path) -> None:
-    ends = {name: sandbox.attempt(name, tmp_path / name) for name in WITNESSES if name != "hangs"}
+@pytest.fixture
+def fresh_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """One whose memory no input has used yet."""
+    box = Sandbox(tmp_path_factory.mktemp("home"))
+    yield box
+    box.close()
+
+
+def test_the_sandbox_sees_what_it_is_there_to_see(fresh_sandbox: Sandbox, tmp_path: Path) -> None:
+    ends = {name: fresh_sandbox.attempt(name, tmp_path / name) for name in WITNESSES if name != "hangs"}
     assert ends["writes outside"]["outside"] == [str(tmp_path / "elsewhere")]
     assert ends["makes a folder outside"]["outside"] == [str(tmp_path / "folder")]
     assert ends["starts a program"]["started"]
