@@ -26,14 +26,15 @@ SMALLEST = 8
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
 """What is read. PIL knows more: some of it starts other programs, and no camera or editor writes the rest."""
 
-
 MOST_SCANNED = 4 * 10**9
-"""Pixels of a JPEG times its scans, each of which goes over all of them: two seconds. Programs write ten scans at most."""
+"""Pixels of a JPEG times its scans, each of which goes over all of them: about two seconds. PIL writes ten progressive scans."""
 MOST_READS = {b"\xff\xd8": 2000}
-ELSE_READS = 10_000
 """Pieces of a file's head, before its pixels, by how it begins: PIL's time grows with the square of some kinds of them."""
+ELSE_READS = 10_000
+"""The same for files that begin otherwise; a GIF's pieces have at most 255 bytes."""
 MOST_EXIF = 2**24
-"""Bytes of EXIF times its entries, each of which PIL copies, and any of which may be all of it; cameras have a fifth of it."""
+"""Bytes of EXIF times its entries, each of which PIL copies, and any of which may be all of it: 250 entries in 64 kB, which is
+what a JPEG's segment holds."""
 LARGEST_FILE = 2**30
 """Bytes."""
 STRIP = 2**20
