@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JP
 """What is read. PIL knows more: some of it starts other programs, and no camera or editor writes the rest."""
 
 MOST_SCANNED = 4 * 10**9
-"""Pixels of a JPEG times its scans, each of which goes over all of them: about two seconds. PIL writes ten progressive scans."""
+"""Pixels of a JPEG times its scans, each of which goes over all of them: two seconds. PIL writes ten progressive scans."""
 MOST_READS = {b"\xff\xd8": 2000}
 """Pieces of a file's head, before its pixels, by how it begins: PIL's time grows with the square of some kinds of them."""
 ELSE_READS = 10_000
