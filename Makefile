@@ -1,4 +1,4 @@
-# Each target works alone on a machine with nothing but Python, and does nothing twice.
+# Each target works on a machine that only has Python, and repeats no finished work.
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline NO_ALBUMENTATIONS_UPDATE=1 $(BIN)/python -m pytest
@@ -7,14 +7,14 @@ TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline NO_ALBUMENTATIONS_
 
 help:
 	@echo "make train        install, train on the embedded data, print the result table"
-	@echo "make test         install, run the tests (test-slow: the long ones; test-gpu: those that need a GPU)"
-	@echo "make test-lowest  the tests with every dependency at its lowest version"
-	@echo "make audit        known vulnerabilities of what is installed; asks the network"
-	@echo "make lint         ruff, ruff-format and mypy, as before every commit"
-	@echo "make clean        remove the environments and caches; data/ and outputs/ stay"
+	@echo "make test         install, run the tests (test-slow: long ones; test-gpu: those for a GPU)"
+	@echo "make test-lowest  run the tests with every dependency at its lowest version"
+	@echo "make audit        list known vulnerabilities of the installed packages (needs a network)"
+	@echo "make lint         run ruff, ruff-format and mypy, like the pre-commit hooks"
+	@echo "make clean        remove environments and caches, but neither data/ nor outputs/"
 
-# One thread computes and the other cores load data: the tiny network is too small for two, and its number is the same so,
-# however many cores there are.
+# Compute with one thread: the tiny network gains nothing from two, the other cores load data, and
+# the result does not depend on the number of cores.
 train: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m crislit.train
 
@@ -27,40 +27,40 @@ test-slow: .venv/ready-dev
 test-gpu: .venv/ready-dev
 	$(TESTS) -m gpu
 
-# In an environment of its own, where old releases may warn of each other.
+# A separate environment, without warnings as errors: old releases warn about each other.
 test-lowest: .venv-lowest/ready
 	$(subst $(BIN),.venv-lowest/bin,$(TESTS)) -W default -n auto -m "not slow and not gpu"
 
 lint: .venv/ready-dev
 	$(BIN)/pre-commit run --all-files
 
-# pip-audit stays outside of what it audits.
+# pip-audit has its own environment, so that it does not audit itself.
 audit: .venv/ready-dev
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet "pip-audit>=2.7"; }
 	PIPAPI_PYTHON_LOCATION=$(BIN)/python .venv-audit/bin/pip-audit --skip-editable --progress-spinner off --timeout 60 \
 	  > .venv-audit/report 2>&1; code=$$?; cat .venv-audit/report; \
-	  test $$code = 0 || { echo "error: there are vulnerabilities, or pip-audit could not ask for them: see above" >&2; exit 1; }
+	  test $$code = 0 || { echo "error: there are vulnerabilities, or pip-audit could not look them up: see above" >&2; exit 1; }
 	@! grep -q "could not be audited" .venv-audit/report \
-	  || { echo "error: nobody was asked about what could not be audited: see above" >&2; exit 1; }
+	  || { echo "error: some packages could not be audited: see above" >&2; exit 1; }
 
 .venv/bin/python:
 	@$(PYTHON) scripts/check_machine.py
 	$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml .venv/bin/python
-	@echo "installing into .venv: PyTorch alone is some gigabytes, this takes minutes"
+	@echo "installing into .venv: several gigabytes, this takes minutes"
 	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	@touch $@
 
 .venv/ready-dev: pyproject.toml .venv/bin/python
-	@echo "installing into .venv: PyTorch alone is some gigabytes, this takes minutes"
+	@echo "installing into .venv: several gigabytes, this takes minutes"
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	@touch $@ .venv/ready
 
 .venv-lowest/ready: pyproject.toml
 	@$(PYTHON) scripts/check_machine.py
 	$(PYTHON) -m venv .venv-lowest
-	@echo "installing into .venv-lowest: gigabytes, this takes minutes"
+	@echo "installing into .venv-lowest: several gigabytes, this takes minutes"
 	.venv-lowest/bin/python -m pip install --quiet "uv>=0.5"
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --compile-bytecode --editable ".[dev]"
 	@touch $@

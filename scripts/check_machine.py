@@ -6,8 +6,11 @@ import sys
 
 GIGABYTES = 8
 problems = []
-if sys.version_info < (3, 11):  # noqa: UP036 - this file exists to say so
-    problems.append("Python 3.11 or newer is needed, this is %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2])  # noqa: UP031
+if sys.version_info < (3, 11):  # noqa: UP036
+    problems.append(
+        "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=/path/to/python3.11"  # noqa: UP031
+        % sys.version_info[:2]
+    )
 if importlib.util.find_spec("ensurepip") is None:
     problems.append("Python's ensurepip is missing: apt-get install python3-venv")
 free = shutil.disk_usage(".").free / 1e9

@@ -27,7 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from crislit.data.refer import IMAGE_FOLDERS, ReferIndex
+from crislit.data.refer_index import IMAGE_FOLDERS, ReferIndex
 from crislit.errors import InputError, one_line_errors
 
 CHUNK = 2**20
@@ -72,13 +72,22 @@ def refer_archive(name: str, captured: str, size: int, sha256: str) -> Archive:
 
 ARCHIVES = {
     "refcoco": refer_archive(
-        "refcoco", "20220413011718", 53_993_993, "7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0"
+        "refcoco",
+        "20220413011718",
+        53_993_993,
+        "7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0",
     ),
     "refcoco+": refer_archive(
-        "refcoco+", "20220413011656", 45_613_210, "5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45"
+        "refcoco+",
+        "20220413011656",
+        45_613_210,
+        "5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45",
     ),
     "refcocog": refer_archive(
-        "refcocog", "20220413012904", 56_712_951, "3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211"
+        "refcocog",
+        "20220413012904",
+        56_712_951,
+        "3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211",
     ),
     "images": Archive(
         "train2014.zip",
@@ -141,7 +150,9 @@ def fetch(archive: Archive, folder: Path, tries: int = 3, pause: float = 2.0) ->
     target = folder / archive.name
     if target.is_file():  # of an interrupted unpacking, or somebody's own copy
         if digest(target, archive.checksum.split(":")[0]) != archive.checksum:
-            raise InputError(f"{target} is not the published archive ({archive.checksum}): take it away, and start again")
+            raise InputError(
+                f"{target} is not the published archive ({archive.checksum}): take it away, and start again"
+            )
         return target
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{archive.name}.part"
@@ -155,7 +166,9 @@ def fetch(archive: Archive, folder: Path, tries: int = 3, pause: float = 2.0) ->
             continue
         part.rename(target)
         return target
-    kept = f"; what was fetched of it stays in {part}, to go on with later" if part.is_file() else ""
+    kept = (
+        f"; what was fetched of it stays in {part}, to go on with later" if part.is_file() else ""
+    )
     raise InputError(f"no mirror gave {archive.name}{kept}. " + "; ".join(reasons))
 
 
@@ -198,13 +211,24 @@ def pull_once(archive: Archive, url: str, part: Path) -> None:
     begun = part.stat().st_size if part.is_file() else 0
     headers = {"User-Agent": "crislit"} | ({"Range": f"bytes={begun}-"} if begun else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
-        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
+        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {begun}-"
+        )
         start = begun if goes_on else 0
         length = answer.headers.get("Content-Length", "")
         announced = int(length) if length.isdecimal() else archive.size - start
         if start + announced != archive.size:
-            raise UnusableMirrorError(f"it has another file, of {start + announced:,} bytes instead of {archive.size:,}")
-        bar = tqdm(total=archive.size, initial=start, unit="B", unit_scale=True, desc=archive.name, disable=None)
+            raise UnusableMirrorError(
+                f"it has another file, of {start + announced:,} bytes instead of {archive.size:,}"
+            )
+        bar = tqdm(
+            total=archive.size,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            desc=archive.name,
+            disable=None,
+        )
         with bar, part.open("ab" if goes_on else "wb") as file:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
@@ -244,12 +268,18 @@ def unpack(archive: Archive, file: Path, root: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)  # of a try that was killed
     try:
         with zipfile.ZipFile(file) as content:
-            wanted = [item for item in content.infolist() if item.filename.startswith(f"{archive.inside}/")]
+            wanted = [
+                item
+                for item in content.infolist()
+                if item.filename.startswith(f"{archive.inside}/")
+            ]
             if not wanted:
                 raise InputError(f"{file} holds no folder {archive.inside}/")
             for item in wanted:
                 if ".." in Path(item.filename).parts:
-                    raise InputError(f"{file} holds {item.filename!r}, which would leave its folder; do not trust it")
+                    raise InputError(
+                        f"{file} holds {item.filename!r}, which would leave its folder; do not trust it"
+                    )
             check_space(root, sum(item.file_size for item in wanted), f"unpacking {archive.name}")
             for item in tqdm(wanted, f"unpacking {archive.name}", disable=None):
                 content.extract(item, temporary)
@@ -291,9 +321,20 @@ def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[Table, 
         The table of expected and found counts, and whether all is as expected.
     """
     table = Table(title=escape(f"expected -> found, below {root}"))
-    for column in ("set", "split", "refs", "sentences", "images", "no image file", "empty masks", ""):
+    for column in (
+        "set",
+        "split",
+        "refs",
+        "sentences",
+        "images",
+        "no image file",
+        "empty masks",
+        "",
+    ):
         left = column in ("set", "split", "")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "", overflow="fold")
+        table.add_column(
+            column, justify="left" if left else "right", no_wrap=column != "", overflow="fold"
+        )
     fine = True
     for (folder, file), splits in expected.items():
         name = f"{folder}/{file}"
@@ -301,34 +342,67 @@ def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[Table, 
             index = ReferIndex.open(root, folder, file)
         except InputError as error:
             fine = False
-            table.add_row(name, "", "", "", "", "", "", escape(str(error).splitlines()[0].removesuffix(" Expected")))
+            table.add_row(
+                name,
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                escape(str(error).splitlines()[0].removesuffix(" Expected")),
+            )
             continue
         unknown = {split: (0, 0, 0) for split in index.splits if split not in splits}
         for split, published in {**splits, **unknown}.items():
-            found, missing, empty = count(index, split) if split in index.splits else ((0, 0, 0), 0, 0)
+            found, missing, empty = (
+                count(index, split) if split in index.splits else ((0, 0, 0), 0, 0)
+            )
             good = found == published and not missing and not empty
             fine = fine and good
-            cells = [f"{p:,}" if p == f else f"{p:,} -> {f:,}" for p, f in zip(published, found, strict=True)]
-            table.add_row(name, split, *cells, str(missing), str(empty), "" if good else "DIFFERENT")
+            cells = [
+                f"{p:,}" if p == f else f"{p:,} -> {f:,}"
+                for p, f in zip(published, found, strict=True)
+            ]
+            table.add_row(
+                name, split, *cells, str(missing), str(empty), "" if good else "DIFFERENT"
+            )
     return table, fine
 
 
 def count(index: ReferIndex, split: str) -> tuple[tuple[int, int, int], int, int]:
     """Return a split's refs, sentences and images, its missing images, and its refs whose mask has no pixel."""
-    refs = index.refs_of(split)
+    refs = index.split_refs(split)
     sentences = sum(len(index.sentence_rows(int(ref))) for ref in refs)
     images, first = np.unique(index.image_ids(refs), return_index=True)
     missing = sum(not index.image_path(int(refs[i])).is_file() for i in first)
-    empty = sum(not index.mask(int(ref)).any() for ref in tqdm(refs, f"masks of {split}", leave=False, disable=None))
+    empty = sum(
+        not index.mask(int(ref)).any()
+        for ref in tqdm(refs, f"masks of {split}", leave=False, disable=None)
+    )
     return (len(refs), sentences, len(images)), missing, empty
 
 
-def main(arguments: Sequence[str] | None = None, archives: dict[str, Archive] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, archives: dict[str, Archive] | None = None
+) -> None:
     """Fetch, or verify."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, nargs="?", default=Path(os.environ.get("CRISLIT_DATA", "data")), metavar="DATA")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--only", nargs="+", choices=tuple(ARCHIVES), default=list(ARCHIVES), help="a part of it (DATA goes before)"
+        "root",
+        type=Path,
+        nargs="?",
+        default=Path(os.environ.get("CRISLIT_DATA", "data")),
+        metavar="DATA",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(ARCHIVES),
+        default=list(ARCHIVES),
+        help="a part of it (DATA goes before)",
     )
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
     parser.add_argument("--verify", action="store_true", help="fetch nothing, count what is there")
@@ -337,7 +411,9 @@ def main(arguments: Sequence[str] | None = None, archives: dict[str, Archive] | 
         if options.verify:
             expected = {key: value for key, value in EXPECTED.items() if key[0] in options.only}
             if not expected:
-                parser.error("--verify counts the images of annotated sets: name such a set with --only")
+                parser.error(
+                    "--verify counts the images of annotated sets: name such a set with --only"
+                )
             table, fine = verify(options.root, expected)
             Console(width=max(Console().width, 150)).print(table)
             if not fine:
@@ -345,7 +421,12 @@ def main(arguments: Sequence[str] | None = None, archives: dict[str, Archive] | 
             print("the data are what was published")
         else:
             try:
-                install(options.only, options.root, ARCHIVES if archives is None else archives, options.keep)
+                install(
+                    options.only,
+                    options.root,
+                    ARCHIVES if archives is None else archives,
+                    options.keep,
+                )
             except OSError as error:
                 raise InputError(f"cannot write below {options.root}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Draws the README's picture: the example pictures, as they are and with the masks that shapes-tiny gives for their sentences.
+"""Draw the README's figure: the example images, and below them the masks of shapes-tiny.
 
 python scripts/draw_masks.py docs/masks.jpg
 """
@@ -9,30 +9,31 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import crislit
-from crislit.overlay import colour_of, paint
-from crislit.picture import open_picture
-from crislit.quantise import EXAMPLES
+from crislit.inference.masks import colour_of, paint
+from crislit.io.assets import EXAMPLES
+from crislit.io.images import open_image
 
-SHOWN = 5
-"""Sentences of each picture, its first ones."""
+MAX_SENTENCES = 5
+"""The number of sentences shown per image."""
 
 
 def main(path: Path) -> None:
-    """Segment, draw and save."""
+    """Segment the examples, draw them and save the figure."""
     segmenter = crislit.load("shapes-tiny")
-    pictures = sorted(EXAMPLES.glob("*.jpg"))
+    files = sorted(EXAMPLES.glob("*.jpg"))
     figure = Figure(figsize=(11, 7.1))
     figure.subplots_adjust(left=0, right=1, top=1, bottom=0.22, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(2, len(pictures))
-    for (above, below), file in zip(grid.T, pictures, strict=True):
-        image, sentences = open_picture(file), file.with_suffix(".txt").read_text().splitlines()[:SHOWN]
+    grid = figure.subplots(2, len(files))
+    for (above, below), file in zip(grid.T, files, strict=True):
+        image = open_image(file)
+        sentences = file.with_suffix(".txt").read_text().splitlines()[:MAX_SENTENCES]
         above.imshow(image)
         below.imshow(paint(image, [result.mask for result in segmenter(image, sentences)]))
         for number, sentence in enumerate(sentences):
-            place = {"xycoords": "axes fraction", "va": "top", "fontsize": 11}
-            colour = tuple(part / 255 for part in colour_of(number))
-            below.annotate("■", (0.01, -0.03 - 0.1 * number), color=colour, **place)
-            below.annotate(f"“{sentence}”", (0.07, -0.03 - 0.1 * number), **place)
+            style = {"xycoords": "axes fraction", "va": "top", "fontsize": 11}
+            color = tuple(channel / 255 for channel in colour_of(number))
+            below.annotate("■", (0.01, -0.03 - 0.1 * number), color=color, **style)
+            below.annotate(f"“{sentence}”", (0.07, -0.03 - 0.1 * number), **style)
         above.axis("off")
         below.axis("off")
     figure.savefig(path, dpi=100)

@@ -6,7 +6,7 @@
 from the top of a checkout, SITE_PACKAGES being that of an environment in which crislit's development extra is installed, of the
 same version of Python. atheris (Apache-2.0) brings libFuzzer.
 
-Inputs begin as the hostile cases of the tests and sound files (tests/hostile.py), and are mutated by a fixed seed. Every
+Inputs begin as the hostile cases of the tests and sound files (tests/io/hostile.py), and are mutated by a fixed seed. Every
 exception but InputError is a crash; so are an input that takes longer than 10 seconds and a process of more than 2 GB. What
 remains of the fuzzing is --output, a JSON file, and the inputs that crashed, which it names.
 """
@@ -33,7 +33,9 @@ LIMITS = ("-timeout=10", "-rss_limit_mb=2048", "-max_len=4096")
 
 def main() -> None:
     """Fuzz for a while in a process of its own, which libFuzzer ends, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "results/fuzz.json")
@@ -44,14 +46,30 @@ def main() -> None:
         return
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run(
-        [*git, "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True, check=True
+        [*git, "describe", "--always", "--abbrev=40", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--inputs", folder, "--seconds", str(options.seconds), "--seed", str(options.seed)]
+        command = [
+            sys.executable,
+            __file__,
+            "--inputs",
+            folder,
+            "--seconds",
+            str(options.seconds),
+            "--seed",
+            str(options.seed),
+        ]
         start, begun = time.perf_counter(), datetime.datetime.now(datetime.UTC)
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         seconds = time.perf_counter() - start
-        crashes = {path.name: path.read_bytes().hex() for path in Path(folder).glob("*-*") if path.stem.split("-")[0] in KINDS}
+        crashes = {
+            path.name: path.read_bytes().hex()
+            for path in Path(folder).glob("*-*")
+            if path.stem.split("-")[0] in KINDS
+        }
         report(options, done, seconds, begun, crashes, commit.stdout.strip())
 
 
@@ -106,10 +124,10 @@ def fuzz(inputs: Path, seconds: int, seed: int) -> None:
     unpickler: type = pickle._Unpickler
     for code, function in list(unpickler.dispatch.items()):  # type: ignore[attr-defined]
         unpickler.dispatch[code] = atheris.instrument_func(function)  # type: ignore[attr-defined]
-    with atheris.instrument_imports(include=["crislit.pickles", "crislit.data.refer"]):
-        from crislit import pickles  # noqa: F401
-        from crislit.data import refer  # noqa: F401
-    from tests.hostile import reader_seeds
+    with atheris.instrument_imports(include=["crislit.io", "crislit.data"]):
+        from crislit.data import refer_index  # noqa: F401
+        from crislit.io import pickles  # noqa: F401
+    from tests.io.hostile import reader_seeds
 
     PLACE.append(inputs / "refs(unc).p")
     logging.disable(logging.WARNING)
@@ -117,7 +135,12 @@ def fuzz(inputs: Path, seconds: int, seed: int) -> None:
     seeds.mkdir()
     for number, content in enumerate(reader_seeds()):
         (seeds / f"{number:04d}").write_bytes(content)
-    more = (f"-seed={seed}", f"-max_total_time={seconds}", f"-artifact_prefix={inputs}/", "-print_final_stats=1")
+    more = (
+        f"-seed={seed}",
+        f"-max_total_time={seconds}",
+        f"-artifact_prefix={inputs}/",
+        "-print_final_stats=1",
+    )
     atheris.Setup([sys.argv[0], *LIMITS, *more, str(seeds)], read)
     atheris.Fuzz()
 
@@ -128,27 +151,30 @@ PLACE: list[Path] = []
 
 def read(content: bytes) -> None:
     """Read one input: its first byte says as what."""
-    from tests.hostile import draw_all, one_ref
+    from tests.io.hostile import draw_all, one_ref
 
-    from crislit.data.refer import build_index, load_json
+    from crislit.data.refer_index import build_index
     from crislit.errors import InputError
-    from crislit.pickles import load_pickle, rehearse_torch
+    from crislit.io.files import read_json
+    from crislit.io.pickles import check_torch_pickle, load_pickle
 
     kind, content = content[:1], content[1:]
     refs, instances = one_ref()
     path = PLACE[0]
     path.write_bytes(content)
     if kind == b"c":
-        with contextlib.suppress(Exception):  # whose reader turns any into an InputError; here it is time and memory
-            rehearse_torch(path, zipped=False)
+        with contextlib.suppress(
+            Exception
+        ):  # whose reader turns any into an InputError; here it is time and memory
+            check_torch_pickle(path, zipped=False)
         return
     try:
         if kind == b"p":
             refs = load_pickle(path)
         elif kind == b"j":
-            instances = load_json(path)
+            instances = read_json(path)
         elif kind == b"s":
-            instances["annotations"][0]["segmentation"] = load_json(path)
+            instances["annotations"][0]["segmentation"] = read_json(path)
         else:
             instances["annotations"][0]["segmentation"] = {"size": [12, 20], "counts": content}
         draw_all(build_index(refs, instances, path))

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from crislit.callbacks import commit, hardware
 from crislit.data import shapes
-from crislit.resume import LAST, NEXT
+from crislit.training.checkpointing import LAST, NEXT
+from crislit.training.provenance import commit, hardware
 
 KINDS = ("any moment", "writing a checkpoint", "in a validation", "at an epoch's end")
 SCENES = {"train": 12, "val": 6, "testA": 6, "testB": 6}
@@ -34,8 +34,22 @@ STEPS = 6
 """Of an epoch: four sentences a scene, eight a step."""
 PAUSE, ONE_SAVE = 0.0005, 0.5
 """Seconds between two looks at a run, and about as many between two checkpoints."""
-RUN = ("dataset=shapes", "image_size=64", "batch_size=8", "model.neck=[16,64,32]", "decoder.layers=1", "recipe.epochs=6")
-RUN += ("checkpoint_every=2", "resume=auto", "callbacks.pictures=0", "eval_batch_size=2", "threshold=0.15", "workers=1")
+RUN = (
+    "dataset=shapes",
+    "image_size=64",
+    "batch_size=8",
+    "model.neck=[16,64,32]",
+    "decoder.layers=1",
+    "recipe.epochs=6",
+)
+RUN += (
+    "checkpoint_every=2",
+    "resume=auto",
+    "callbacks.pictures=0",
+    "eval_batch_size=2",
+    "threshold=0.15",
+    "workers=1",
+)
 COLUMNS = (
     "trial",
     "kind",
@@ -54,17 +68,25 @@ COLUMNS = (
 
 def main() -> int:
     """Run the trials; the exit code is 1 if a run ended otherwise than undisturbed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="further overrides of the training")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, help="that each training has")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folder", type=Path, default=Path("kills"), help="where the runs go (default: kills)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("kills"), help="where the runs go (default: kills)"
+    )
     parser.add_argument("--log", type=Path, default=Path("kills.csv"))
     options = parser.parse_args()
-    trainer = ["trainer=cpu"] if options.processes == 1 else ["trainer=ddp_cpu", f"trainer.devices={options.processes}"]
+    trainer = (
+        ["trainer=cpu"]
+        if options.processes == 1
+        else ["trainer=ddp_cpu", f"trainer.devices={options.processes}"]
+    )
     shutil.rmtree(options.folder, ignore_errors=True)
-    data = shapes.write(options.folder / "data", "shapes", scenes=SCENES)
+    data = shapes.write_shapes(options.folder / "data", "shapes", scenes=SCENES)
     data.rename(data.with_name(f"shapes-v{shapes.VERSION}"))
     overrides = [*RUN, *trainer, f"data_root={options.folder / 'data'}", *options.overrides]
 
@@ -77,7 +99,10 @@ def main() -> int:
         time.sleep(PAUSE)
     wait(child, whole)
     steps = step_of(whole)
-    print(f"undisturbed: {steps} steps, {saves.count} checkpoints, {time.monotonic() - start:.1f} s", flush=True)
+    print(
+        f"undisturbed: {steps} steps, {saves.count} checkpoints, {time.monotonic() - start:.1f} s",
+        flush=True,
+    )
 
     rng = random.Random(options.seed)
     different = 0
@@ -94,11 +119,23 @@ def main() -> int:
                 after = rng.randrange(saves.count * 3 // 4)  # the last epoch's end has no later one
                 killed = kill(start_run(folder, overrides), folder, kind, after, rng)
             wait(start_run(folder, overrides), folder)
-            went_on = re.findall(r"going on from .*/(\S+) at step (\d+)", (folder / "log.txt").read_text())
+            went_on = re.findall(
+                r"going on from .*/(\S+) at step (\d+)", (folder / "log.txt").read_text()
+            )
             checkpoint, step = went_on[-1] if went_on else ("none", 0)
             same = equal(folder, whole)
             different += not same
-            values = (trial, kind, options.processes, after, f"{killed:.2f}", checkpoint, step, steps, "yes" if same else "NO")
+            values = (
+                trial,
+                kind,
+                options.processes,
+                after,
+                f"{killed:.2f}",
+                checkpoint,
+                step,
+                steps,
+                "yes" if same else "NO",
+            )
             values += (options.seed, commit(), hardware())
             row = dict(zip(COLUMNS, values, strict=True))
             log.writerow(row)
@@ -122,7 +159,9 @@ def wait(child: "subprocess.Popen[bytes]", folder: Path) -> None:
         raise SystemExit(f"error: the run failed: {(folder / 'log.txt').read_text()[-2000:]}")
 
 
-def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, after: int, rng: random.Random) -> float | None:
+def kill(
+    child: "subprocess.Popen[bytes]", folder: Path, kind: str, after: int, rng: random.Random
+) -> float | None:
     """Kill a training at the first occasion of a kind after so many checkpoints, with all its processes.
 
     Returns:
@@ -140,7 +179,9 @@ def kill(child: "subprocess.Popen[bytes]", folder: Path, kind: str, after: int, 
             if kind == "writing a checkpoint" and any(checkpoints.glob(".*.part")):
                 break
             if kind == "in a validation" and new and step_of(folder) % STEPS == 0:
-                time.sleep(rng.uniform(0, 0.2))  # an epoch's last checkpoint is written before its validation
+                time.sleep(
+                    rng.uniform(0, 0.2)
+                )  # an epoch's last checkpoint is written before its validation
                 break
             if kind == "at an epoch's end":
                 epochs = (folder / "log.txt").read_bytes().count(b"INFO] - epoch ")
@@ -182,7 +223,11 @@ def step_of(folder: Path) -> int:
     """Return the step of a run's last checkpoint."""
     for name in (LAST, NEXT):
         try:
-            return int(torch.load(folder / "checkpoints" / name, weights_only=True, mmap=True)["global_step"])
+            return int(
+                torch.load(folder / "checkpoints" / name, weights_only=True, mmap=True)[
+                    "global_step"
+                ]
+            )
         except FileNotFoundError:
             continue  # between two renames
     return 0
@@ -191,7 +236,10 @@ def step_of(folder: Path) -> int:
 def equal(folder: Path, other: Path) -> bool:
     """Whether two runs ended with the same weights, and with the same best ones, bit for bit."""
     for name in (LAST, "best.ckpt"):
-        one, two = (torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (folder, other))
+        one, two = (
+            torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
+            for run in (folder, other)
+        )
         if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
             return False
     return True

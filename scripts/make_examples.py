@@ -1,4 +1,6 @@
-"""Draws the pictures that ship as examples: scenes of no data set, each with a text file of sentences, one a line.
+"""Draw the example images that ship with the package, each with a text file of sentences.
+
+The scenes are in none of the data sets. The text files have one sentence per line.
 
 python scripts/make_examples.py src/crislit/assets/examples
 """
@@ -10,24 +12,27 @@ import numpy as np
 import PIL.Image
 
 from crislit.data.expressions import describe
-from crislit.data.shapes import SETS, draw_scene
+from crislit.data.scenes import draw_scene
+from crislit.data.shapes import SETS
 
 EXAMPLES = {"places": "shapes", "attributes": "shapes+", "mixture": "shapes"}
-"""The pictures' names, and the data sets in whose language they are described."""
+"""Names of the images, and the data sets whose style of sentences describes them."""
 SEED = 2_000_003
-"""Apart from all data sets' scenes."""
+"""Differs from the seeds of all data sets."""
 
 
 def main(folder: Path) -> None:
-    """Draw and describe."""
+    """Draw and describe every example."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (name, language) in enumerate(EXAMPLES.items()):
+    for number, (name, dataset) in enumerate(EXAMPLES.items()):
         rng = np.random.default_rng([SEED, number])
         image, drawn = draw_scene(rng)
-        things = [d.seen() for d in drawn]
-        said = [describe(rng, things, thing, SETS[language].style, 1) for thing in things]
+        things = [item.seen() for item in drawn]
+        lines: list[str] = []
+        for thing in things:
+            lines += describe(rng, things, thing, SETS[dataset].style, 1)[:1]
         PIL.Image.fromarray(image).save(folder / f"{name}.jpg", quality=90)
-        (folder / f"{name}.txt").write_text("\n".join(sentence for one in said for sentence in one[:1]) + "\n")
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

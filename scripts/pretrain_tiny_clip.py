@@ -25,13 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from crislit.callbacks import commit, hardware
-from crislit.config import load_settings
+from crislit.config import compose_config
 from crislit.data.expressions import describe
-from crislit.data.letterbox import letterbox_image, normalise, stack_images
-from crislit.data.shapes import SETS, draw_scene, make_scene
-from crislit.data.tokenizer import tokenize
-from crislit.models.cris import build_clip
+from crislit.data.scenes import draw_scene
+from crislit.data.shapes import SETS, make_scene
+from crislit.models.build import build_clip
+from crislit.training.provenance import commit, hardware
+from crislit.transforms.letterbox import letterbox_image, normalise, stack_images
+from crislit.transforms.tokenizer import tokenize
 
 FEW = (1, 1, 2, 3)
 """Objects of the simple scenes, in turn."""
@@ -75,8 +76,12 @@ def draw_all(simple: int, size: int) -> list[Scene]:
     with ProcessPoolExecutor(2) as pool:
         for name, spec in SETS.items():
             numbers = range(spec.splits["train"])
-            work = pool.map(partial(draw, name=name, split="train", size=size), numbers, chunksize=50)
-            scenes += tqdm(work, f"drawing training scenes of {name}", total=len(numbers), disable=None)
+            work = pool.map(
+                partial(draw, name=name, split="train", size=size), numbers, chunksize=50
+            )
+            scenes += tqdm(
+                work, f"drawing training scenes of {name}", total=len(numbers), disable=None
+            )
             work = pool.map(partial(draw_simple, name=name, size=size), range(simple), chunksize=50)
             scenes += tqdm(work, f"drawing simple scenes like {name}'s", total=simple, disable=None)
     return scenes
@@ -125,7 +130,10 @@ def retrieval(towers: CLIP, scenes: list[Scene], objects: int) -> dict[str, floa
     towers.eval()
     pictures = normalise(stack_images([image for image, _ in scenes]))
     images = F.normalize(torch.cat([towers.visual(part) for part in pictures.split(100)]), dim=-1)
-    similar = images @ encode(towers, [", ".join(one[0] for one in said[:objects]) for _, said in scenes]).T
+    similar = (
+        images
+        @ encode(towers, [", ".join(one[0] for one in said[:objects]) for _, said in scenes]).T
+    )
     found = {"scenes": float(len(scenes))}
     for way, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
         rank = (scores > scores.diagonal()[:, None]).sum(dim=1)
@@ -144,7 +152,9 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
     decayed = [p for p in towers.parameters() if p.ndim >= 2]
     others = [p for p in towers.parameters() if p.ndim < 2]
     adam = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=1e-3, fused=True
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=1e-3,
+        fused=True,
     )
     rates = torch.optim.lr_scheduler.LambdaLR(
         adam, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -153,7 +163,9 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
     if work.is_file():
         kept = torch.load(work, weights_only=True)
         if kept["of"] != [steps, batch, seed]:
-            raise SystemExit(f"error: {work} is of a training with (steps, batch, seed) {kept['of']}; delete it to begin anew")
+            raise SystemExit(
+                f"error: {work} is of a training with (steps, batch, seed) {kept['of']}; delete it to begin anew"
+            )
         towers.load_state_dict(kept["towers"])
         adam.load_state_dict(kept["adam"])
         rates.load_state_dict(kept["rates"])
@@ -171,7 +183,12 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
         losses.append(loss.item())
         if (step + 1) % EVERY == 0:
             print(f"step {step + 1} of {steps}: loss {np.mean(losses[-EVERY:]):.3f}", flush=True)
-            kept = {"towers": towers.state_dict(), "adam": adam.state_dict(), "rates": rates.state_dict(), "step": step + 1}
+            kept = {
+                "towers": towers.state_dict(),
+                "adam": adam.state_dict(),
+                "rates": rates.state_dict(),
+                "step": step + 1,
+            }
             kept["of"] = [steps, batch, seed]
             torch.save(kept, work.with_suffix(".part"))
             work.with_suffix(".part").replace(work)
@@ -179,9 +196,16 @@ def train(towers: CLIP, scenes: list[Scene], steps: int, batch: int, seed: int, 
 
 def main() -> None:
     """Draw, train, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", type=Path, help="the weights' file")
-    parser.add_argument("--simple", type=int, default=7000, help="simple scenes in the language of each of the three sets")
+    parser.add_argument(
+        "--simple",
+        type=int,
+        default=7000,
+        help="simple scenes in the language of each of the three sets",
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128, help="scenes of a step")
     parser.add_argument("--seed", type=int, default=0)
@@ -189,15 +213,22 @@ def main() -> None:
     start, begun_at = time.perf_counter(), commit()
     options.target.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    settings = load_settings(["model=tiny"])
+    settings = compose_config(["model=tiny"])
     size = settings["image_size"]
     towers = build_clip(settings["model"]["clip"])
     towers = towers.to(memory_format=torch.channels_last)
     scenes = draw_all(options.simple, size)
-    held_out = {name: [draw(number, name, "val", size) for number in range(SETS[name].splits["val"])] for name in SETS}
+    held_out = {
+        name: [draw(number, name, "val", size) for number in range(SETS[name].splits["val"])]
+        for name in SETS
+    }
     work = options.target.with_suffix(".resume")
     train(towers, scenes, options.steps, options.batch, options.seed, work)
-    found = {f"{name}, {n} objects": retrieval(towers, val, n) for name, val in held_out.items() for n in (1, 2)}
+    found = {
+        f"{name}, {n} objects": retrieval(towers, val, n)
+        for name, val in held_out.items()
+        for n in (1, 2)
+    }
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "seed": options.seed,
@@ -208,8 +239,15 @@ def main() -> None:
         "retrieval": found,
     }
     scale_sentences(towers, [said[0][0] for _, said in scenes[:1000]])
-    weights = {name: value.half() if value.is_floating_point() else value for name, value in towers.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in weights.items()}, options.target, {"pretraining": json.dumps(facts)})
+    weights = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in towers.state_dict().items()
+    }
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()},
+        options.target,
+        {"pretraining": json.dumps(facts)},
+    )
     work.unlink(missing_ok=True)
     print(json.dumps(facts, indent=2))
 

@@ -27,17 +27,23 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from crislit.benchmark import SENTENCES, by_turns, network, ways
-from crislit.callbacks import commit, hardware
-from crislit.data.tokenizer import tokenize
+from crislit.benchmarks.inference import SENTENCES, backends, build_network, one_by_one
+from crislit.benchmarks.training import KINDS, Step, build_optimizer
+from crislit.inference.onnx_network import GROUNDING, IMAGE_ENCODER, OnnxNetwork
 from crislit.models.cris import CRIS
-from crislit.models.rearranged import for_inference, rearrange
-from crislit.onnx_network import GROUNDING, IMAGE_ENCODER, OnnxNetwork
-from crislit.training_benchmark import KINDS, Step, build_optimizer
+from crislit.models.optimized import optimize_for_inference, optimize_for_training
+from crislit.training.provenance import commit, hardware
+from crislit.transforms.tokenizer import tokenize
 
 OPERATIONS = 10
 """How many are listed."""
-TRAINED = ("plain", "default", "rearrange", "rearrange recompute", "rearrange, 4 sentences an image")
+TRAINED = (
+    "plain",
+    "default",
+    "rearrange",
+    "rearrange recompute",
+    "rearrange, 4 sentences an image",
+)
 PARTS = {
     "image encoder": ("image_encoder", "forward"),
     "neck, pictures": ("neck", "project_maps"),
@@ -54,7 +60,9 @@ Run = Callable[[], Any]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the profiles as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="rn50")
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--rounds", type=int, default=3)
@@ -64,38 +72,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"By `python scripts/profile_network.py` at {commit()}, on {hardware()}: {options.model}, {options.image_size} pixels,"
     )
     print(f"random weights, medians of {options.rounds}. Milliseconds a sentence.\n")
-    print("## Evaluation, two pictures of seven sentences: each column has the changes of those before it\n")
-    tables(evaluation(network(options), options.image_size), len(SENTENCES) * 2, options.rounds)
-    print("\n## A training step of four sentences: each column names what is on, `default` channels last and the fused Adam\n")
-    tables(training(network(options), options.image_size), 4, options.rounds)
+    print(
+        "## Evaluation, two pictures of seven sentences: each column has the changes of those before it\n"
+    )
+    tables(
+        evaluation(build_network(options), options.image_size), len(SENTENCES) * 2, options.rounds
+    )
+    print(
+        "\n## A training step of four sentences: each column names what is on, `default` channels last and the fused Adam\n"
+    )
+    tables(training(build_network(options), options.image_size), 4, options.rounds)
     print("\n## One picture and one sentence by ONNX Runtime")
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):
-            ways(network(options), options.image_size, Path(folder))
+            backends(build_network(options), options.image_size, Path(folder))
         for name in ("ONNX Runtime", "ONNX Runtime, int8"):
-            operation_table(name, profile_runtime(Path(folder) / name, options.image_size, options.rounds), 1)
+            operation_table(
+                name, profile_runtime(Path(folder) / name, options.image_size, options.rounds), 1
+            )
 
 
 def evaluation(model: CRIS, image_size: int) -> Iterator[tuple[str, nn.Module, Run]]:
     """Yield every stage's name, network and work."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, image_size, image_size, generator=generator)
-    tokens = tokenize(list(SENTENCES) * 2, model.max_words)
-    owners = torch.arange(2).repeat_interleave(len(SENTENCES))
+    tokens = tokenize(list(SENTENCES) * 2, model.max_tokens)
+    image_indices = torch.arange(2).repeat_interleave(len(SENTENCES))
 
     def one_at_a_time(net: CRIS, given: Tensor) -> Run:
-        return lambda: [net(given[i, None], row[None]) for i, row in zip(owners, tokens, strict=True)]
+        return lambda: [
+            net(given[i, None], row[None]) for i, row in zip(image_indices, tokens, strict=True)
+        ]
 
     last = images.contiguous(memory_format=torch.channels_last)
-    yield "plain", model, partial(by_turns(model), images, tokens, owners)
+    yield "plain", model, partial(one_by_one(model), images, tokens, image_indices)
     yield "its parts", model, one_at_a_time(model, images)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     yield "channels last", model, one_at_a_time(model, last)
-    yield "a picture encoded once, its sentences together", model, partial(model, last, tokens, owners)
-    rearranged = rearrange(model)
-    yield "rearranged", rearranged, partial(rearranged, last, tokens, owners)
-    folded = for_inference(model)
-    yield "BatchNorm folded, large maps sentence by sentence", folded, partial(folded, last, tokens, owners)
+    yield (
+        "a picture encoded once, its sentences together",
+        model,
+        partial(model, last, tokens, image_indices),
+    )
+    rearranged = optimize_for_training(model)
+    yield "rearranged", rearranged, partial(rearranged, last, tokens, image_indices)
+    folded = optimize_for_inference(model)
+    yield (
+        "BatchNorm folded, large maps sentence by sentence",
+        folded,
+        partial(folded, last, tokens, image_indices),
+    )
 
 
 def training(model: CRIS, image_size: int) -> Iterator[tuple[str, nn.Module, Run]]:
@@ -122,7 +148,16 @@ def tables(stages: Iterator[tuple[str, nn.Module, Run]], sentences: int, rounds:
         print(f"- {name}: {scale * parts[-1]['all']:.0f}", flush=True)
     print("\n" + row("part", names) + row("---", ["---:"] * len(names)), end="")
     for part in (*PARTS, "all"):
-        print(row(part, [f"{1000 * found[part] / sentences:.1f}" if part in found else "-" for found in parts]), end="")
+        print(
+            row(
+                part,
+                [
+                    f"{1000 * found[part] / sentences:.1f}" if part in found else "-"
+                    for found in parts
+                ],
+            ),
+            end="",
+        )
     for name, found in zip(names, operations, strict=True):
         operation_table(name, found, sentences)
 
@@ -131,10 +166,20 @@ def operation_table(name: str, found: dict[str, tuple[float, int]], sentences: i
     """Print the operations that take most of the time."""
     whole = sum(seconds for seconds, _ in found.values())
     listed = sorted(found.items(), key=lambda item: -item[1][0])[:OPERATIONS]
-    print(f"\n### {name}: operations by their own time\n\n" + row("operation", ["ms a sentence", "share", "calls"]), end="")
+    print(
+        f"\n### {name}: operations by their own time\n\n"
+        + row("operation", ["ms a sentence", "share", "calls"]),
+        end="",
+    )
     print(row("---", ["---:"] * 3), end="")
     for operation, (seconds, calls) in listed:
-        print(row(f"`{operation}`", [f"{1000 * seconds / sentences:.1f}", f"{seconds / whole:.0%}", str(calls)]), end="")
+        print(
+            row(
+                f"`{operation}`",
+                [f"{1000 * seconds / sentences:.1f}", f"{seconds / whole:.0%}", str(calls)],
+            ),
+            end="",
+        )
 
 
 def row(first: str, cells: Sequence[str]) -> str:
@@ -177,7 +222,9 @@ def time_operations(run: Run) -> dict[str, tuple[float, int]]:
     """Return the seconds that each of PyTorch's operations takes itself, and how often it is called."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         run()
-    return {event.key: (event.self_cpu_time_total / 1e6, event.count) for event in found.key_averages()}
+    return {
+        event.key: (event.self_cpu_time_total / 1e6, event.count) for event in found.key_averages()
+    }
 
 
 def profile_runtime(folder: Path, image_size: int, rounds: int) -> dict[str, tuple[float, int]]:
@@ -188,18 +235,30 @@ def profile_runtime(folder: Path, image_size: int, rounds: int) -> dict[str, tup
     options.enable_profiling = True
     for box, name in (("image_encoder", IMAGE_ENCODER), ("grounding", GROUNDING)):
         options.profile_file_prefix = str(folder / box)
-        setattr(network, box, onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"]))
+        setattr(
+            network,
+            box,
+            onnxruntime.InferenceSession(
+                folder / name, options, providers=["CPUExecutionProvider"]
+            ),
+        )
     image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    given = (image, tokenize([SENTENCES[0]], network.max_words), torch.zeros(1, dtype=torch.long))
+    given = (image, tokenize([SENTENCES[0]], network.max_tokens), torch.zeros(1, dtype=torch.long))
     for _ in range(1 + rounds):
         network(*given)
     found: dict[str, list[float]] = defaultdict(list)
     for session in (network.image_encoder, network.grounding):
         events = json.loads(Path(session.end_profiling()).read_text())
-        ran = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
+        ran = [
+            event
+            for event in events
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
+        ]
         for event in ran[len(ran) // (1 + rounds) :]:  # the first run warms up
             found[event["args"]["op_name"]].append(event["dur"] / 1e6)
-    return {name: (sum(seconds) / rounds, len(seconds) // rounds) for name, seconds in found.items()}
+    return {
+        name: (sum(seconds) / rounds, len(seconds) // rounds) for name, seconds in found.items()
+    }
 
 
 if __name__ == "__main__":

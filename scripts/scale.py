@@ -19,15 +19,20 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from crislit.config import load_settings
+from crislit.config import compose_config
 from crislit.models.cris import count_parameters
-from crislit.train import build_model
+from crislit.training.build import build_model
 
 BATCH = 64
 """Sentences of a step (section 4.2), over all devices."""
 DEVICES = {"V100, float32": 7e12, "A100, TF32": 60e12, "A100, bfloat16": 110e12}
 """Floating-point operations a second that convolutions are assumed to reach: about half or a third of the makers' peaks."""
-LINKS = {"NVLink, 200 GB/s": 200e9, "PCIe 4, 20 GB/s": 20e9, "100 Gb/s network": 10e9, "25 Gb/s network": 2.5e9}
+LINKS = {
+    "NVLink, 200 GB/s": 200e9,
+    "PCIe 4, 20 GB/s": 20e9,
+    "100 Gb/s network": 10e9,
+    "25 Gb/s network": 2.5e9,
+}
 """Bytes a second and device that a ring is assumed to reach."""
 SPREAD = 0.3
 """Standard deviation of a sample's loading time, over its mean."""
@@ -66,14 +71,22 @@ class Work:
 def count(size: int = 416) -> Work:
     """Count RN50's work on shapes alone."""
     with torch.device("meta"):
-        model = build_model(load_settings(["model=rn50", "dataset=refcoco"])).eval()
+        model = build_model(compose_config(["model=rn50", "dataset=refcoco"])).eval()
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             model(torch.empty(1, 3, size, size), torch.empty(1, 17, dtype=torch.long))
     return Work(counter.get_total_flops(), count_parameters(model))
 
 
-def waiting(step: float, each: float, devices: int, batch: int, workers: int, steps: int = 200, seed: int = 0) -> float:
+def waiting(
+    step: float,
+    each: float,
+    devices: int,
+    batch: int,
+    workers: int,
+    steps: int = 200,
+    seed: int = 0,
+) -> float:
     """Simulate a training, and return the share of the time in which devices wait for data.
 
     Every device has its own workers, each of which loads whole batches in turn and is two ahead at most; a step begins when
@@ -98,7 +111,9 @@ def waiting(step: float, each: float, devices: int, batch: int, workers: int, st
     for number in range(steps):
         for device in range(devices):
             while len(ready[device]) <= number:
-                ahead = len(ready[device]) - 2 * workers  # its place in the queue is free once that step has begun
+                ahead = (
+                    len(ready[device]) - 2 * workers
+                )  # its place in the queue is free once that step has begun
                 start = max(heapq.heappop(free[device]), begun[ahead] if ahead >= 0 else 0.0)
                 end = start + sum(max(0.0, rng.gauss(each, SPREAD * each)) for _ in range(batch))
                 heapq.heappush(free[device], end)
@@ -140,15 +155,23 @@ def page(work: Work, each: float) -> str:
             "Exchanging overlaps with the backward pass, two thirds of a step; what is in bold does not fit under it."
         ),
         "",
-        "| 64 sentences over | assumed TFLOP/s | computing, ms | " + " | ".join(f"{name}, ms" for name in LINKS) + " |",
+        "| 64 sentences over | assumed TFLOP/s | computing, ms | "
+        + " | ".join(f"{name}, ms" for name in LINKS)
+        + " |",
         "|---|---:|---:" + "|---:" * len(LINKS) + "|",
     ]
     for name, rate in DEVICES.items():
         for devices in (2, 8, 16):
             step = work.step(BATCH // devices, rate)
             exchanges = [work.exchange(devices, bandwidth) for bandwidth in LINKS.values()]
-            cells = [f"**{1e3 * x:.0f}**" if x > step * 2 / 3 else f"{1e3 * x:.0f}" for x in exchanges]
-            lines.append(f"| {devices} x {name} | {rate / 1e12:.0f} | {1e3 * step:.0f} | " + " | ".join(cells) + " |")
+            cells = [
+                f"**{1e3 * x:.0f}**" if x > step * 2 / 3 else f"{1e3 * x:.0f}" for x in exchanges
+            ]
+            lines.append(
+                f"| {devices} x {name} | {rate / 1e12:.0f} | {1e3 * step:.0f} | "
+                + " | ".join(cells)
+                + " |"
+            )
     lines += [
         "",
         paragraph(
@@ -177,11 +200,24 @@ def page(work: Work, each: float) -> str:
     ]
     enough: dict[str, int] = {}
     for workers in (1, 2, 4, 6, 8):
-        shares = {name: waiting(work.step(BATCH // 8, rate), each, 8, BATCH // 8, workers) for name, rate in DEVICES.items()}
-        lines.append(f"| {workers} | " + " | ".join(f"{share:.0%}" for share in shares.values()) + " |")
+        shares = {
+            name: waiting(work.step(BATCH // 8, rate), each, 8, BATCH // 8, workers)
+            for name, rate in DEVICES.items()
+        }
+        lines.append(
+            f"| {workers} | " + " | ".join(f"{share:.0%}" for share in shares.values()) + " |"
+        )
         enough = {name: workers for name, share in shares.items() if share < 0.01} | enough
-    told = ", ".join(f"{enough[name]} for {name}" if name in enough else f"more than 8 for {name}" for name in DEVICES)
-    lines += ["", paragraph(f"Workers of a device after which it waits for less than 1%: {told}. Disks were not simulated.")]
+    told = ", ".join(
+        f"{enough[name]} for {name}" if name in enough else f"more than 8 for {name}"
+        for name in DEVICES
+    )
+    lines += [
+        "",
+        paragraph(
+            f"Workers of a device after which it waits for less than 1%: {told}. Disks were not simulated."
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -194,7 +230,9 @@ def growth() -> list[str]:
     """Return how operations grow with the picture's side."""
     sides = (256, 416, 640, 832)
     counts = [count(side).forward for side in sides]
-    told = ", ".join(f"{side} pixels {n / counts[1]:.2f}" for side, n in zip(sides, counts, strict=True))
+    told = ", ".join(
+        f"{side} pixels {n / counts[1]:.2f}" for side, n in zip(sides, counts, strict=True)
+    )
     return [
         f"- Side of the picture, operations beside those at 416: {told}. Nearly its square: what",
         "  attention between cells takes grows with the fourth power, and is a small part.",
@@ -207,15 +245,23 @@ def growth() -> list[str]:
 def loading(path: Path) -> float:
     """Return the seconds of a sample and core that a benchmark found."""
     with path.open(encoding="utf-8", newline="") as file:
-        found = [float(row["value"]) for row in csv.DictReader(file) if row["candidate"] == "whole sample, collated"]
+        found = [
+            float(row["value"])
+            for row in csv.DictReader(file)
+            if row["candidate"] == "whole sample, collated"
+        ]
     if not found:
-        raise SystemExit(f"error: {path} has no line 'whole sample, collated': python -m crislit.benchmark --data --output DIR")
+        raise SystemExit(
+            f"error: {path} has no line 'whole sample, collated': python -m crislit.benchmark --data --output DIR"
+        )
     return found[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("speed", type=Path, help="the benchmark's speed.csv")
     sys.stdout.write(page(count(), loading(parser.parse_args(arguments).speed)))
 

@@ -1,8 +1,9 @@
-"""Makes a trained network one that ships with the package: weights in half precision, and what these were measured to do.
+"""Turn a trained network into one that ships with the package, with weights in half precision.
 
-python scripts/ship_network.py RUN/checkpoints/best.ckpt shapes-tiny --record results/shapes_tiny.csv
+python scripts/ship_network.py BEST.ckpt shapes-tiny --record results/shapes_tiny.csv
 
-The halved weights are evaluated anew, on every split, and their results go into config.json beside them and into the record.
+Evaluates the network in half precision on every split, and writes the results to its config.json
+and to the record.
 """
 
 import argparse
@@ -15,35 +16,43 @@ from pathlib import Path
 
 from torch import Tensor
 
-from crislit.checkpoint import RESULTS, read_checkpoint, write_folder
+from crislit.checkpoints.checkpoint import RESULTS, read_checkpoint, write_folder
 from crislit.errors import one_line_errors
-from crislit.models.clip_weights import SHIPPED
-from crislit.record import rows_of, write_rows
+from crislit.experiments.records import result_rows, write_rows
+from crislit.io.assets import ASSETS
 
 
 def main() -> None:
-    """Halve, evaluate, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Convert, evaluate and write the network."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="a run's best.ckpt")
-    parser.add_argument("name", help="how crislit.load shall call it")
-    parser.add_argument("--folder", type=Path, default=SHIPPED, help="where to (default: the package's assets)")
-    parser.add_argument("--record", type=Path, required=True, help="a CSV file for the results, one row a split")
+    parser.add_argument("name", help="the name for crislit.load")
+    parser.add_argument(
+        "--folder", type=Path, default=ASSETS, help="destination (default: the package's assets)"
+    )
+    parser.add_argument(
+        "--record", type=Path, required=True, help="a CSV file for the results, one row per split"
+    )
     options = parser.parse_args()
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         checkpoint = read_checkpoint(options.checkpoint)
-        weights = {name: halved(value) for name, value in checkpoint.weights.items()}
+        weights = {name: to_half(value) for name, value in checkpoint.weights.items()}
         checkpoint = replace(checkpoint, weights=weights, results={})
         write_folder(checkpoint, Path(folder) / "network")
-        evaluate = [sys.executable, "-m", "crislit.evaluate", f"checkpoint={folder}/network", f"hydra.run.dir={folder}/run"]
-        subprocess.run(evaluate, check=True)
+        overrides = [f"checkpoint={folder}/network", f"hydra.run.dir={folder}/run"]
+        subprocess.run([sys.executable, "-m", "crislit.evaluate", *overrides], check=True)
         results = json.loads((Path(folder) / "run/results.json").read_text())
-        write_folder(replace(checkpoint, results={name: results[name] for name in RESULTS}), options.folder / options.name)
-        write_rows(options.record, rows_of(results | {"overrides": [f"checkpoint={options.name}"]}))
+        measured = {name: results[name] for name in RESULTS}
+        write_folder(replace(checkpoint, results=measured), options.folder / options.name)
+        results["overrides"] = [f"checkpoint={options.name}"]
+        write_rows(options.record, result_rows(results))
     print(f"written to {options.folder / options.name}")
 
 
-def halved(value: Tensor) -> Tensor:
-    """Return a tensor in half precision, whole numbers as they are."""
+def to_half(value: Tensor) -> Tensor:
+    """Convert floating-point tensors to half precision; return integer tensors unchanged."""
     return value.half() if value.is_floating_point() else value
 
 

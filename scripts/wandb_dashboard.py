@@ -1,6 +1,8 @@
-"""Builds the project's workspace in Weights & Biases: training curves, table 1 as bars, samples with masks.
+"""Create the project's workspace in Weights & Biases: curves, table 1 as bars, samples with masks.
 
-python scripts/wandb_dashboard.py ENTITY [--project crislit]     # needs the extra `dashboard` and a key (wandb login)
+python scripts/wandb_dashboard.py ENTITY [--project crislit]
+
+Needs the extra `dashboard` and a key (`wandb login`).
 """
 
 import argparse
@@ -9,13 +11,13 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.expr import Config, Metric
 
-from crislit.metrics import METRICS
+from crislit.training.metrics import METRICS
 
-SPLITS = ("val", "testA", "testB", "test")
+TEST_SPLITS = ("testA", "testB", "test")
 
 
 def workspace(entity: str, project: str) -> ws.Workspace:
-    """Return the workspace, not saved yet; it shows what ``logger=wandb`` logs."""
+    """Return the unsaved workspace, which shows the values that ``logger=wandb`` logs."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -30,53 +32,63 @@ def workspace(entity: str, project: str) -> ws.Workspace:
 
 
 def training() -> ws.Section:
-    """Loss, rates and the selecting split's metrics over the steps."""
+    """Show loss, learning rates and the metrics of val over the steps."""
     return ws.Section(
         name="Training",
         is_open=True,
         panels=[
             wr.LinePlot(title="loss", x="trainer/global_step", y=["train/loss"]),
-            wr.LinePlot(title="learning rates", x="trainer/global_step", y=["lr-Adam/encoders", "lr-Adam/rest"], log_y=True),
+            wr.LinePlot(
+                title="learning rates",
+                x="trainer/global_step",
+                y=["lr-Adam/encoders", "lr-Adam/rest"],
+                log_y=True,
+            ),
             wr.LinePlot(title="IoU on val", x="trainer/global_step", y=["val/mIoU", "val/oIoU"]),
-            wr.LinePlot(title="Pr@X on val", x="trainer/global_step", y=[f"val/Pr@{x}" for x in (50, 60, 70, 80, 90)]),
+            wr.LinePlot(
+                title="Pr@X on val",
+                x="trainer/global_step",
+                y=[f"val/Pr@{x}" for x in (50, 60, 70, 80, 90)],
+            ),
         ],
     )
 
 
 def ablation() -> ws.Section:
-    """Table 1: the runs' final numbers side by side, grouped by data set, Con. and n."""
+    """Show table 1: the final numbers of the runs, grouped by data set, Con. and n."""
+    bars = {f"{metric} on val": f"val/{metric}" for metric in METRICS}
+    bars |= {f"mIoU on {split}": f"{split}/mIoU" for split in TEST_SPLITS}
+    bars["blind control on val"] = "val-blind/mIoU"
     return ws.Section(
         name="Table 1",
         is_open=True,
-        panels=[
-            *(wr.BarPlot(title=f"{metric} on val", metrics=[f"val/{metric}"]) for metric in METRICS),
-            *(wr.BarPlot(title=f"mIoU on {split}", metrics=[f"{split}/mIoU"]) for split in SPLITS[1:]),
-            wr.BarPlot(title="the blind control on val", metrics=["val-blind/mIoU"]),
-        ],
+        panels=[wr.BarPlot(title=title, metrics=[name]) for title, name in bars.items()],
     )
 
 
 def samples() -> ws.Section:
-    """Evaluated samples; truth and prediction can be switched on and off over the picture."""
+    """Show evaluated images; their target and predicted masks can be switched on and off."""
     return ws.Section(
         name="Samples",
         is_open=True,
         panels=[
             wr.MediaBrowser(title="masks", media_keys=["overlays"]),
-            wr.MediaBrowser(title="drawn", media_keys=["figures"]),
+            wr.MediaBrowser(title="figures", media_keys=["figures"]),
         ],
     )
 
 
 def main() -> None:
-    """Build it and save it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Create and save the workspace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("entity", help="user or team")
     parser.add_argument("--project", default="crislit")
     options = parser.parse_args()
-    built = workspace(options.entity, options.project)
-    built.save()
-    print(built.url)
+    board = workspace(options.entity, options.project)
+    board.save()
+    print(board.url)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs the programs for the tests: in this process, or in one of their own where signals or exit codes count."""
+"""Runs commands for tests, in this process or, where signals and exit codes matter, in another."""
 
 import importlib
 import json
@@ -13,14 +13,25 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-QUICK = ("workers=0", "trainer.devices=1", "+trainer.enable_progress_bar=false", "callbacks.pictures=0")
-"""No worker processes, no bar and no pictures, which take longer than all else: the tests' runs are short."""
+from crislit import evaluate, train
+
+QUICK = (
+    "workers=0",
+    "trainer.devices=1",
+    "+trainer.enable_progress_bar=false",
+    "callbacks.pictures=0",
+)
+"""No worker processes, progress bar or plots: they take longer than the short runs of tests."""
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program: str = "train") -> dict[str, Any]:
-    """Run a program in this process and return its results.json; InputError and the like end in SystemExit."""
-    from crislit import evaluate, train
+def run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program: str = "train"
+) -> dict[str, Any]:
+    """Run a command in this process and return its results.json.
 
+    Raises:
+        SystemExit: If the command reports an error.
+    """
     main = {"train": train.main, "evaluate": evaluate.main}[program]
     arguments = [f"crislit.{program}", f"hydra.run.dir={folder}", "hydra/job_logging=stdout"]
     monkeypatch.setattr(sys, "argv", [*arguments, *QUICK, *overrides])
@@ -32,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, program:
 
 
 def run_here(program: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run any program in this process, as its command line would: only the jobs of a sweep have their own."""
+    """Run any command in this process with a command line; only jobs of a sweep start others."""
     monkeypatch.setattr(sys, "argv", [f"crislit.{program}", *arguments])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     GlobalHydra.instance().clear()
@@ -44,14 +55,14 @@ def run_here(program: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyP
 
 
 def command(program: str, *overrides: str) -> list[str]:
-    """Return the command line of a program in a process of its own."""
+    """Return the command line that starts a command in another process."""
     return [sys.executable, "-m", f"crislit.{program}", *overrides]
 
 
 def execute(
     program: str, *overrides: str, cwd: Path, seconds: float = 300, threads: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, without a network."""
+    """Run a command in another process, without network access."""
     return subprocess.run(
         command(program, *overrides),
         cwd=cwd,

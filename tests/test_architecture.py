@@ -1,4 +1,4 @@
-"""The house: which file may import which, and who may know of Hydra and Lightning."""
+"""The house: files in the root are commands, folders are libraries, and imports go one way."""
 
 import ast
 import json
@@ -11,62 +11,36 @@ import pytest
 import crislit
 
 SOURCE = Path(crislit.__file__).parent
-# A file imports only from files of earlier rows. Files of one row do not import each other.
-ORDER = [
-    ["errors", "memory"],
-    ["processes"],
-    ["paper"],
-    ["config"],
-    ["pickles"],
-    ["data/refer"],
-    ["data/letterbox"],
-    ["picture"],
-    ["data/tokenizer"],
-    ["data/expressions"],
-    ["data/workers"],
-    ["data/shapes"],
-    ["data/transform"],
-    ["data/custom"],
-    ["data/dataset"],
-    ["data/datamodule"],
-    ["models/recompute"],
-    ["models/image_encoder", "models/text_encoder", "models/neck", "models/decoder", "models/projector"],  # figure 3
-    ["models/cris"],
-    ["models/rearranged"],
-    ["models/released"],
-    ["models/clip_weights"],
-    ["checkpoint"],
-    ["losses"],
-    ["metrics"],
-    ["task"],
-    ["loggers"],
-    ["callbacks"],
-    ["record"],
-    ["resume"],
-    ["finite"],
-    ["sweep"],
-    ["card"],
-    ["onnx_network"],
-    ["quantise"],
-    ["segmenter"],
-    ["overlay"],
-    ["plain", "timing"],  # of the benchmark
-    ["training_benchmark", "data_benchmark"],
-    ["train", "evaluate", "predict", "convert", "export", "check_data", "report", "figures", "benchmark", "demo"],
-]
-SAME_ROW = {
-    ("models/projector", "models/neck"),  # conv_bn_relu
-    ("evaluate", "train"),
-    ("benchmark", "train"),
-    ("benchmark", "export"),
-    ("demo", "predict"),
-    ("figures", "train"),
+MAY_IMPORT = {
+    "io": {"root"},
+    "models": {"root"},
+    "transforms": {"root", "io", "models"},
+    "checkpoints": {"root", "io", "models"},
+    "data": {"root", "io", "models", "transforms", "checkpoints"},
+    "inference": {"root", "io", "models", "transforms", "checkpoints"},
+    "training": {"root", "io", "models", "transforms", "checkpoints", "data"},
+    "experiments": {"root", "io", "models", "transforms", "checkpoints", "data", "training"},
+    "benchmarks": {
+        *("root", "io", "models", "transforms", "checkpoints", "data", "inference", "training"),
+        "experiments",
+    },
 }
-MAY_IMPORT_THE_PACKAGE = {"callbacks", "checkpoint"}  # for its version
-MAY_KNOW_HYDRA = {"config", "train", "evaluate", "sweep"}  # sweep by the command lines that it writes
+"""One row per folder: the folders that it imports from. "root" is errors, config, the version."""
+COMMANDS = {
+    *("train", "evaluate", "predict", "demo", "convert", "export", "check_data", "report"),
+    *("figures", "benchmark"),
+}
+LIBRARIES_IN_THE_ROOT = {"__init__", "errors", "config"}
+KNOW_LIGHTNING = {"data", "training", "experiments", "benchmarks"}
+KNOW_HYDRA = {
+    "config",
+    "train",
+    "evaluate",
+    "training/program",
+    "training/build",
+    "experiments/sweep",
+}
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}
-
-ROWS = {name: row for row, names in enumerate(ORDER) for name in names}
 
 
 def name_of(path: Path) -> str:
@@ -74,7 +48,6 @@ def name_of(path: Path) -> str:
 
 
 FILES = {name_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
-MODULES = {name: path for name, path in FILES.items() if path.name != "__init__.py"}
 
 
 def tree_of(name: str) -> ast.Module:
@@ -82,94 +55,141 @@ def tree_of(name: str) -> ast.Module:
 
 
 def imported_modules(tree: ast.Module, package: str) -> set[str]:
-    """Return full names of all that is imported anywhere in a file, inside functions and for types alone included."""
+    """Return full names of everything imported anywhere in a file, also inside functions."""
     modules = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             modules |= {f"{module}.{alias.name}" for alias in node.names}
     return modules
 
 
 def imported_files(name: str, tree: ast.Module | None = None) -> set[str]:
-    """Return the names of this package's files that a file imports; the package itself is called ``crislit``."""
+    """Return the names of crislit's files that a file imports; ``__init__`` is the package."""
     package = ".".join(["crislit", *name.split("/")[:-1]])
     found = set()
     for module in imported_modules(tree or tree_of(name), package):
         if module.split(".")[0] != "crislit":
             continue
         path = module.split(".")[1:]
-        # "from crislit.data import shapes" names a file; "from crislit.data.refer import Mask" a thing in one.
-        candidates = ["/".join(path[:end]) for end in (len(path), len(path) - 1) if end > 0]
-        found.add(next((candidate for candidate in candidates if candidate in MODULES), "crislit"))
+        # "from crislit.data import shapes" names a file, "from crislit.errors import X" a thing.
+        candidates = ["/".join(path[:end]) for end in range(len(path), 0, -1)]
+        packages = [f"{candidate}/__init__" for candidate in candidates]
+        known = (candidate for candidate in (*candidates, *packages) if candidate in FILES)
+        found.add(next(known, "__init__"))
     return found
 
 
+def folder_of(name: str) -> str:
+    return name.split("/")[0] if "/" in name else "root"
+
+
 def forbidden(name: str, imports: set[str]) -> set[str]:
-    allowed = {other for other in ROWS if ROWS[other] < ROWS[name]} | {b for a, b in SAME_ROW if a == name}
-    allowed |= {"crislit"} if name in MAY_IMPORT_THE_PACKAGE else set()
-    return imports - allowed
+    """Return the imported files that a file of this name may not import."""
+    if name == "__init__":  # exports the public API, lazily
+        return set()
+    folder = folder_of(name)
+    if folder == "root":
+        allowed = {"root", *MAY_IMPORT} if name in COMMANDS else {"root"}
+    else:
+        allowed = MAY_IMPORT[folder] | {folder}
+    return {other for other in imports if folder_of(other) not in allowed or other in COMMANDS}
 
 
-def test_every_file_has_its_place_in_the_order() -> None:
-    strangers = set(MODULES) - set(ROWS)
-    assert not strangers, f"decide where in ORDER of this test they belong, and what they may import: {sorted(strangers)}"
+def test_every_folder_has_a_row() -> None:
+    assert {folder_of(name) for name in FILES} - {"root"} == set(MAY_IMPORT)
 
 
-def test_the_files_that_others_build_on_are_all_there() -> None:
-    assert set(ROWS) == set(MODULES)
+def test_rows_go_one_way() -> None:
+    order = list(MAY_IMPORT)
+    for place, (folder, allowed) in enumerate(MAY_IMPORT.items()):
+        assert allowed <= {"root", *order[:place]}, folder
 
 
-def test_source_holds_this_package_and_the_sweep_launchers_namespace_only() -> None:
-    if SOURCE.parent.name != "src":
-        pytest.skip("not an editable install")
-    folders = {path.name for path in SOURCE.parent.iterdir() if path.is_dir() and not path.name.endswith((".egg-info", "__"))}
-    assert folders <= {"crislit", "hydra_plugins"}
+def test_a_file_in_the_root_is_a_command() -> None:
+    assert {name for name in FILES if "/" not in name} == COMMANDS | LIBRARIES_IN_THE_ROOT
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_imports_go_one_way(name: str) -> None:
     wrong = forbidden(name, imported_files(name))
-    assert not wrong, f"{name} imports {sorted(wrong)}, which come after it or beside it"
+    assert not wrong, f"{name} imports {sorted(wrong)}, which MAY_IMPORT does not list"
+
+
+def test_prediction_knows_no_data_set_and_no_lightning() -> None:
+    prediction = {"transforms", "models", "checkpoints", "inference", "io"}
+    for name in FILES:
+        if folder_of(name) in prediction:
+            folders = {folder_of(other) for other in imported_files(name)}
+            assert not folders & {"data", "training", "experiments", "benchmarks"}, name
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_only_training_knows_lightning(name: str) -> None:
+    roots = {module.split(".")[0] for module in imported_modules(tree_of(name), "crislit")}
+    if folder_of(name) not in KNOW_LIGHTNING and name not in COMMANDS:
+        assert not roots & {"lightning", "pytorch_lightning", "lightning_fabric"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - KNOW_HYDRA))
+def test_only_the_door_knows_hydra(name: str) -> None:
+    known = {word for node in ast.walk(tree_of(name)) for word in words_of(node)}
+    assert not known & {"hydra", "omegaconf", "DictConfig", "ListConfig", "OmegaConf"}
+
+
+def words_of(node: ast.AST) -> set[str]:
+    """Return what a piece of code names; docstrings may mention anything."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = [*modules, *(alias.name for alias in node.names)]
+        return {part for module in names for part in module.split(".")}
+    if isinstance(node, ast.Name):
+        return {node.id}
+    if isinstance(node, ast.Attribute):
+        return {node.attr}
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        dotted = node.value.isidentifier() or "." in node.value  # import_module("hydra")
+        return {node.value, node.value.split(".")[0]} if dotted else set()
+    return set()
 
 
 def test_every_way_to_write_an_import_is_seen() -> None:
     source = """
 import crislit
-import crislit.metrics as m
+import crislit.training.metrics as m
 from crislit.data import shapes
-from crislit.data.refer import Mask, ReferIndex
+from crislit.data.refer_index import ReferIndex
 from .cris import CRIS
 from ..errors import InputError
 from . import neck
 if TYPE_CHECKING:
-    from crislit.task import CRISTask
+    from crislit.training.task import CRISTask
 def late():
-    from crislit import checkpoint
+    from crislit.checkpoints import checkpoint
 import crislitter
 """
-    found = imported_files("models/released", ast.parse(source))
+    found = imported_files("models/decoder", ast.parse(source))
     assert found == {
-        "crislit",
-        "metrics",
-        "data/shapes",
-        "data/refer",
-        "models/cris",
-        "errors",
-        "models/neck",
-        "task",
-        "checkpoint",
+        *("__init__", "training/metrics", "data/shapes", "data/refer_index", "models/cris"),
+        *("errors", "models/neck", "training/task", "checkpoints/checkpoint"),
     }
-    assert forbidden("models/released", found) == {"crislit", "metrics", "task", "checkpoint"}
+    assert forbidden("models/decoder", found) == {
+        *("training/metrics", "data/shapes", "data/refer_index", "training/task"),
+        "checkpoints/checkpoint",
+    }
+    assert forbidden("training/task", {"train"}) == {"train"}, "no file imports a command"
+    assert forbidden("demo", {"predict"}) == {"predict"}
 
 
-def test_boxes_of_the_figure_do_not_import_each_other() -> None:
-    assert forbidden("models/decoder", {"models/neck"}) == {"models/neck"}
-    assert not forbidden("models/projector", {"models/neck"})
-    assert forbidden("models/neck", {"models/projector"}) == {"models/projector"}
+def test_models_read_no_file() -> None:
+    for name in FILES:
+        if folder_of(name) == "models":
+            words = {word for node in ast.walk(tree_of(name)) for word in words_of(node)}
+            assert not words & {"open", "Path", "pathlib", "safetensors", "load_file"}, name
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -177,43 +197,50 @@ def test_no_file_is_a_junk_drawer(name: str) -> None:
     assert not JUNK_DRAWERS & set(name.split("/"))
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - MAY_KNOW_HYDRA))
-def test_only_the_two_programs_and_the_configuration_know_hydra(name: str) -> None:
-    known = {word for node in ast.walk(tree_of(name)) for word in words_of(node)}
-    assert not known & {"hydra", "omegaconf", "DictConfig", "ListConfig", "OmegaConf"}
+def test_tests_mirror_the_folders() -> None:
+    tests = Path(__file__).parent
+    folders = {path.name for path in tests.iterdir() if (path / "__init__.py").is_file()}
+    assert set(MAY_IMPORT) <= folders
+    assert folders - set(MAY_IMPORT) == {"commands", "documents", "scripts", "golden"}
 
 
-def words_of(node: ast.AST) -> set[str]:
-    """Return what a piece of code names; prose in docstrings may say anything."""
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        return {part for module in [*modules, *(alias.name for alias in node.names)] for part in module.split(".")}
-    if isinstance(node, ast.Name):
-        return {node.id}
-    if isinstance(node, ast.Attribute):
-        return {node.attr}
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a quoted type, or import_module("hydra")
-        return {node.value, node.value.split(".")[0]} if node.value.isidentifier() or "." in node.value else set()
-    return set()
-
-
-@pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("models/") or name in ("losses", "metrics")))
-def test_the_network_and_its_loss_do_not_know_lightning(name: str) -> None:
-    roots = {module.split(".")[0] for module in imported_modules(tree_of(name), "crislit.models")}
-    assert not roots & {"lightning", "pytorch_lightning", "lightning_fabric"}
+def run_python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
 def test_importing_the_package_starts_neither_torch_nor_lightning_nor_hydra_nor_open_clip() -> None:
-    code = "import json, sys, crislit; print(json.dumps(sorted(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    result = run_python("import json, sys, crislit; print(json.dumps(sorted(sys.modules)))")
     loaded = {module.split(".")[0] for module in json.loads(result.stdout)}
     assert "crislit" in loaded
-    heavy = {"torch", "lightning", "pytorch_lightning", "hydra", "omegaconf", "open_clip", "albumentations", "cv2", "wandb"}
+    heavy = {"torch", "lightning", "hydra", "omegaconf", "open_clip", "albumentations", "cv2"}
     assert not loaded & heavy
     assert result.stderr == ""
 
 
-def test_what_the_package_offers_can_be_asked_for_and_nothing_else() -> None:
+def test_imports_have_no_side_effects() -> None:
+    """Warning filters, loggers and the environment are the commands' business."""
+    libraries = [
+        "crislit." + name.replace("/", ".").removesuffix(".__init__")
+        for name in FILES
+        if folder_of(name) != "root"
+    ]
+    code = f"""
+import importlib, json, logging, os, warnings
+import albumentations, cv2, gradio, lightning, matplotlib, open_clip, onnxruntime, torch, wandb
+import hydra, huggingface_hub, torchmetrics, pycocotools.mask, rich.table, lightning.pytorch.loggers
+before = dict(os.environ), list(warnings.filters)
+watched = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+levels = [(logger.level, len(logger.filters)) for logger in watched]
+for name in {libraries!r}:
+    importlib.import_module(name)
+assert dict(os.environ) == before[0], set(os.environ.items()) ^ set(before[0].items())
+assert list(warnings.filters) == before[1]
+assert levels == [(logger.level, len(logger.filters)) for logger in watched]
+"""
+    run_python(code)
+
+
+def test_the_package_offers_its_public_names_and_nothing_else() -> None:
     for name in crislit.__all__:
         assert getattr(crislit, name) is not None
     with pytest.raises(AttributeError, match="module 'crislit' has no attribute 'nonsense'"):

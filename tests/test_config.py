@@ -13,12 +13,13 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.config import config_dir, load_config, program
+from crislit.config import config_dir, load_config
 from crislit.data.datamodule import ReferDataModule
 from crislit.models.cris import count_parameters
 from crislit.models.projector import PixelClassifier
-from crislit.task import CRISTask
-from crislit.train import build_data, build_model
+from crislit.training.build import build_data, build_model
+from crislit.training.program import hydra_command
+from crislit.training.task import CRISTask
 
 MODELS = ("tiny", "rn50", "rn101", "rn50x4")
 EMBEDDED = ("shapes", "shapes+", "gshapes")
@@ -57,14 +58,23 @@ def test_a_data_set_brings_its_recipe_whatever_the_model(model: str, dataset: st
     config = settings(f"model={model}", f"dataset={dataset}")
     shapes = settings()
     assert config["dataset"]["name"] == dataset
-    assert config["dataset"]["max_words"] == (22 if dataset in ("gshapes", "grefcoco", "grefcoco_google") else 17)
+    assert config["dataset"]["max_words"] == (
+        22 if dataset in ("gshapes", "grefcoco", "grefcoco_google") else 17
+    )
     if dataset in REAL:
-        assert (config["image_size"], config["batch_size"], config["recipe"]["epochs"]) == (416, 64, 50)
+        assert (config["image_size"], config["batch_size"], config["recipe"]["epochs"]) == (
+            416,
+            64,
+            50,
+        )
         assert config["recipe"]["optimizer"]["milestones"] == [35]
         assert not config["dataset"]["blind_control"]
     else:
         assert config["recipe"] == shapes["recipe"]
-        assert (config["image_size"], config["batch_size"]) == (shapes["image_size"], shapes["batch_size"])
+        assert (config["image_size"], config["batch_size"]) == (
+            shapes["image_size"],
+            shapes["batch_size"],
+        )
         assert config["dataset"]["blind_control"]
     assert config["threshold"] == 0.35
     assert isinstance(build_data(config), ReferDataModule)
@@ -99,16 +109,35 @@ def test_the_default_network_is_table_1s_best_row() -> None:
 
 
 def test_the_command_line_wins_over_every_group() -> None:
-    config = settings("dataset=refcoco", "recipe=paper", "ablation=con", "decoder.layers=2", "image_size=96", "recipe.epochs=1")
+    config = settings(
+        "dataset=refcoco",
+        "recipe=paper",
+        "ablation=con",
+        "decoder.layers=2",
+        "image_size=96",
+        "recipe.epochs=1",
+    )
     assert config["recipe"]["optimizer"]["encoder_factor"] == 1.0
-    assert (config["decoder"]["layers"], config["image_size"], config["recipe"]["epochs"]) == (2, 96, 1)
+    assert (config["decoder"]["layers"], config["image_size"], config["recipe"]["epochs"]) == (
+        2,
+        96,
+        1,
+    )
     assert config["trainer"]["max_epochs"] == 1
 
 
 def test_the_papers_settings_compose_for_eight_gpus() -> None:
     config = settings("trainer=ddp", "trainer.devices=8", "model=rn101", "dataset=grefcoco")
-    assert (config["trainer"]["accelerator"], config["trainer"]["strategy"], config["trainer"]["devices"]) == ("gpu", "ddp", 8)
-    assert (config["batch_size"], config["image_size"], config["dataset"]["max_words"]) == (64, 416, 22)
+    assert (
+        config["trainer"]["accelerator"],
+        config["trainer"]["strategy"],
+        config["trainer"]["devices"],
+    ) == ("gpu", "ddp", 8)
+    assert (config["batch_size"], config["image_size"], config["dataset"]["max_words"]) == (
+        64,
+        416,
+        22,
+    )
     data = build_data(config)
     assert data.accumulation(processes=8) == 1
 
@@ -117,7 +146,11 @@ def test_the_overfit_experiment_fixes_its_own_setting_on_any_data_set() -> None:
     for dataset in ("refcoco", "refcoco+", "shapes"):
         config = settings("experiment=overfit", f"dataset={dataset}")
         assert config["dataset"]["max_images"] == 8
-        assert config["dataset"]["evaluation_splits"] == [config["dataset"]["select_split"]] == ["train"]
+        assert (
+            config["dataset"]["evaluation_splits"]
+            == [config["dataset"]["select_split"]]
+            == ["train"]
+        )
         assert config["image_size"] == 320
         assert build_data(config).accumulation(1) == 1
 
@@ -140,7 +173,9 @@ def test_help_says_what_the_program_does_and_lists_every_key(
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"crislit.{program}").main()
     told = capsys.readouterr().out
-    assert told.startswith({"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program])
+    assert told.startswith(
+        {"train": "Trains CRIS", "evaluate": "Evaluates a trained network"}[program]
+    )
     for key in map(str, load_config(name=program)):
         assert f"\n{key}:" in told
 
@@ -148,7 +183,7 @@ def test_help_says_what_the_program_does_and_lists_every_key(
 def test_a_full_disk_is_one_line_wherever_it_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @program("train")
+    @hydra_command("train")
     def main(_: DictConfig) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.csv")
 
@@ -156,13 +191,21 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(
     monkeypatch.setattr(sys, "argv", ["train", f"hydra.run.dir={tmp_path / 'run'}", *quiet])
     with pytest.raises(SystemExit, match="1"):
         main()
-    assert "error: the disk is full: [Errno 28] No space left on device: 'metrics.csv'. What" in capsys.readouterr().err
+    assert (
+        "error: the disk is full: [Errno 28] No space left on device: 'metrics.csv'. What"
+        in capsys.readouterr().err
+    )
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "config.yaml")
 
     monkeypatch.setattr("hydra.core.utils._save_config", full)  # before our function is called
-    monkeypatch.setattr(sys, "argv", ["train", f"hydra.run.dir={tmp_path / 'other'}", "hydra/job_logging=stdout"])
+    monkeypatch.setattr(
+        sys, "argv", ["train", f"hydra.run.dir={tmp_path / 'other'}", "hydra/job_logging=stdout"]
+    )
     with pytest.raises(SystemExit, match="1"):
         main()
-    assert "error: the disk is full: [Errno 28] No space left on device: 'config.yaml'. What" in capsys.readouterr().err
+    assert (
+        "error: the disk is full: [Errno 28] No space left on device: 'config.yaml'. What"
+        in capsys.readouterr().err
+    )

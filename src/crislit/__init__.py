@@ -6,10 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crislit.data.tokenizer import tokenize
+    from crislit.checkpoints.released import load_released
+    from crislit.inference.segmenter import Segmenter, load
     from crislit.models.cris import CRIS
-    from crislit.models.released import load_released
-    from crislit.segmenter import Segmenter, load
+    from crislit.transforms.tokenizer import tokenize
 
 try:
     __version__ = version("crislit")
@@ -17,14 +17,16 @@ except PackageNotFoundError:  # src/ on the path, and nothing installed
     __version__ = "0+unknown"
 __all__ = ["CRIS", "Segmenter", "__version__", "load", "load_released", "tokenize"]
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # else its import asks a server for the newest version
 
 _HOMES = {
     "CRIS": "crislit.models.cris",
-    "Segmenter": "crislit.segmenter",
-    "load": "crislit.segmenter",
-    "load_released": "crislit.models.released",
-    "tokenize": "crislit.data.tokenizer",
+    "Segmenter": "crislit.inference.segmenter",
+    "load": "crislit.inference.segmenter",
+    "load_released": "crislit.checkpoints.released",
+    "tokenize": "crislit.transforms.tokenizer",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong."""
+"""Errors caused by user input, and how commands report them."""
 
 import errno
 import os
@@ -8,19 +8,27 @@ from contextlib import contextmanager
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where there is no room, or no more for this user."""
+"""Error numbers of a full disk and of an exhausted quota."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: data, a checkpoint, a setting.
+    """Data, a checkpoint or a setting that cannot be used.
 
-    The message says what was expected, what was found and what to do. Programs print it without a traceback.
+    The message says what was expected, what was found and what to do. Commands print it without a
+    traceback.
     """
+
+
+class DamagedFileError(InputError):
+    """A file whose content is truncated or altered."""
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a command-line program with one line and exit code 1 on what the user got wrong, and in silence if nobody listens."""
+    """End a command with one line and exit code 1 on errors caused by the user.
+
+    A closed output, such as by ``| head``, ends it silently.
+    """
     try:
         yield
         sys.stdout.flush()
@@ -30,26 +38,42 @@ def one_line_errors() -> Iterator[None]:
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except OSError:  # what is left can be written nowhere, and Python would say so once more
+        except OSError:  # Python would report the unwritten rest once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error  # such as by `| head`
+        raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or could not show, such as control characters in strangers' names; lines stay lines."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Escape control characters, for example in file names from untrusted data; keep newlines."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
-def check_whole(name: str, value: Any, least: int, multiple_of: int = 1, most: int = 2**63 - 1) -> None:
-    """Raise an :class:`InputError` unless a setting is a whole number, neither too small nor too large, and a multiple."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most or value % multiple_of:
-        kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
-        large = isinstance(value, int) and value > most
-        bound = f" and at most {most}" if large else ""
-        found = f"a number of {value.bit_length()} bits" if large and value.bit_length() > 1000 else f"{value!r:.200}"
-        raise InputError(f"{name} must be {kind}, at least {least}{bound}, got {found}")
+def first_line(error: BaseException) -> str:
+    """Return an error's message as one line of at most 200 characters, or its type if empty."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 200 else f"{message[:200]}..."
 
 
-def for_want_of_room(error: BaseException | None) -> bool:
-    """Whether an error is that of a full disk, or came while one was handled: PyTorch ends an archive on its own terms."""
-    return error is not None and (getattr(error, "errno", None) in DISK_FULL or for_want_of_room(error.__context__))
+def check_integer(
+    name: str, value: Any, minimum: int, multiple_of: int = 1, maximum: int = 2**63 - 1
+) -> None:
+    """Raise an :class:`InputError` unless a setting is an integer in its range."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if is_integer and minimum <= value <= maximum and value % multiple_of == 0:
+        return
+    kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
+    too_large = is_integer and value > maximum
+    bound = f" and at most {maximum}" if too_large else ""
+    found = f"{value!r:.200}"
+    if too_large and value.bit_length() > 1000:  # Python refuses to print larger ones
+        found = f"a number of {value.bit_length()} bits"
+    raise InputError(f"{name} must be {kind}, at least {minimum}{bound}, got {found}")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error was raised by a full disk, or while handling one, as PyTorch does."""
+    return error is not None and (
+        getattr(error, "errno", None) in DISK_FULL or is_disk_full(error.__context__)
+    )

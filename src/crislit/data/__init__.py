@@ -1,1 +1,1 @@
-"""Data sets in the REFER layout: reading, drawing, warping and serving them."""
+"""Data sets: reading, drawing and serving them."""

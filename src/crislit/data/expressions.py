@@ -14,17 +14,13 @@ import numpy as np
 
 Style = Literal["absolute", "attributes", "relations"]
 """Which extras a data set's sentences use: places (``shapes``), none but size (``shapes+``), relations (``gshapes``)."""
-
-LONGEST = 14
+MAX_WORDS = 14
 """Words that a sentence may have: what can be said is in a text encoder's reach, uncut."""
-
 WIDTH, HEIGHT = 320, 240
 """The size of a scene in pixels."""
-
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart")
-
 NOUNS = {
     "circle": ("circle", "circle", "disc"),
     "square": ("square", "square", "box"),
@@ -36,7 +32,10 @@ NOUNS = {
     "heart": ("heart",),
 }
 ANYTHING = ("one", "object", "thing", "shape")
-COLOUR_WORDS = {name: (name,) for name in COLOURS} | {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise")}
+COLOUR_WORDS = {name: (name,) for name in COLOURS} | {
+    "purple": ("purple", "violet"),
+    "cyan": ("cyan", "turquoise"),
+}
 BEFORE = {
     "plain": ("plain", "solid"),
     "striped": ("striped", "stripy"),
@@ -49,17 +48,58 @@ AFTER = {
     "dotted": ("with dots", "with spots"),
     "checkered": ("with checks", "with a checkerboard"),
 }
-SIZE_WORDS = {"big": ("big", "large", "bigger", "biggest", "largest"), "small": ("small", "little", "smaller", "smallest")}
+SIZE_WORDS = {
+    "big": ("big", "large", "bigger", "biggest", "largest"),
+    "small": ("small", "little", "smaller", "smallest"),
+}
 PLACE_WORDS = {  # {} stands for the noun phrase
-    "left": ("left {}", "leftmost {}", "{} on the left", "{} on the far left", "{} on the left side"),
-    "right": ("right {}", "rightmost {}", "{} on the right", "{} on the far right", "{} on the right side"),
+    "left": (
+        "left {}",
+        "leftmost {}",
+        "{} on the left",
+        "{} on the far left",
+        "{} on the left side",
+    ),
+    "right": (
+        "right {}",
+        "rightmost {}",
+        "{} on the right",
+        "{} on the far right",
+        "{} on the right side",
+    ),
     "top": ("top {}", "{} at the top", "topmost {}", "highest {}", "{} up high"),
     "bottom": ("bottom {}", "{} at the bottom", "lowest {}", "{} down low"),
-    "top left": ("top left {}", "{} in the top left corner", "upper left {}", "{} at the upper left"),
-    "top right": ("top right {}", "{} in the top right corner", "upper right {}", "{} at the upper right"),
-    "bottom left": ("bottom left {}", "{} in the bottom left corner", "lower left {}", "{} at the lower left"),
-    "bottom right": ("bottom right {}", "{} in the bottom right corner", "lower right {}", "{} at the lower right"),
-    "middle": ("middle {}", "center {}", "{} in the middle", "{} in the center", "{} nearest to the center"),
+    "top left": (
+        "top left {}",
+        "{} in the top left corner",
+        "upper left {}",
+        "{} at the upper left",
+    ),
+    "top right": (
+        "top right {}",
+        "{} in the top right corner",
+        "upper right {}",
+        "{} at the upper right",
+    ),
+    "bottom left": (
+        "bottom left {}",
+        "{} in the bottom left corner",
+        "lower left {}",
+        "{} at the lower left",
+    ),
+    "bottom right": (
+        "bottom right {}",
+        "{} in the bottom right corner",
+        "lower right {}",
+        "{} at the lower right",
+    ),
+    "middle": (
+        "middle {}",
+        "center {}",
+        "{} in the middle",
+        "{} in the center",
+        "{} nearest to the center",
+    ),
 }
 RELATION_WORDS = {
     "left of": ("left of", "left of", "to the left of"),
@@ -88,7 +128,6 @@ class Thing:
 
 Attributes = tuple[str, ...]
 """Names of the attributes that a noun phrase mentions, a subset of ``("colour", "pattern", "shape")``."""
-
 # How often a combination of attributes is preferred: people name the shape and the colour first.
 MENTIONS: dict[Attributes, float] = {
     ("shape",): 3.0,
@@ -100,14 +139,21 @@ MENTIONS: dict[Attributes, float] = {
     ("pattern",): 0.4,
     (): 0.6,
 }
-
-LANDMARKS: dict[Attributes, float] = {("shape",): 2.0, ("colour", "shape"): 1.0, ("colour", "pattern", "shape"): 0.2}
+LANDMARKS: dict[Attributes, float] = {
+    ("shape",): 2.0,
+    ("colour", "shape"): 1.0,
+    ("colour", "pattern", "shape"): 0.2,
+}
 """How a landmark may be named, and how often that is preferred: in few words where few will do."""
 
 
 def candidates(things: Sequence[Thing], target: Thing, mention: Attributes) -> list[Thing]:
     """Return the other things that share every mentioned attribute with the target."""
-    return [t for t in things if t is not target and all(getattr(t, a) == getattr(target, a) for a in mention)]
+    return [
+        t
+        for t in things
+        if t is not target and all(getattr(t, a) == getattr(target, a) for a in mention)
+    ]
 
 
 def has_size(size: str, target: Thing, others: Sequence[Thing]) -> bool:
@@ -126,7 +172,9 @@ def has_place(place: str, target: Thing, others: Sequence[Thing]) -> bool:
         def off_centre(u: float, v: float) -> float:  # in picture widths
             return float(np.hypot(u - 0.5, (v - 0.5) * HEIGHT / WIDTH))
 
-        return off_centre(x, y) < 0.14 and all(off_centre(u, v) > off_centre(x, y) + 0.12 for u, v in rest)
+        return off_centre(x, y) < 0.14 and all(
+            off_centre(u, v) > off_centre(x, y) + 0.12 for u, v in rest
+        )
     # Every other place is a half or a quarter of the picture: mirror it, so that it is the left or the top.
     if "right" in place:
         x, rest = 1 - x, [(1 - u, v) for u, v in rest]
@@ -155,7 +203,9 @@ def is_related(relation: str, target: Thing, others: Sequence[Thing], landmark: 
             return float(np.hypot(thing.x - landmark.x, thing.y - landmark.y)) / WIDTH
 
         return all(distance(other) > distance(target) + 0.08 for other in others)
-    return clarity(relation, target, landmark) > 1 and all(clarity(relation, o, landmark) < 0 for o in others)
+    return clarity(relation, target, landmark) > 1 and all(
+        clarity(relation, o, landmark) < 0 for o in others
+    )
 
 
 def noun_phrase(rng: np.random.Generator, thing: Thing, mention: Attributes, size: str = "") -> str:
@@ -169,7 +219,9 @@ def noun_phrase(rng: np.random.Generator, thing: Thing, mention: Attributes, siz
         if rng.random() < 0.35:
             after = " " + pick(rng, AFTER[thing.pattern])
         else:
-            described.insert(int(rng.integers(len(described) + 1)), pick(rng, BEFORE[thing.pattern]))
+            described.insert(
+                int(rng.integers(len(described) + 1)), pick(rng, BEFORE[thing.pattern])
+            )
     noun = pick(rng, NOUNS[thing.shape]) if "shape" in mention else pick(rng, ANYTHING)
     return " ".join([*words, *described, noun]) + after
 
@@ -192,7 +244,9 @@ def sayings(things: Sequence[Thing], target: Thing, style: Style) -> Iterator[Sa
         others = candidates(things, target, mention)
         if style == "relations":
             if "shape" in mention:
-                yield from related_sayings(things, target, mention, weight / len(mention) ** 2)  # relations are long enough
+                yield from related_sayings(
+                    things, target, mention, weight / len(mention) ** 2
+                )  # relations are long enough
             continue
         if mention and not others:
             yield Saying(2 * weight, mention)
@@ -204,7 +258,9 @@ def sayings(things: Sequence[Thing], target: Thing, style: Style) -> Iterator[Sa
                 yield Saying(weight * (1.2 if others else 0.3), mention, place=place)
 
 
-def related_sayings(things: Sequence[Thing], target: Thing, mention: Attributes, weight: float) -> Iterator[Saying]:
+def related_sayings(
+    things: Sequence[Thing], target: Thing, mention: Attributes, weight: float
+) -> Iterator[Saying]:
     """Yield the relations of the target to landmarks that are themselves unmistakable."""
     others = candidates(things, target, mention)
     for landmark in things:
@@ -213,16 +269,34 @@ def related_sayings(things: Sequence[Thing], target: Thing, mention: Attributes,
                 continue
             for relation in RELATION_WORDS:
                 if others and is_related(relation, target, others, landmark):
-                    yield Saying(weight * brevity, mention, relation=relation, landmark=landmark, landmark_mention=told)
-                elif not others and relation != "closest to" and clarity(relation, target, landmark) > 1:
-                    yield Saying(0.25 * weight * brevity, mention, relation=relation, landmark=landmark, landmark_mention=told)
+                    yield Saying(
+                        weight * brevity,
+                        mention,
+                        relation=relation,
+                        landmark=landmark,
+                        landmark_mention=told,
+                    )
+                elif (
+                    not others
+                    and relation != "closest to"
+                    and clarity(relation, target, landmark) > 1
+                ):
+                    yield Saying(
+                        0.25 * weight * brevity,
+                        mention,
+                        relation=relation,
+                        landmark=landmark,
+                        landmark_mention=told,
+                    )
 
 
 def realise(rng: np.random.Generator, target: Thing, saying: Saying) -> str:
     """Put a saying into words."""
     phrase = noun_phrase(rng, target, saying.mention, saying.size)
     if saying.landmark is not None:
-        link = pick(rng, ("", "", "", "", "", "", "that is ", "which is ")) + pick(rng, RELATION_WORDS[saying.relation])
+        link = pick(rng, ("", "", "", "", "", "", "that is ", "which is ")) + pick(
+            rng, RELATION_WORDS[saying.relation]
+        )
         landmark = noun_phrase(rng, saying.landmark, saying.landmark_mention)
         article = pick(rng, ("the", "the", "an" if phrase[0] in "aeiou" else "a"))
         return f"{article} {phrase} {link} the {landmark}"
@@ -231,14 +305,18 @@ def realise(rng: np.random.Generator, target: Thing, saying: Saying) -> str:
     return "the " + phrase if rng.random() < 0.4 else phrase
 
 
-def describe(rng: np.random.Generator, things: Sequence[Thing], target: Thing, style: Style, count: int) -> list[str]:
+def describe(
+    rng: np.random.Generator, things: Sequence[Thing], target: Thing, style: Style, count: int
+) -> list[str]:
     """Write up to ``count`` different sentences, each true of the target alone (fewer where no more can be said)."""
     known = list(sayings(things, target, style))
     sentences: list[str] = []
     while known and len(sentences) < count:
         weights = np.array([saying.weight for saying in known])
-        sentence = realise(rng, target, known.pop(int(rng.choice(len(known), p=weights / weights.sum()))))
-        if sentence not in sentences and len(sentence.split()) <= LONGEST:
+        sentence = realise(
+            rng, target, known.pop(int(rng.choice(len(known), p=weights / weights.sum())))
+        )
+        if sentence not in sentences and len(sentence.split()) <= MAX_WORDS:
             sentences.append(sentence)
     return sentences
 

@@ -12,38 +12,42 @@ import numpy as np
 import torch
 
 
-def worker_init(_: int) -> None:
+def init_worker(_: int) -> None:
     """Seed what augmentations may draw from, by the loader's own seed, and keep each worker to one thread."""
-    outlive_signals()
-    end_in_silence()
+    ignore_run_signals()
+    ignore_lost_connections()
     cv2.setNumThreads(0)
     seed = torch.initial_seed() % 2**32  # differs between workers and epochs
     np.random.seed(seed)
     random.seed(seed)
 
 
-def end_in_silence() -> None:
+def ignore_lost_connections() -> None:
     """Report no lost connection: a worker's only ones are to the process that takes its batches, and that has ended then."""
     report = sys.excepthook
 
-    def report_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def report_others(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
         if not isinstance(error, (ConnectionError, EOFError)):
             report(kind, error, trace)
 
     sys.excepthook = report_others
 
 
-def outlive_signals() -> None:
+def ignore_run_signals() -> None:
     """Let a worker go on where a terminal or a cluster signals all of a run: it is the run that ends, and then the worker."""
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
+    if hasattr(
+        signal, "sigtimedwait"
+    ):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_heed_the_loader, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_with_loader, args=(os.getppid(),), daemon=True).start()
 
 
-def _heed_the_loader(loader: int) -> None:
+def _exit_with_loader(loader: int) -> None:
     while True:
         heard = signal.sigtimedwait({signal.SIGTERM}, 1)
         # Where the loader's process was killed, a worker may wait for ever for room in a queue that nobody reads.

@@ -9,51 +9,66 @@ from crislit.models.recompute import Recomputable
 
 
 class Decoder(Recomputable):
-    """Carries what the words say to every cell of the fused map.
+    """Transformer decoder that attends from the cells of the fused map to the words.
 
     Args:
         width: D, channels of the map and of the words.
-        layers: n, at least 1 (a network without decoder has no ``Decoder``).
-        heads: Attention heads; they divide the width.
-        ffn: Hidden width of the feed-forward network.
-        dropout: Rate after each attention and feed-forward network, and on the attention weights.
+        layers: n, at least 1 (a network with n = 0 has no ``Decoder``).
+        heads: Number of attention heads; must divide the width.
+        ffn: Hidden width of the feed-forward networks.
+        dropout: Dropout rate of attention weights, attention outputs and feed-forward networks.
 
     Raises:
-        ValueError: If a size does not fit.
+        ValueError: If ``layers`` is below 1, or the width not a multiple of 4 and of ``heads``.
     """
 
-    def __init__(self, width: int, layers: int = 3, heads: int = 8, ffn: int = 2048, dropout: float = 0.1) -> None:
+    def __init__(
+        self, width: int, layers: int = 3, heads: int = 8, ffn: int = 2048, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         if layers < 1:
-            raise ValueError(f"a decoder has at least one layer, got {layers}")
+            raise ValueError(f"the decoder must have at least one layer, got {layers}")
         if width % heads or width % 4:
-            raise ValueError(f"the decoder's width must be a multiple of 4 and of its heads, got {width} and {heads}")
+            raise ValueError(
+                f"the decoder's width must be a multiple of 4 and of its heads, "
+                f"got width {width} and {heads} heads"
+            )
         self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
-        """Decode the map in the light of the words.
+        """Decode the fused map.
 
         Args:
             fused: (B, D, h, w').
             words: (B, L, D).
-            padding: (B, L) bool, true where a sentence is padded.
+            padding: (B, L) bool, True after [EOS].
 
         Returns:
             (B, D, h, w').
         """
-        h, w = fused.shape[-2:]
+        width, (h, w) = fused.shape[1], fused.shape[-2:]
+        cell_positions = sine_positions_2d(h, w, width).to(fused)  # (N, D)
+        word_positions = sine_positions(torch.arange(words.shape[1]), width).to(words)  # (L, D)
         cells = fused.flatten(2).transpose(1, 2)  # (B, N, D)
-        cell_positions = sine_positions_2d(h, w, fused.shape[1]).to(cells)
-        word_positions = sine_positions(torch.arange(words.shape[1]), words.shape[2]).to(words)
         for layer in self.layers:
             cells = self.run(layer, cells, words, cell_positions, word_positions, padding)
-        decoded: Tensor = self.norm(cells)
-        return decoded.transpose(1, 2).reshape(-1, fused.shape[1], h, w)
+        decoded: Tensor = self.norm(cells)  # (B, N, D)
+        return decoded.transpose(1, 2).reshape(-1, width, h, w)  # (B, D, h, w')
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention over cells, cross-attention from cells to words, feed-forward; an extra norm after each attention."""
+    """Self-attention among cells, cross-attention from cells to words, and a feed-forward network.
+
+    Each of the three is a pre-norm residual branch. Both attentions have a second norm, after the
+    attention, as in the released network.
+
+    Args:
+        width: D.
+        heads: Number of attention heads.
+        ffn: Hidden width of the feed-forward network.
+        dropout: Dropout rate.
+    """
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
         super().__init__()
@@ -65,35 +80,72 @@ class DecoderLayer(nn.Module):
         self.cross_norm_out = nn.LayerNorm(width)
         self.ffn_norm_in = nn.LayerNorm(width)
         self.ffn = nn.Sequential(
-            nn.Linear(width, ffn), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.LayerNorm(ffn), nn.Linear(ffn, width)
+            nn.Linear(width, ffn),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.LayerNorm(ffn),
+            nn.Linear(ffn, width),
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, cells: Tensor, words: Tensor, cell_positions: Tensor, word_positions: Tensor, padding: Tensor) -> Tensor:
-        """(B, N, D), (B, L, D), (N, D), (L, D), (B, L) -> (B, N, D)."""
+    def forward(
+        self,
+        cells: Tensor,
+        words: Tensor,
+        cell_positions: Tensor,
+        word_positions: Tensor,
+        padding: Tensor,
+    ) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            cells: (B, N, D).
+            words: (B, L, D).
+            cell_positions: (N, D), added to queries, and to keys that are cells.
+            word_positions: (L, D), added to keys that are words.
+            padding: (B, L) bool, True after [EOS].
+
+        Returns:
+            (B, N, D).
+        """
+        # Equation 5: self-attention.
         x = self.self_norm_in(cells)
-        q = x + cell_positions
-        x = self.self_attention(q, q, x, need_weights=False)[0]
-        cells = cells + self.dropout(self.self_norm_out(x))  # eq. 5
+        q = k = x + cell_positions
+        x, _ = self.self_attention(q, k, x, need_weights=False)
+        cells = cells + self.dropout(self.self_norm_out(x))
 
+        # Equation 7, first line: cross-attention to the words.
         q = self.cross_norm_in(cells) + cell_positions
-        x = self.cross_attention(q, words + word_positions, words, key_padding_mask=padding, need_weights=False)[0]
-        cells = cells + self.dropout(self.cross_norm_out(x))  # eq. 7
+        k = words + word_positions
+        x, _ = self.cross_attention(q, k, words, key_padding_mask=padding, need_weights=False)
+        cells = cells + self.dropout(self.cross_norm_out(x))
 
-        x = self.dropout(self.ffn(self.ffn_norm_in(cells)))
-        cells = cells + x  # eq. 7
-        return cells
+        # Equation 7, second line: feed-forward network.
+        x = self.ffn(self.ffn_norm_in(cells))
+        return cells + self.dropout(x)
 
 
 def sine_positions(positions: Tensor, width: int) -> Tensor:
-    """Encode positions by interleaved sines and cosines of falling frequency: (P,) -> (P, width)."""
+    """Encode positions by sines and cosines of decreasing frequency, interleaved.
+
+    Args:
+        positions: (M,).
+        width: Number of channels, even.
+
+    Returns:
+        (M, width).
+    """
     frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angles = positions[:, None] * frequencies
+    angles = positions[:, None] * frequencies  # (M, width/2)
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 def sine_positions_2d(h: int, w: int, width: int) -> Tensor:
-    """Encode a grid's cells row by row, x in the first half of the channels and y in the second: (h w, width)."""
-    across = sine_positions(torch.arange(w), width // 2).expand(h, w, -1)
-    down = sine_positions(torch.arange(h), width // 2)[:, None].expand(h, w, -1)
-    return torch.cat([across, down], dim=2).flatten(0, 1)
+    """Encode the cells of a grid, row by row: x in the first half of the channels, y in the second.
+
+    Returns:
+        (h w, width).
+    """
+    x = sine_positions(torch.arange(w), width // 2).expand(h, w, -1)
+    y = sine_positions(torch.arange(h), width // 2)[:, None].expand(h, w, -1)
+    return torch.cat([x, y], dim=2).flatten(0, 1)

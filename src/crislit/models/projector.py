@@ -1,4 +1,4 @@
-"""The two projectors (section 3.3, equation 8) and the plain classifier that replaces them in the ablation."""
+"""The image and text projectors (section 3.3, equations 8 and 9). Symbols: see ``cris.py``."""
 
 import math
 
@@ -11,7 +11,11 @@ from crislit.models.recompute import Recomputable
 
 
 class ImageProjector(nn.Sequential, Recomputable):
-    """Projects the decoded map to z_v at a quarter of the picture's size: (B, D, h, w') -> (B, D/2, 4h, 4w')."""
+    """Projects the decoded map to z_v, at 1/4 of the input's size.
+
+    Args:
+        width: D.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(
@@ -23,24 +27,25 @@ class ImageProjector(nn.Sequential, Recomputable):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w') -> (B, D/2, 4h, 4w')."""
+        """(B, D, h, w') -> (B, D/2, H/4, W/4)."""
         for part in self:
             x = self.run(part, x)
         return x
 
 
 class TextProjector(nn.Module):
-    """Projects the sentence to z_t, one convolution kernel and bias a sentence, and compares it with every pixel.
+    """Projects each sentence to z_t, a convolution kernel and a bias, and applies it to z_v.
 
-    With ``kernel_size=1`` the logits are equation 9's dot products, plus the bias; the released network uses 3.
+    With ``kernel_size=1`` the logits are the dot products of equation 9, plus a bias. The released
+    network uses 3.
 
     Args:
-        embed: E, width of the sentence's feature.
-        channels: Channels of z_v.
-        kernel_size: Side k of the kernel, odd.
+        embed: E, width of the sentence feature.
+        channels: C, channels of z_v.
+        kernel_size: k, odd.
 
     Raises:
-        ValueError: If the kernel size is not odd.
+        ValueError: If the kernel size is not odd and positive.
     """
 
     def __init__(self, embed: int, channels: int, kernel_size: int = 3) -> None:
@@ -49,22 +54,54 @@ class TextProjector(nn.Module):
         self.linear = nn.Linear(embed, channels * kernel_size**2 + 1)
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """Return the logits, (B, C, H/4, W/4) and (B, E) -> (B, 1, H/4, W/4)."""
-        z_t = self.linear(sentence)
-        taps = z_t[:, :-1].reshape(z_t.shape[0], -1, self.kernel_size**2).transpose(1, 2)  # (B, k k, C)
-        products = (taps @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
-        return sum_of_taps(products, z_t[:, -1])
+        """Compute the logits.
+
+        Args:
+            pixels: z_v, (B, C, H/4, W/4).
+            sentence: (B, E).
+
+        Returns:
+            (B, 1, H/4, W/4).
+        """
+        z_t = self.linear(sentence)  # (B, C k k + 1)
+        kernels, bias = z_t[:, :-1], z_t[:, -1]
+        taps = kernels.reshape(z_t.shape[0], -1, self.kernel_size**2).transpose(1, 2)  # (B, k k, C)
+        products = taps @ pixels.flatten(2)  # (B, k k, H/4 W/4)
+        return sum_of_taps(products.unflatten(2, pixels.shape[-2:]), bias)
+
+
+class PixelClassifier(nn.Module):
+    """Computes logits from z_v by one convolution, the same for all sentences.
+
+    Replaces the text projector in the rows of table 1 without "Con.".
+
+    Args:
+        channels: C, channels of z_v.
+        kernel_size: k, odd.
+
+    Raises:
+        ValueError: If the kernel size is not odd and positive.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 1, check_kernel_size(kernel_size), padding=kernel_size // 2)
+
+    def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
+        """Compute the logits, (B, C, H/4, W/4) -> (B, 1, H/4, W/4); the sentence is not used."""
+        logits: Tensor = self.conv(pixels)
+        return logits
 
 
 def sum_of_taps(products: Tensor, bias: Tensor) -> Tensor:
-    """Convolve with kernels that are every sample's own, given each tap's dot products with all pixels.
+    """Convolve each sample with its own kernel, given the dot products of each tap and each pixel.
 
     Args:
         products: (B, k k, h, w).
         bias: (B,).
 
     Returns:
-        (B, 1, h, w): the sum of the taps' maps, each shifted to where its tap is.
+        (B, 1, h, w), the sum of the taps' products, each shifted by the position of its tap.
     """
     k, (h, w) = math.isqrt(products.shape[1]), products.shape[-2:]
     products = F.pad(products, [k // 2] * 4)
@@ -73,29 +110,8 @@ def sum_of_taps(products: Tensor, bias: Tensor) -> Tensor:
     return logits[:, None]
 
 
-class PixelClassifier(nn.Module):
-    """Predicts from z_v by one learned convolution for all sentences: table 1's rows without "Con.".
-
-    Args:
-        channels: Channels of z_v.
-        kernel_size: Side of the kernel, odd.
-
-    Raises:
-        ValueError: If the kernel size is not odd.
-    """
-
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 1, check_kernel_size(kernel_size), padding=kernel_size // 2)
-
-    def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """Return the logits, (B, C, H/4, W/4) -> (B, 1, H/4, W/4); the sentence has had its say in the neck."""
-        logits: Tensor = self.conv(pixels)
-        return logits
-
-
 def check_kernel_size(kernel_size: int) -> int:
-    """Return the size if a kernel of it can keep a map's size."""
+    """Return the kernel size; raise a ValueError if it is not odd and positive."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"projector.kernel_size must be odd and positive, got {kernel_size}")
     return kernel_size

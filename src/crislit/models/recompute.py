@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory in training, for a second forward pass in the backward one."""
+"""Activation checkpointing: training in less memory, with a second forward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,39 +10,46 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputable(nn.Module):
-    """A box of the figure whose parts can be computed again in the backward pass, where memory is short."""
+    """Base class of modules whose parts can be recomputed in the backward pass."""
 
     recompute = False
-    """Whether training keeps what enters each part, and nothing in between."""
+    """Whether training stores only the inputs of each part, and no activations inside of it."""
 
     def run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Compute a part of this box; dropout and BatchNorm's statistics are the same whether or not it is computed again."""
+        """Apply a part of this module.
+
+        Recomputing repeats the same dropout masks, and does not update the statistics of BatchNorms
+        a second time.
+        """
         if not self.recompute or not torch.is_grad_enabled():
             return part(*inputs)
-        result: Tensor = checkpoint(
-            part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(self))
+        output: Tensor = checkpoint(
+            part,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), frozen_statistics(self)),
         )
-        return result
+        return output
 
 
-def recompute_activations(model: nn.Module, wanted: bool = True) -> None:
-    """From now on, train a network in less memory, or in as much as it takes."""
+def recompute_activations(model: nn.Module, enabled: bool = True) -> None:
+    """Switch activation checkpointing on or off for a network."""
     for module in model.modules():
         if isinstance(module, Recomputable):
-            module.recompute = wanted
+            module.recompute = enabled
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let no BatchNorm count what it normalises: it has seen these samples before."""
+    """Restore the running statistics of all BatchNorms on exit."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, statistics in zip(norms, kept, strict=True):
-        for name, value in statistics.items():
-            setattr(norm, name, value.clone())  # it counts there
+    originals = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, statistics in zip(norms, kept, strict=True):
-            for name, value in statistics.items():
-                setattr(norm, name, value)
+        for norm, buffers in zip(norms, originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

@@ -1,0 +1,1 @@
+"""Measures the network's parameters, speed and memory."""

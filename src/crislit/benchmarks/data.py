@@ -1,0 +1,295 @@
+"""Benchmarks data loading: a training sample stage by stage, and an index of RefCOCO's size."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from crislit.benchmarks.inference import build_network
+from crislit.benchmarks.measurements import Measurement, Options, compare_to_reference
+from crislit.benchmarks.timing import Work, interleave, run_in_new_process
+from crislit.config import compose_config
+from crislit.data.datamodule import ReferDataModule
+from crislit.data.dataset import read_image
+from crislit.data.refer_index import ReferIndex
+from crislit.data.samplers import TrainKey
+from crislit.data.scenes import encode_segmentation
+from crislit.data.shapes import make_scene
+from crislit.io.images import Image
+from crislit.models.cris import CRIS
+from crislit.models.optimized import optimize_for_training
+from crislit.training.build import build_data
+from crislit.training.losses import text_to_pixel_contrastive_loss
+from crislit.transforms.letterbox import (
+    BORDER,
+    letterbox_image,
+    letterbox_mask,
+    letterbox_matrices,
+    normalise,
+)
+
+IMAGES = 160
+"""Number of generated images, enough for two workers."""
+BATCH = 16
+TRAINING_BATCH = 4
+STEPS = 6
+"""Training steps in which waiting for data is measured."""
+FULL_SIZE = {"images": 20_000, "refs": 50_000, "sentences": 142_000, "annotations": 200_000}
+"""RefCOCO's sizes."""
+
+
+def measure_data(options: Options) -> Iterator[Measurement]:
+    """Measure stages, waiting and index, on generated images of COCO's size without a data root."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = options.data_root or write_images(Path(folder), IMAGES)
+        # Like a worker, a new process holds no network's memory.
+        yield from run_in_new_process(measure_stages, root, options.image_size, options.rounds)
+        module = build_module(root, options.image_size, TRAINING_BATCH, workers=2)
+        yield measure_waiting(build_network(options.model), module)
+        write_full_size(Path(folder), FULL_SIZE)
+        yield from measure_index(Path(folder))
+
+
+def build_module(root: Path, image_size: int, batch_size: int, workers: int) -> ReferDataModule:
+    """Build the data module of RefCOCO in a folder, and index it."""
+    config = compose_config(["dataset=refcoco"]) | {"data_root": str(root), "workers": workers}
+    module = build_data(config | {"image_size": image_size, "batch_size": batch_size})
+    module.prepare_data()
+    return module
+
+
+def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement]:
+    """Time the stages of a sample in one thread of one process.
+
+    The reference of the ratios is the floor: decoding and warping. Nothing is collated, as pixels
+    are written into their batch.
+    """
+    module = build_module(root, image_size, BATCH, workers=0)
+    data, index = module.train_set(), module.index
+    keys = [TrainKey(0, position) for position in range(min(len(data), IMAGES))]
+    refs = [data.draw_refs(key)[0] for key in keys]
+    paths = [index.image_path(ref) for ref in refs]
+    files = [path.read_bytes() for path in paths]
+    images = [read_image(index, ref) for ref in refs]
+    masks = [255 * index.mask(ref) for ref in refs]
+    batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+    squares = [data.__getitems__(batch).images for batch in batches]
+
+    def decode(content: bytes) -> Any:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+
+    def load_as_float(batch: Sequence[TrainKey]) -> Any:
+        loaded = data.__getitems__(batch)
+        return normalise(loaded.images), loaded.masks / 255
+
+    work = {
+        "decode and cubic warp: the floor": for_each(
+            lambda content: reference_warp(decode(content), image_size), files
+        ),
+        "whole sample, collated": for_each(data.__getitems__, batches),
+        "and made floats, as the training process does": for_each(load_as_float, batches),
+        "read": for_each(Path.read_bytes, paths),
+        "decode": for_each(decode, files),
+        "read, check and decode": for_each(lambda ref: read_image(index, ref), refs),
+        "warp": for_each(lambda image: letterbox_image(image, image_size), images),
+        "mask": for_each(index.mask, refs),
+        "mask's warp": for_each(lambda mask: letterbox_mask(mask, image_size), masks),
+        "choice and tokens": for_each(data.draw_words, batches),
+        "made floats": for_each(normalise, squares),
+    }
+    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        seconds = interleave(work, rounds)
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv2_threads)
+    counts = dict.fromkeys(work, len(keys))
+    return compare_to_reference("data", seconds, counts, "s per sample and core")
+
+
+def for_each(step: Callable[[Any], Any], items: Iterable[Any]) -> Work:
+    """Return work that calls a step with each item and discards the result.
+
+    Results that were kept would need new memory, which takes time.
+    """
+
+    def work() -> None:
+        for item in items:
+            step(item)
+
+    return work
+
+
+def reference_warp(image: Image, size: int) -> Any:
+    """Warp an image into a square like the released loader; not to be optimized."""
+    matrix, _ = letterbox_matrices(image.shape[0], image.shape[1], size)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=BORDER)
+
+
+def measure_waiting(model: CRIS, module: ReferDataModule) -> Measurement:
+    """Train for some steps; measure the share of the time spent waiting for two workers."""
+    # The fastest step waits most.
+    model = optimize_for_training(model.train().to(memory_format=torch.channels_last))
+    adam = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+    loader = module.train_dataloader()
+    batches = iter(loader)
+    next(batches)  # the workers have started
+    start, waited = time.perf_counter(), 0.0
+    for _ in range(STEPS):
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        adam.zero_grad()
+        logits = model(normalise(batch.images), batch.tokens)
+        torch.autograd.backward(text_to_pixel_contrastive_loss(logits, batch.masks / 255))
+        adam.step()
+    share = 100 * waited / (time.perf_counter() - start)
+    name = f"a training step of {TRAINING_BATCH} waits for {loader.num_workers} workers"
+    return Measurement("data", name, share, "%")
+
+
+def measure_index(root: Path) -> list[Measurement]:
+    """Measure building, opening and sharing an index, each in a new process."""
+    built, opened = (run_in_new_process(use_index, root) for _ in range(2))
+    shared = run_in_new_process(use_index, root, 2)
+    return [
+        Measurement("data", "index of RefCOCO's size, built", built["seconds"], "s"),
+        Measurement("data", "index of RefCOCO's size, opened", opened["seconds"], "s"),
+        Measurement("data", "opened: memory", opened["memory"], "MB"),
+        Measurement("data", "opened: memory of a worker's own", shared["private"], "MB"),
+    ]
+
+
+def use_index(root: Path, workers: int = 0) -> dict[str, float]:
+    """Open the index, and read it in worker processes.
+
+    Returns:
+        Seconds and memory in MB of opening, and the largest private memory of a worker in MB.
+    """
+    before, start = resident_memory_mb(), time.perf_counter()
+    index = ReferIndex.open(root, "refcoco", "refs(unc).p")
+    seconds, memory = time.perf_counter() - start, resident_memory_mb() - before
+    context = multiprocessing.get_context("fork")
+    pipe = context.SimpleQueue()
+    processes = [context.Process(target=read_all, args=(index, pipe)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    private = max((pipe.get() for _ in processes), default=0.0)
+    for process in processes:
+        process.join()
+    return {"seconds": seconds, "memory": memory, "private": private}
+
+
+def read_all(index: ReferIndex, pipe: Any) -> None:
+    """Read like a worker in an epoch; send the private memory in MB that this adds."""
+    before = private_memory_mb()
+    for ref in range(len(index)):
+        for row in index.sentence_rows(ref):
+            index.sentence(row)
+        if ref % 50 == 0:
+            index.mask(ref)
+    pipe.put(private_memory_mb() - before)
+
+
+def resident_memory_mb() -> float:
+    """Return this process's resident memory in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def private_memory_mb() -> float:
+    """Return this process's memory in MB that it shares with no other process."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
+
+
+def write_images(root: Path, count: int) -> Path:
+    """Write ``refcoco`` with drawn images of COCO's size and a camera's noise; return the root."""
+    images, annotations, refs = [], [], []
+    folder = root / "images/train2014"
+    folder.mkdir(parents=True)
+    for number in range(1, count + 1):
+        scene, objects, described = make_scene(0, "shapes", "train", number)
+        described_object, sentences = described[0]
+        noise = np.random.default_rng(number).normal(0, 6, (480, 640, 1))
+        noisy = cv2.resize(scene, (640, 480), interpolation=cv2.INTER_CUBIC) + noise
+        image = noisy.clip(0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": 480, "width": 640})
+        mask = np.kron(objects[described_object].visible, np.ones((2, 2), bool))
+        annotations.append(make_annotation(number, number, encode_segmentation(mask)))
+        refs.append(make_ref(number, number, sentences, number * 10))
+    write_refer_files(root, images, annotations, refs)
+    return root
+
+
+def write_full_size(root: Path, sizes: dict[str, int]) -> None:
+    """Write ``refcoco`` with given numbers of everything, but without image files."""
+    rng = np.random.default_rng(0)
+    (root / "images/train2014").mkdir(parents=True, exist_ok=True)
+    images = [
+        {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": 480, "width": 640}
+        for i in range(sizes["images"])
+    ]
+    annotations = []
+    for i in range(sizes["annotations"]):
+        # Two polygons of 25 points.
+        points = rng.uniform(0, 400, size=(2, 1)) + rng.uniform(0, 80, size=(2, 50))
+        annotations.append(make_annotation(i, i % sizes["images"], points.round(2).tolist()))
+    ends = np.linspace(0, sizes["sentences"], sizes["refs"] + 1).astype(int).tolist()
+    refs = [
+        make_ref(i, i % sizes["images"], ["the second man from the left"] * (end - start), start)
+        for i, (start, end) in enumerate(itertools.pairwise(ends))
+    ]
+    write_refer_files(root, images, annotations, refs)
+
+
+def make_annotation(number: int, image: int, segmentation: Any) -> dict[str, Any]:
+    """Return an annotation in COCO's format."""
+    return {"id": number, "image_id": image, "category_id": 1, "segmentation": segmentation}
+
+
+def make_ref(number: int, image: int, sentences: Sequence[str], first: int) -> dict[str, Any]:
+    """Return a ref in REFER's format, of the annotation of the same number.
+
+    Args:
+        number: Its id and its annotation's.
+        image: Its image's id.
+        sentences: Its sentences.
+        first: Id of its first sentence.
+    """
+    ids = list(range(first, first + len(sentences)))
+    return {
+        "ref_id": number,
+        "ann_id": number,
+        "image_id": image,
+        "category_id": 1,
+        "split": "train",
+        "sentences": [
+            {"sent": text, "raw": text, "tokens": text.split(), "sent_id": i}
+            for i, text in zip(ids, sentences, strict=True)
+        ],
+        "sent_ids": ids,
+    }
+
+
+def write_refer_files(
+    root: Path, images: list[Any], annotations: list[Any], refs: list[Any]
+) -> None:
+    """Write the annotations and the refs file of ``refcoco``."""
+    folder = root / "refcoco"
+    folder.mkdir(exist_ok=True)
+    instances = json.dumps({"images": images, "annotations": annotations})
+    (folder / "instances.json").write_text(instances)
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))

@@ -1,0 +1,169 @@
+"""Rows of the benchmark's tables."""
+
+import csv
+import dataclasses
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from crislit.benchmarks.timing import Machine
+from crislit.io.files import write_csv
+from crislit.training.provenance import commit, hardware
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options shared by the parts of the benchmark.
+
+    Attributes:
+        model: Network whose speed is measured: ``rn50``, ``rn101`` or ``tiny``.
+        image_size: Side of its input in pixels.
+        rounds: Number of timed runs per candidate.
+        checkpoint: Trained network whose backends are compared by mIoU.
+        images: Number of images in that comparison.
+        data_root: Folder that holds RefCOCO; None draws images of COCO's size.
+    """
+
+    model: str = "rn50"
+    image_size: int = 416
+    rounds: int = 5
+    checkpoint: str = "shapes-tiny"
+    images: int = 40
+    data_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the benchmark's tables.
+
+    Attributes:
+        part: Part of the benchmark.
+        candidate: What was measured.
+        value: Median over the rounds.
+        unit: Unit of the value.
+        ratio: How many times better than the part's reference.
+        floor: The value if arithmetic were all, in the same unit.
+        moved: The value if memory traffic without caches and fusion were all.
+        spread: Largest minus smallest value, over the median.
+        difference: Relative difference from the result of the part's reference.
+        rounds: Number of values that the median is over.
+    """
+
+    part: str
+    candidate: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    floor: float | None = None
+    moved: float | None = None
+    spread: float | None = None
+    difference: float | None = None
+    rounds: int | None = None
+
+
+def compare_to_reference(
+    part: str,
+    seconds: Mapping[str, list[float]],
+    counts: Mapping[str, int],
+    unit: str,
+    costs: Mapping[str, tuple[float, float]] | None = None,
+    differences: Mapping[str, float] | None = None,
+) -> list[Measurement]:
+    """Return one row per candidate, with the ratio of the first one's median to its own.
+
+    Args:
+        part: Part of the benchmark.
+        seconds: Seconds of every candidate's runs, the reference first.
+        counts: Number of items that one run of a candidate processes.
+        unit: Unit of the time per item.
+        costs: Seconds of a run by arithmetic and by memory traffic, where known.
+        differences: Relative differences from the reference's result, where known.
+    """
+    rows: list[Measurement] = []
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        value = median / counts[name]
+        cost = (costs or {}).get(name)
+        rows.append(
+            Measurement(
+                part,
+                name,
+                value,
+                unit,
+                ratio=rows[0].value / value if rows else 1.0,
+                floor=cost[0] / counts[name] if cost else None,
+                moved=cost[1] / counts[name] if cost else None,
+                spread=(max(values) - min(values)) / median,
+                difference=(differences or {}).get(name),
+                rounds=len(values),
+            )
+        )
+    return rows
+
+
+def measurement_table(part: str, rows: Sequence[Measurement]) -> Table:
+    """Lay rows out as a table."""
+    table = Table(title=part)
+    for column in ("", "median", "unit", "ratio", "floor", "memory", "spread", "difference"):
+        justify = "left" if column in ("", "unit") else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    formats = {"ratio": ".2f", "floor": ".4f", "moved": ".4f", "spread": ".0%", "difference": ".1e"}
+    for row in rows:
+        numbers = [(getattr(row, name), spec) for name, spec in formats.items()]
+        cells = ["-" if number is None else f"{number:{spec}}" for number, spec in numbers]
+        table.add_row(row.candidate, f"{row.value:.4f}", row.unit, *cells)
+    return table
+
+
+def write_measurements(
+    path: Path, measurements: Sequence[Measurement], options: Options, machine: Machine
+) -> None:
+    """Write measurements as CSV with their provenance; rows of other parts in the file stay.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    provenance = {
+        "model": options.model,
+        "image_size": options.image_size,
+        "commit": commit(),
+        "hardware": hardware(),
+        "GFLOP/s": f"{machine.flops / 1e9:.1f}",
+        "GB/s": f"{machine.bytes / 1e9:.1f}",
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),
+        "versions": installed_versions(),
+    }
+    # These parts measure networks of their own.
+    models = {"start": "shapes-tiny", "agreement": options.checkpoint}
+    rows: list[dict[str, Any]] = []
+    for measurement in measurements:
+        values = dataclasses.asdict(measurement).items()
+        row = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in values} | provenance
+        if measurement.part in models:
+            row |= {"model": models[measurement.part], "image_size": None}
+        rows.append(row)
+    measured = {measurement.part for measurement in measurements}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["part"] not in measured] + rows
+    columns = [field.name for field in dataclasses.fields(Measurement)]
+    write_csv(path, [*columns, *provenance], rows)
+
+
+def installed_versions() -> str:
+    """Return the versions of Python and of the packages that matter to speed."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("torch", "onnxruntime", "numpy"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:  # ONNX Runtime is optional
+            continue
+    return ", ".join(versions)

@@ -1,0 +1,402 @@
+"""Saves and loads trained networks. Loading never executes code.
+
+A run writes Lightning checkpoints. Networks are shared as a folder with ``model.safetensors`` and
+``config.json``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIPTextCfg
+from torch import Tensor
+
+import crislit
+from crislit.checkpoints.released import parse_released, to_released
+from crislit.errors import InputError, check_integer
+from crislit.io.assets import shipped_networks
+from crislit.io.files import Writer, refuse_existing, text_writer, write_files
+from crislit.io.tensors import (
+    check_checksums,
+    check_finite,
+    check_names,
+    check_storage,
+    read_safetensors,
+    read_torch,
+    save_tensors,
+    to_state_dict,
+)
+from crislit.models.build import build_cris
+from crislit.models.config import CRISConfig
+from crislit.models.cris import CRIS
+
+KEY = "crislit"
+"""Where a Lightning checkpoint stores :func:`checkpoint_metadata`, and ``config.json`` the version
+that wrote it."""
+MAX_IMAGE_SIZE = 2048
+"""Largest side of the square input in pixels; more would exhaust the memory."""
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+GROUPS = {"model", "decoder", "loss", "projector", "recipe", "dataset", "trainer", "callbacks"}
+"""Groups of a run's configuration."""
+RESULTS = (
+    *("splits", "blind", "ceiling", "threshold", "protocol", "steps", "seed"),
+    *("commit", "hardware"),
+)
+"""Entries of a run's ``results.json`` that are stored with its network."""
+MALFORMED = (KeyError, AttributeError, TypeError, ValueError, OverflowError, RecursionError)
+"""Raised by content that crislit did not write."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network.
+
+    Attributes:
+        network: Its sizes.
+        weights: Its state dict.
+        image_size: Side of its square input in pixels.
+        threshold: Probability above which a pixel belongs to the mask.
+        initial_weights: What its training started from.
+        steps: Optimizer steps taken, 0 if unknown.
+        config: The configuration of its run, empty if another program trained it.
+        results: What its run measured (``splits``, ``blind``, ``ceiling``, ... of
+            ``results.json``), empty if unknown.
+        source: Its file's name, for errors.
+    """
+
+    network: CRISConfig
+    weights: dict[str, Tensor]
+    image_size: int
+    threshold: float
+    initial_weights: str
+    steps: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    source: str = "this checkpoint"
+
+    def check(self) -> None:
+        """Check that the weights belong to the network, in little memory.
+
+        Raises:
+            InputError: If they do not, with the file's name.
+        """
+        layers = count_layers(self.network.to_dict())
+        if layers > len(self.weights):  # building them may take years
+            raise InputError(
+                f"{self.source} does not describe a network of crislit: {layers} layers, "
+                f"{len(self.weights)} tensors"
+            )
+        check_storage(self.weights, self.source)
+        name = f"{self.source}: image_size"
+        check_integer(name, self.image_size, 32, multiple_of=32, maximum=MAX_IMAGE_SIZE)
+        if not 0 <= self.threshold < 1:
+            raise InputError(
+                f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}"
+            )
+        with torch.device("meta"):
+            self._build_untrained()
+
+    def _build_untrained(self) -> CRIS:
+        try:
+            model = build_cris(self.network)
+        except Exception as error:  # whatever odd sizes lead PyTorch and open_clip to
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise InputError(
+                f"{self.source} does not describe a network of crislit: {reason}"
+            ) from error
+        nothing = torch.zeros(0, device="meta")
+        weights = {n: v if isinstance(v, Tensor) else nothing for n, v in self.weights.items()}
+        complaint = f"the weights in {self.source} do not fit the network that it describes"
+        check_names(weights, model.state_dict(), complaint)
+        return model
+
+    def build(self) -> CRIS:
+        """Build the network and load its weights, in evaluation mode.
+
+        Raises:
+            InputError: If the weights do not belong to the network, or are not finite.
+        """
+        self.check()
+        check_finite(self.weights, self.source)
+        model = self._build_untrained()
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def count_layers(values: Any) -> int:
+    """Return how many layers a network's stored sizes ask for, as far as they are numbers."""
+    if not isinstance(values, Mapping):
+        return 0
+    asked = [value for name, value in values.items() if name in ("layers", "decoder_layers")]
+    counts = [n for value in asked for n in (value if isinstance(value, list) else [value])]
+    return sum(n for n in counts if isinstance(n, int)) + sum(map(count_layers, values.values()))
+
+
+# -- Reading
+
+
+def read_any(
+    path: Path,
+    max_tokens: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: int | None = None,
+) -> Checkpoint:
+    """Read a network in any of its forms, and check that its weights fit.
+
+    Args:
+        path: A run's checkpoint, a folder of :func:`write_folder`, a checkpoint of the authors'
+            code, or the bare name of a network that ships with the package.
+        max_tokens: L, only for a checkpoint of the authors' code, which does not store it; so are
+            the next two.
+        decoder_heads: Attention heads of the decoder (default 8).
+        image_size: Side of the square input (default 416).
+
+    Raises:
+        InputError: If it cannot be read, or stores what is given here.
+    """
+    content = _read(path)
+    given = {"max_words": max_tokens, "decoder_heads": decoder_heads, "image_size": image_size}
+    if isinstance(content, Checkpoint):
+        if names := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{path} stores {', '.join(names)} itself; leave it out")
+        content.check()
+        return content
+    size = 416 if image_size is None else image_size
+    check_integer("image_size", size, 32, multiple_of=32)
+    heads = 8 if decoder_heads is None else decoder_heads
+    state = to_state_dict(content, str(path))
+    network, weights = parse_released(state, str(path), max_tokens, heads)
+    source = f"released checkpoint {path.name}"
+    return Checkpoint(network, weights, size, 0.35, initial_weights=source)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a run's checkpoint, a folder of :func:`write_folder`, or a shipped network by its name.
+
+    Raises:
+        DamagedFileError: If it is damaged.
+        InputError: If there is none, or another program wrote it.
+    """
+    content = _read(path)
+    if not isinstance(content, Checkpoint):
+        found = type(content).__name__
+        if isinstance(content, dict):
+            found = ", ".join(map(str, list(content)[:4])) or "nothing"
+        raise InputError(
+            f"{path} is not a checkpoint of crislit: expected the entry {KEY!r}, found {found}. "
+            "`python -m crislit.convert` reads those of the authors' code"
+        )
+    return content
+
+
+def _read(path: Path) -> Any:
+    """Read a file once: return a :class:`Checkpoint` if crislit wrote it, else its content."""
+    path = find_network(path.expanduser())
+    if path.is_dir():
+        return _read_folder(path / WEIGHTS, path)
+    if not path.is_file():
+        raise InputError(
+            f"no checkpoint at {path}; a run keeps checkpoints/best.ckpt and checkpoints/last.ckpt"
+        )
+    if path.suffix == ".safetensors":
+        return _read_folder(path, path)
+    content = read_torch(path)
+    if not isinstance(content, dict) or KEY not in content:
+        return content
+    check_checksums(path)
+    try:
+        metadata, state = content[KEY], content["state_dict"]
+        weights = {name: value for name, value in state.items() if name.startswith("model.")}
+        return Checkpoint(
+            network=CRISConfig.from_dict(require_dict(metadata["settings"])),
+            weights={name.removeprefix("model."): value for name, value in weights.items()},
+            image_size=int(metadata["config"]["image_size"]),
+            threshold=float(metadata["config"]["threshold"]),
+            initial_weights=str(metadata["initial_weights"]),
+            steps=int(content["global_step"]),
+            config=require_run_config(metadata["config"]),
+            results=results_beside(path),
+            source=str(path),
+        )
+    except MALFORMED as error:
+        raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error
+
+
+def _read_folder(weights: Path, source: Path) -> Any:
+    """Read safetensors and the ``config.json`` beside them; without it, return the tensors."""
+    config = weights.with_name(CONFIG)
+    if source.is_dir():
+        for file in (weights, config):
+            if not file.is_file():
+                raise InputError(
+                    f"{source} is not a network of crislit: there is no {file}. "
+                    "`python -m crislit.convert` makes both files"
+                )
+    tensors = read_safetensors(weights)
+    is_released = any(name.removeprefix("module.").startswith("backbone.") for name in tensors)
+    if not config.is_file() or is_released:
+        return tensors
+    try:
+        stored = json.loads(config.read_bytes())
+        return Checkpoint(
+            network=CRISConfig.from_dict(require_dict(stored["network"])),
+            weights=tensors,
+            image_size=int(stored["image_size"]),
+            threshold=float(stored["threshold"]),
+            initial_weights=str(stored["initial_weights"]),
+            steps=int(stored["steps"]),
+            config=require_run_config(stored["training"]),
+            results=require_dict(stored.get("results", {})),  # absent in version 0.1
+            source=str(source),
+        )
+    except (*MALFORMED, OSError) as error:
+        reason = str(error) if isinstance(error, InputError) else repr(error)
+        raise InputError(f"{config} does not describe a network of crislit: {reason}") from error
+
+
+def find_network(path: Path) -> Path:
+    """Return the folder of a shipped network if a bare name means one, else the path itself.
+
+    Raises:
+        InputError: If a bare name is neither a file here nor a shipped network.
+    """
+    if path.name != str(path) or path.suffix or path.exists():
+        return path
+    shipped = shipped_networks()
+    if path.name not in shipped:
+        raise InputError(
+            f"no network {path.name!r}: neither a file here nor one of the shipped "
+            f"{', '.join(shipped) or '(none)'}"
+        )
+    return shipped[path.name]
+
+
+def require_dict(value: Any) -> dict[str, Any]:
+    """Return a dictionary, or raise a TypeError if the value is none."""
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a dictionary, found {type(value).__name__}")
+    return value
+
+
+def require_run_config(value: Any) -> dict[str, Any]:
+    """Return a run's configuration, or raise a TypeError if it or one of its groups is none."""
+    config = require_dict(value)
+    for group in GROUPS & config.keys():
+        if not isinstance(config[group], dict):
+            raise TypeError(f"its configuration has {type(config[group]).__name__} for {group}")
+    return config
+
+
+def results_beside(path: Path) -> dict[str, Any]:
+    """Return what a run measured with one of its checkpoints, empty if that is unknown."""
+    try:
+        file = path.parents[1] / "results.json"
+        results = json.loads(file.read_bytes()) if file.is_file() else {}
+        is_of_this = Path(results["checkpoint"]).name == path.name
+        return {name: results[name] for name in RESULTS} if is_of_this else {}
+    except (OSError, IndexError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+# -- Writing
+
+
+def checkpoint_metadata(
+    network: CRISConfig, config: Mapping[str, Any], initial_weights: str
+) -> dict[str, Any]:
+    """Return what a Lightning checkpoint stores under :data:`KEY`."""
+    stored = {"config": dict(config), "initial_weights": initial_weights}
+    return {"settings": network.to_dict(), **stored}
+
+
+def write_folder(
+    checkpoint: Checkpoint, target: Path, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write a network as safetensors and ``config.json``, both or none; weights keep every bit.
+
+    Paths of this machine are left out.
+
+    Args:
+        checkpoint: The network.
+        target: A folder, or the path of the safetensors file, beside which ``config.json`` goes.
+        texts: Content of further text files beside them, by name.
+
+    Raises:
+        InputError: If a file exists or cannot be written.
+    """
+    if target.suffix in (".pth", ".pt", ".ckpt", ".bin"):
+        raise InputError(
+            f"expected a folder or a .safetensors file, found {target}; --to released writes the "
+            "authors' format"
+        )
+    weights = target if target.suffix == ".safetensors" else target / WEIGHTS
+    stored = {
+        KEY: crislit.__version__,
+        "network": checkpoint.network.to_dict(),
+        "image_size": checkpoint.image_size,
+        "threshold": checkpoint.threshold,
+        "initial_weights": strip_folders(checkpoint.initial_weights),
+        "steps": checkpoint.steps,
+        "training": without_paths(checkpoint.config),
+        "results": checkpoint.results,
+    }
+    texts = {CONFIG: json.dumps(stored, indent=2) + "\n", **(texts or {})}
+    files: dict[Path, Writer] = {weights: lambda part: save_tensors(checkpoint.weights, part)}
+    files |= {weights.with_name(name): text_writer(text) for name, text in texts.items()}
+    refuse_existing(*files)
+    write_files(files)
+
+
+def write_released(checkpoint: Checkpoint, target: Path) -> None:
+    """Write weights as the authors' programs read them.
+
+    Raises:
+        InputError: If the released format cannot hold the network, or the file cannot be written.
+    """
+    if target.suffix not in (".pth", ".pt", ".safetensors"):
+        raise InputError(
+            f"the released format is a .pth, .pt or .safetensors file, and {target} is not"
+        )
+    state = to_released(checkpoint.weights)
+    check_head_widths(checkpoint.network.clip)
+    refuse_existing(target)
+    if target.suffix == ".safetensors":
+        write_files({target: lambda part: save_tensors(state, part)})
+    else:
+        content = {"state_dict": {f"module.{name}": x.contiguous() for name, x in state.items()}}
+        write_files({target: lambda part: torch.save(content, part)})
+
+
+def check_head_widths(clip: str | Mapping[str, Any]) -> None:
+    """Raise an :class:`InputError` unless attention heads have the 64 channels of the authors'."""
+    if isinstance(clip, str):
+        return
+    text = clip["text_cfg"]
+    heads = text.get("heads", CLIPTextCfg.heads)
+    expected = max(text.get("width", CLIPTextCfg.width) // 64, 1)
+    if heads != expected:
+        raise InputError(
+            f"the released format cannot hold {heads} heads in the text encoder, only {expected} "
+            "of 64 channels each"
+        )
+    if clip["vision_cfg"].get("head_width", 64) != 64:
+        raise InputError("the released format cannot hold pooling heads of other than 64 channels")
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration without the paths of the machine it ran on."""
+    public = {k: v for k, v in config.items() if k not in ("data_root", "resume", "record")}
+    for group, names in (("model", ["clip_weights"]), ("dataset", ["file", "sentences", "images"])):
+        if group in public:
+            paths = {name: public[group][name] for name in names if public[group].get(name)}
+            public[group] = public[group] | {k: strip_folders(v) for k, v in paths.items()}
+    return public
+
+
+def strip_folders(text: str) -> str:
+    """Return the last part of a path, and any other text as it is."""
+    return re.split(r"[/\\]", text)[-1]

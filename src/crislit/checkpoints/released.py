@@ -1,0 +1,332 @@
+"""The authors' released network: parameter names, sizes and files."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crislit.errors import InputError
+from crislit.io.tensors import (
+    check_finite,
+    check_names,
+    format_shape,
+    join_names,
+    read_state_dict,
+)
+from crislit.models.build import build_cris
+from crislit.models.config import CRISConfig
+from crislit.models.cris import CRIS
+
+log = logging.getLogger(__name__)
+PREFIXES = (  # released, ours; the first that fits counts, either way
+    ("backbone.visual.attnpool.connect.", "image_encoder.pool.shortcut."),
+    ("backbone.visual.attnpool.", "image_encoder.pool."),
+    ("backbone.visual.", "image_encoder.resnet."),
+    ("backbone.", "text_encoder."),
+    ("neck.txt_proj.", "neck.project_sentence."),
+    ("neck.f1_v_proj.", "neck.project_c5."),
+    ("neck.norm_layer.", "neck.normalise_product."),
+    ("neck.f2_v_proj.", "neck.project_c4."),
+    ("neck.f2_cat.", "neck.fuse_f4."),
+    ("neck.f3_v_proj.", "neck.project_c3."),
+    ("neck.f3_cat.", "neck.fuse_f3."),
+    ("neck.f4_proj3.", "neck.smooth_f3."),
+    ("neck.f4_proj4.", "neck.smooth_f4."),
+    ("neck.f4_proj5.", "neck.smooth_f5."),
+    ("neck.aggr.", "neck.aggregate."),
+    ("neck.coordconv.0.conv1.", "neck.locate."),
+    ("neck.coordconv.1.", "neck.refine."),
+    ("decoder.", "decoder."),
+    ("proj.vis.", "image_projector."),
+    ("proj.txt.", "head.linear."),
+)
+INNER = (  # within a decoder layer
+    (".norm1.", ".self_norm_in."),
+    (".norm2.", ".cross_norm_in."),
+    (".norm3.", ".ffn_norm_in."),
+    (".self_attn.", ".self_attention."),
+    (".self_attn_norm.", ".self_norm_out."),
+    (".multihead_attn.", ".cross_attention."),
+    (".cross_attn_norm.", ".cross_norm_out."),
+)
+LOGIT_SCALE = "backbone.logit_scale"
+"""CLIP's temperature: in every released checkpoint, and used by nothing."""
+
+
+def rename_released(name: str) -> str:
+    """Return our name of a released parameter or buffer.
+
+    Raises:
+        KeyError: If it belongs to no part of the released network.
+    """
+    return _rename(name, PREFIXES, INNER, "the released CRIS network")
+
+
+def rename_ours(name: str) -> str:
+    """Return the released name of a parameter or buffer of ours.
+
+    Raises:
+        KeyError: If the released network has no such part (table 1's rows without "Con.").
+    """
+    return _rename(
+        name,
+        [(ours, theirs) for theirs, ours in PREFIXES],
+        [(ours, theirs) for theirs, ours in INNER],
+        "CRIS",
+    )
+
+
+def _rename(
+    name: str, prefixes: Sequence[tuple[str, str]], inner: Sequence[tuple[str, str]], network: str
+) -> str:
+    for old, new in prefixes:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            if new == "decoder.":
+                for theirs, ours in inner:
+                    name = name.replace(theirs, ours)
+            return name
+    raise KeyError(f"{name!r} is no parameter of {network}")
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a released state dict's entries to ours."""
+    return {rename_released(name): value for name, value in state.items()}
+
+
+def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our state dict's entries to the released ones.
+
+    Raises:
+        InputError: If the network has a part that was never released.
+    """
+    try:
+        return {rename_ours(name): value for name, value in state.items()}
+    except KeyError as error:
+        raise InputError(
+            f"the released format cannot hold this network: {error.args[0]}"
+        ) from error
+
+
+def load_released(
+    path: str | Path, max_words: int, decoder_heads: int = 8, decoder_dropout: float = 0.1
+) -> CRIS:
+    """Load a checkpoint of the authors' code; all other sizes are inferred from its weights.
+
+    Args:
+        path: A ``.pth``, ``.pt`` or ``.safetensors`` file: tensors by name, alone or under
+            ``state_dict``, with or without DistributedDataParallel's ``module.``. Reading it runs
+            no code.
+        max_words: L, tokens per sentence it was trained with: 17 for RefCOCO and RefCOCO+, 22 for
+            G-Ref (section 4.2).
+        decoder_heads: Attention heads of the decoder. Cannot be inferred from the weights; 8 in
+            all released checkpoints. The encoders' heads have 64 channels each, as CLIP's.
+        decoder_dropout: Cannot be inferred either; matters in training only.
+
+    Returns:
+        The network in evaluation mode, float32.
+
+    Raises:
+        InputError: If there is no such file, or it does not hold exactly the released network's
+            parameters, with the names of those missing, unexpected or of another shape.
+    """
+    state = read_state_dict(Path(path).expanduser())
+    network, weights = parse_released(state, str(path), max_words, decoder_heads)
+    check_finite(weights, str(path))
+    model = build_cris(replace(network, decoder_dropout=decoder_dropout))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def parse_released(
+    state: dict[str, Tensor], source: str, max_tokens: int | None, decoder_heads: int = 8
+) -> tuple[CRISConfig, dict[str, Tensor]]:
+    """Return the network that a released state dict belongs to, and its weights by our names.
+
+    See :func:`load_released`; ``max_tokens=None`` stands for RefCOCO's 17, or the text encoder's
+    context if that is shorter.
+    """
+    if any(name.removeprefix("model.").startswith("image_encoder.") for name in state):
+        raise InputError(
+            f"{source} was written by crislit, not by the authors' code: "
+            "`python -m crislit.convert` and evaluate read it"
+        )
+    network = infer_config(state, source, max_tokens, decoder_heads)
+    if LOGIT_SCALE not in state:
+        log.warning(
+            "%s lacks %s, which nothing uses; CLIP's initial value takes its place",
+            source,
+            LOGIT_SCALE,
+        )
+        state = state | {LOGIT_SCALE: torch.tensor(math.log(1 / 0.07))}
+    return network, from_released(state)
+
+
+def infer_config(
+    state: Mapping[str, Tensor], source: str, max_tokens: int | None, decoder_heads: int = 8
+) -> CRISConfig:
+    """Infer a network's sizes from its state dict under the released names.
+
+    Args:
+        state: The weights.
+        source: Their file's name, for errors.
+        max_tokens: See :func:`parse_released`.
+        decoder_heads: Attention heads of the decoder.
+
+    Raises:
+        InputError: If the weights are not exactly those of such a network.
+    """
+    needed = {
+        "a": "neck.f3_v_proj.0.weight",
+        "b": "neck.f2_v_proj.0.weight",
+        "c": "neck.txt_proj.0.weight",
+        "z_v": "proj.vis.4.weight",
+        "z_t": "proj.txt.weight",
+    }
+    layers = count_blocks(state, "decoder.layers.")
+    if layers:
+        needed["ffn"] = "decoder.layers.0.ffn.0.weight"
+    telling = (*needed.values(), *clip_needed("backbone.").values())
+    if any(key not in state for key in telling):
+        check_parts(state, source)  # names everything missing, not only what determines a size
+    clip = clip_sizes(state, source, "backbone.")
+    size = {name: shape[0] for name, shape in _shapes(state, needed, source).items()}
+    context = clip["text_cfg"]["context_length"]
+    complaint = f"{source} is not the released CRIS network"
+    try:
+        network = CRISConfig(
+            clip=clip,
+            neck=[size["a"], size["b"], size["c"]],
+            decoder_layers=layers,
+            decoder_heads=decoder_heads,
+            decoder_ffn=size.get("ffn", CRISConfig.decoder_ffn),
+            kernel_size=round((max(size["z_t"] - 1, 0) / max(size["z_v"], 1)) ** 0.5),
+            max_tokens=min(17, context) if max_tokens is None else max_tokens,
+        )
+        with torch.device("meta"):  # shapes only
+            expected = to_released(build_cris(network).state_dict())
+    except InputError as error:
+        found = ", ".join(f"{key} ({format_shape(state[key])})" for key in telling)
+        raise InputError(f"{complaint}: {error}; sizes are inferred from {found}") from error
+    if LOGIT_SCALE not in state:
+        del expected[LOGIT_SCALE]
+    check_names(state, expected, complaint)
+    return network
+
+
+def check_parts(state: Mapping[str, Tensor], source: str) -> None:
+    """Compare the names alone of a released state dict with those of a network of as many blocks, whatever their sizes.
+
+    Raises:
+        InputError: Naming what is missing or unexpected.
+    """
+    if "backbone.visual.class_embedding" in state:
+        raise InputError(
+            f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50"
+        )
+    stages = [
+        max(count_blocks(state, f"backbone.visual.layer{stage}."), 1) for stage in (1, 2, 3, 4)
+    ]
+    texts = max(count_blocks(state, "backbone.transformer.resblocks."), 1)
+    with torch.device("meta"):
+        smallest = build_cris(
+            CRISConfig(
+                clip={
+                    "embed_dim": 1,
+                    "vision_cfg": {"layers": stages, "width": 2, "image_size": 32},
+                    "text_cfg": {
+                        "context_length": 3,
+                        "vocab_size": 1,
+                        "width": 4,
+                        "heads": 1,
+                        "layers": texts,
+                    },
+                },
+                neck=(1, 4, 1),
+                decoder_layers=count_blocks(state, "decoder.layers."),
+                decoder_heads=1,
+                decoder_ffn=1,
+                max_tokens=3,
+            )
+        )
+        names = to_released(smallest.state_dict())
+    if LOGIT_SCALE not in state:
+        del names[LOGIT_SCALE]
+    expected = {name: state.get(name, value) for name, value in names.items()}  # of whatever shapes
+    check_names(state, expected, f"{source} is not the released CRIS network")
+
+
+def clip_needed(prefix: str) -> dict[str, str]:
+    """Return which of CLIP's weights tell its sizes."""
+    needed = {
+        "stem": "visual.layer1.0.conv1.weight",
+        "joint": "visual.attnpool.c_proj.weight",
+        "grid": "visual.attnpool.positional_embedding",
+        "context": "positional_embedding",
+        "words": "token_embedding.weight",
+    }
+    return {name: prefix + key for name, key in needed.items()}
+
+
+def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> dict[str, Any]:
+    """Read CLIP's sizes off its weights, under OpenAI's names after a prefix, as a mapping in open_clip's format.
+
+    Raises:
+        InputError: If they are no CLIP with a ResNet, or lack what tells a size.
+    """
+    if f"{prefix}visual.class_embedding" in state:
+        raise InputError(
+            f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50"
+        )
+    shapes = _shapes(state, clip_needed(prefix), source)
+    if any(len(shapes[name]) < 2 for name in ("context", "words")):
+        raise InputError(f"{source} is damaged: its embeddings have no width")
+    width = shapes["words"][1]
+    return {
+        "embed_dim": shapes["joint"][0],
+        "vision_cfg": {
+            "layers": [
+                max(count_blocks(state, f"{prefix}visual.layer{stage}."), 1)
+                for stage in (1, 2, 3, 4)
+            ],
+            "width": shapes["stem"][0],
+            "image_size": 32 * round((shapes["grid"][0] - 1) ** 0.5),
+        },
+        "text_cfg": {
+            "context_length": shapes["context"][0],
+            "vocab_size": shapes["words"][0],
+            "width": width,
+            "heads": max(width // 64, 1),  # CLIP's rule
+            "layers": max(
+                count_blocks(state, f"{prefix}transformer.resblocks."), 1
+            ),  # CLIP has no fewer
+        },
+    }
+
+
+def count_blocks(state: Mapping[str, Any], prefix: str) -> int:
+    """Return how many numbered blocks there are under a prefix."""
+    return len(
+        {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    )
+
+
+def _shapes(
+    state: Mapping[str, Tensor], needed: Mapping[str, str], source: str
+) -> dict[str, tuple[int, ...]]:
+    missing = [key for key in needed.values() if key not in state]
+    if missing:
+        raise InputError(
+            f"{source} does not hold the expected network: missing {join_names(missing)}"
+        )
+    flat = [key for key in needed.values() if not state[key].ndim or not state[key].numel()]
+    if flat:
+        raise InputError(
+            f"{source} is damaged: {join_names(flat)} should have dimensions, and none of them zero"
+        )
+    return {name: tuple(state[key].shape) for name, key in needed.items()}

@@ -1,0 +1,199 @@
+"""The arrays of a :class:`ReferIndex`, and their cache on disk."""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from crislit.data.refer_annotations import (
+    MAX_DISTANCE,
+    MAX_OUTLINE,
+    MAX_SIDE,
+    Bytes,
+    Ints,
+    parse_file_name,
+    parse_text,
+)
+from crislit.errors import InputError
+from crislit.io.files import write_files
+from crislit.io.images import MAX_PIXELS
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Part of the cache's key, raised whenever the arrays change."""
+MAX_INDEX = 2**27
+"""Characters of an index, where a number counts as four and a sentence as a hundred more. RefCOCO's
+has 38 million. A few bytes of a pickle can repeat a long text many times."""
+
+
+class SkippedSample(NamedTuple):
+    """A training sample that cannot be used, and why."""
+
+    sample: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class IndexArrays:
+    """The arrays of an index. ``x_ends[i]`` is where item i of the flat array ``x`` ends."""
+
+    split: Ints  # per ref: row of its split's name
+    split_names: Bytes
+    split_names_ends: Ints
+    ref_id: Ints
+    ref_image: Ints  # per ref: row of its image
+    image_id: Ints
+    image_size: Ints  # (images, 2): height, width
+    file_names: Bytes
+    file_names_ends: Ints
+    sentences: Bytes
+    sentences_ends: Ints
+    sentence_id: Ints
+    ref_sentences_ends: Ints  # per ref, in sentences
+    points: npt.NDArray[np.float64]  # of polygons: x, y, x, y, ...
+    polygons_ends: Ints  # per polygon, in numbers of ``points``
+    ref_polygons_ends: Ints  # per ref, in polygons
+    runs: Ints  # run lengths, column by column, starting with zeros
+    ref_runs_ends: Ints  # per ref, in runs
+
+
+TYPES = {name: np.uint8 for name in ("split_names", "file_names", "sentences")}
+"""Types of the arrays that do not hold integers."""
+
+
+def join_arrays(parts: Sequence[npt.NDArray[Any]], dtype: type) -> tuple[npt.NDArray[Any], Ints]:
+    """Concatenate arrays, and return with them where each one ends."""
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype, copy=False), ends
+
+
+def cache_key(*paths: Path) -> str:
+    """Return a digest of the annotation files' paths, sizes and times."""
+    stats = [(str(path.resolve()), path.stat()) for path in paths]
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr((FORMAT, facts)).encode()).hexdigest()[:16]
+
+
+def cache_places(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return where a cache may be: beside the data, or in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / name, home / "crislit" / name
+
+
+def read_cache(path: Path) -> tuple[IndexArrays, list[SkippedSample]] | None:
+    """Read a cache: the arrays, and what was left out of them. None if absent or damaged."""
+    if not path.is_file():  # reading a pipe would block
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = [field.name for field in fields(IndexArrays)]
+            arrays = IndexArrays(**{name: file.get_tensor(name) for name in names})
+            skipped = json.loads((file.metadata() or {}).get("skipped", "[]"))
+        check_arrays(arrays)
+        return arrays, [SkippedSample(parse_text(s), parse_text(reason)) for s, reason in skipped]
+    except (OSError, SafetensorError, TypeError, ValueError, IndexError, RecursionError) as error:
+        log.warning("ignoring the damaged cache %s (%s)", path, error)
+        return None
+
+
+def write_cache(arrays: IndexArrays, folder: Path, name: str, skipped: list[SkippedSample]) -> None:
+    """Write a cache beside the data, or in the user's cache folder if that is not possible."""
+    tensors = {field.name: getattr(arrays, field.name) for field in fields(IndexArrays)}
+    metadata = {"skipped": json.dumps(skipped)} if skipped else None
+    beside, home = cache_places(folder, name)
+    is_writable = folder.stat().st_mode & 0o222  # root may write to read-only folders, too
+    for path in (beside, home) if is_writable else (home,):
+        try:
+            write_files({path: lambda part: save_file(tensors, part, metadata)})
+            return
+        except InputError as error:
+            log.info("cannot cache the index: %s", error)
+    log.warning("the index of %s could not be cached; every start builds it again", folder)
+
+
+def check_arrays(arrays: IndexArrays) -> None:
+    """Check that the arrays describe a data set: a cache may come with untrusted data.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    a = arrays
+    for name in (field.name for field in fields(a)):
+        array = getattr(a, name)
+        dtype = np.float64 if name == "points" else TYPES.get(name, np.int64)
+        _require(array.dtype == dtype, f"{name} has type {array.dtype}")
+        _require(array.ndim == (2 if name == "image_size" else 1), f"{name} is {array.ndim}-D")
+    refs, images = len(a.ref_id), len(a.image_id)
+    per_ref = (a.split, a.ref_image, a.ref_sentences_ends, a.ref_polygons_ends, a.ref_runs_ends)
+    same = all(len(array) == refs for array in per_ref) and a.image_size.shape == (images, 2)
+    same = same and len(a.file_names_ends) == images and len(a.sentences_ends) == len(a.sentence_id)
+    _require(same, "its arrays differ in length")
+    flat = {name: len(getattr(a, name)) for name in (*TYPES, "runs")}
+    ends = {
+        **{f"{name}_ends": length for name, length in flat.items() if name != "runs"},
+        "ref_runs_ends": flat["runs"],
+        "ref_sentences_ends": len(a.sentence_id),
+        "polygons_ends": len(a.points),
+        "ref_polygons_ends": len(a.polygons_ends),
+    }
+    for name, length in ends.items():
+        values = getattr(a, name)
+        last = values[-1] if len(values) else 0
+        ascending = (np.diff(values, prepend=0) >= 0).all()
+        _require(ascending and last == length, f"{name} is inconsistent")
+    for rows, count in ((a.split, len(a.split_names_ends)), (a.ref_image, images)):
+        within = not len(rows) or 0 <= rows.min() <= rows.max() < count
+        _require(within, "a ref has no split or no image")
+    for name in _split_texts(a.file_names, a.file_names_ends):
+        parse_file_name(name)
+    _split_texts(a.split_names, a.split_names_ends)  # raises if it is not text
+    _split_texts(a.sentences, a.sentences_ends)
+    _require((np.diff(a.ref_sentences_ends, prepend=0) > 0).all(), "a ref has no sentence")
+    sizes = a.image_size
+    sound = not images or (0 < sizes.min() <= sizes.max() <= MAX_SIDE)
+    _require(sound and sizes.prod(axis=1).max(initial=0) <= MAX_PIXELS, "an image is too large")
+    _check_runs(a)
+    _check_polygons(a)
+
+
+def _check_runs(a: IndexArrays) -> None:
+    sound = not len(a.runs) or 0 <= a.runs.min() <= a.runs.max() <= MAX_SIDE**2
+    _require(sound, "a run length is out of its range")
+    pixels = a.image_size.prod(axis=1)[a.ref_image]
+    filled = np.diff(np.concatenate([[0], a.runs.cumsum()])[a.ref_runs_ends], prepend=0)
+    _require(((filled == 0) | (filled == pixels)).all(), "run lengths do not fill their image")
+
+
+def _check_polygons(a: IndexArrays) -> None:
+    lengths = np.diff(a.polygons_ends, prepend=0)
+    _require((lengths >= 6).all() and (lengths % 2 == 0).all(), "a polygon has too few points")
+    near = (np.abs(a.points) <= MAX_DISTANCE * MAX_SIDE).all()  # False for NaN
+    _require(near, "a point of a polygon is far outside its image, or NaN")
+    steps = np.abs(np.diff(a.points.reshape(-1, 2), axis=0, prepend=0)).max(axis=1)
+    starts = (a.polygons_ends - lengths) // 2
+    steps[starts] = 0  # not a side: from another polygon
+    along = np.concatenate([[0.0], steps.cumsum()])
+    ends = np.concatenate([[0], a.polygons_ends])[a.ref_polygons_ends] // 2
+    outlines = np.diff(along[ends], prepend=0)
+    _require((outlines <= MAX_OUTLINE + 1).all(), "the polygons of a ref are too long")
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _split_texts(characters: Bytes, ends: Ints) -> list[str]:
+    spans = itertools.pairwise([0, *ends.tolist()])
+    return [characters[start:end].tobytes().decode() for start, end in spans]

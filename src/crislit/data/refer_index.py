@@ -1,0 +1,379 @@
+"""ReferIndex: a compact index of REFER annotations (RefCOCO, RefCOCO+, G-Ref).
+
+``instances.json`` and ``refs(...).p`` are read once, and what a model needs of them goes into a few
+flat arrays, cached on disk. Masks are decoded on demand.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from crislit.data.refer_annotations import (
+    Bytes,
+    Ints,
+    Mask,
+    index_by_id,
+    name_of_ref,
+    parse_file_name,
+    parse_id,
+    parse_integer,
+    parse_segmentation,
+    parse_size,
+    parse_text,
+    rasterize,
+)
+from crislit.data.refer_cache import (
+    MAX_INDEX,
+    IndexArrays,
+    SkippedSample,
+    cache_key,
+    cache_places,
+    join_arrays,
+    read_cache,
+    write_cache,
+)
+from crislit.errors import InputError, first_line
+from crislit.io.files import read_json
+from crislit.io.pickles import load_pickle
+
+log = logging.getLogger(__name__)
+
+IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
+SPLIT_ORDER = ("train", "val", "test", "testA", "testB")
+TREE = """  {root}/
+    images/train2014/COCO_train2014_*.jpg   (or images/mscoco/images/train2014/)
+    {folder}/instances.json
+    {folder}/{refs}"""
+HOW_TO_GET = """In crislit's repository, `python scripts/download_refer.py FOLDER` downloads all of it.
+By hand: COCO's train2014 images from cocodataset.org, and refcoco, refcoco+ and refcocog of the
+REFER project (github.com/lichengunc/refer), in this layout. Then set data_root=FOLDER or
+CRISLIT_DATA=FOLDER."""
+MALFORMED = (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError)
+"""Raised by annotations that are not as REFER's; InputError is a ValueError."""
+
+
+class ReferIndex:
+    """One data set: its refs, their sentences, images and masks.
+
+    Refs are numbered from 0 in the order of the file. Use :meth:`open` or :meth:`of`.
+
+    Attributes:
+        image_folder: The folder of the images.
+        annotations_path: ``instances.json``; None for custom data.
+        splits: Names of the splits, in the order train, val, test, testA, testB, others.
+        skipped: Training refs that were left out, and why.
+    """
+
+    def __init__(
+        self, arrays: IndexArrays, image_folder: Path, annotations_path: Path | None
+    ) -> None:
+        self._arrays = arrays
+        self.image_folder = image_folder
+        self.annotations_path = annotations_path
+        self.skipped: list[SkippedSample] = []
+        count = len(arrays.split_names_ends)
+        self._split_names = [self._text("split_names", i) for i in range(count)]
+        usual = {name: place for place, name in enumerate(SPLIT_ORDER)}
+        by_place = sorted(self._split_names, key=lambda name: (usual.get(name, 9), name))
+        self.splits: tuple[str, ...] = tuple(by_place)
+
+    @classmethod
+    def open(cls, root: Path, folder: str, refs: str, skip_unusable: bool = False) -> "ReferIndex":
+        """Open a data set, from its cache if that is up to date.
+
+        Args:
+            root: The folder that holds ``images/`` and the data set's folder.
+            folder: The data set's folder, such as ``refcoco``.
+            refs: Its refs file, such as ``refs(unc).p``.
+            skip_unusable: Leave out training refs that cannot be used, instead of raising an
+                error. Such an index has a cache of its own.
+
+        Raises:
+            InputError: If a file is missing or cannot be used.
+        """
+        instances_path, refs_path = root / folder / "instances.json", root / folder / refs
+        image_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+        missing = [str(path) for path in (instances_path, refs_path) if not path.is_file()]
+        missing += [str(root / IMAGE_FOLDERS[0])] if image_folder is None else []
+        if image_folder is None or missing:
+            tree = TREE.format(root=root, folder=folder, refs=refs)
+            raise InputError(
+                f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n{tree}\n"
+                f"{HOW_TO_GET}"
+            )
+        stem = f".{refs_path.stem}.{cache_key(instances_path, refs_path)}"
+        complete, incomplete = f"{stem}.crislit", f"{stem}.skip.crislit"
+        for name in (complete, incomplete) if skip_unusable else (complete,):
+            for path in cache_places(refs_path.parent, name):
+                cached = read_cache(path)
+                if cached is not None:
+                    index = cls(cached[0], image_folder, instances_path)
+                    index.skipped = cached[1]
+                    return index
+        log.info("indexing %s (once)", refs_path)
+        skipped: list[SkippedSample] | None = [] if skip_unusable else None
+        content, instances = load_pickle(refs_path), read_json(instances_path)
+        index = cls(
+            build_index(content, instances, refs_path, skipped=skipped),
+            image_folder,
+            instances_path,
+        )
+        index.skipped = skipped or []
+        name = incomplete if index.skipped else complete
+        write_cache(index._arrays, refs_path.parent, name, index.skipped)
+        return index
+
+    @classmethod
+    def of(cls, refs: Any, instances: Any, source: Path, image_folder: Path) -> "ReferIndex":
+        """Index refs and annotations in memory; file names of images may be paths."""
+        arrays = build_index(refs, instances, source, plain_names=False)
+        return cls(arrays, image_folder, None)
+
+    def __len__(self) -> int:
+        return len(self._arrays.ref_id)
+
+    def split_refs(self, split: str) -> Ints:
+        """Return the numbers of a split's refs.
+
+        Raises:
+            InputError: If there is no such split.
+        """
+        if split not in self._split_names:
+            raise InputError(f"this data set has no split {split!r}, only {', '.join(self.splits)}")
+        return np.flatnonzero(self._arrays.split == self._split_names.index(split))
+
+    def ref_id(self, ref: int) -> int:
+        """Return a ref's id in the file."""
+        return int(self._arrays.ref_id[ref])
+
+    def image_id(self, ref: int) -> int:
+        """Return the COCO id of a ref's image."""
+        return int(self._arrays.image_id[self._arrays.ref_image[ref]])
+
+    def image_ids(self, refs: Ints) -> Ints:
+        """Return the COCO ids of the refs' images, one per ref."""
+        ids: Ints = self._arrays.image_id[self._arrays.ref_image[refs]]
+        return ids
+
+    def image_path(self, ref: int) -> Path:
+        """Return the path of a ref's image."""
+        return self.image_folder / self._text("file_names", int(self._arrays.ref_image[ref]))
+
+    def image_size(self, ref: int) -> tuple[int, int]:
+        """Return the annotated (height, width) of a ref's image."""
+        h, w = self._arrays.image_size[self._arrays.ref_image[ref]]
+        return int(h), int(w)
+
+    def sentence_rows(self, ref: int) -> range:
+        """Return the numbers of a ref's sentences, for :meth:`sentence`."""
+        return range(*_span(self._arrays.ref_sentences_ends, ref))
+
+    def sentence(self, row: int) -> str:
+        """Return a sentence."""
+        return self._text("sentences", row)
+
+    def sentence_id(self, row: int) -> int:
+        """Return a sentence's id in the file."""
+        return int(self._arrays.sentence_id[row])
+
+    def mask(self, ref: int) -> Mask:
+        """Return a ref's mask, the union of its polygons or its run lengths: (h, w) uint8, 0, 1."""
+        a = self._arrays
+        runs = a.runs[slice(*_span(a.ref_runs_ends, ref))]
+        rows = range(*_span(a.ref_polygons_ends, ref))
+        polygons = [a.points[slice(*_span(a.polygons_ends, row))].tolist() for row in rows]
+        return rasterize(polygons, runs, *self.image_size(ref))
+
+    def without_pixels(self, refs: Ints) -> Ints:
+        """Return those of the refs whose mask is empty."""
+        polygons = np.diff(self._arrays.ref_polygons_ends, prepend=0)
+        runs = np.diff(self._arrays.ref_runs_ends, prepend=0)
+        empty: Ints = refs[(polygons + runs)[refs] == 0]
+        return empty
+
+    def check_images(self, refs: Ints) -> None:
+        """Check that the refs' images exist.
+
+        Raises:
+            InputError: If any is missing, with the first few names.
+        """
+        present = {entry.name for entry in os.scandir(self.image_folder)}
+        rows = np.unique(self._arrays.ref_image[refs])
+        names = [self._text("file_names", int(row)) for row in rows]
+        absent = [name for name in names if name not in present]
+        missing = [name for name in absent if not (self.image_folder / name).is_file()]
+        if missing:
+            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise InputError(
+                f"{len(missing)} of {len(rows)} images are missing in {self.image_folder}: {some}. "
+                "Fetch them again"
+            )
+
+    def _text(self, name: str, row: int) -> str:
+        characters: Bytes = getattr(self._arrays, name)
+        return (
+            characters[slice(*_span(getattr(self._arrays, name + "_ends"), row))].tobytes().decode()
+        )
+
+
+def _span(ends: Ints, row: int) -> tuple[int, int]:
+    return (int(ends[row - 1]) if row else 0), int(ends[row])
+
+
+# -- Building
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """A parsed ref, with its image and annotation."""
+
+    ref_id: int
+    split: str
+    image_key: Any  # the image's id as the file has it
+    image_id: int
+    size: tuple[int, int]
+    file_name: str
+    polygons: list[npt.NDArray[np.float64]]
+    runs: Ints
+    sentences: list[tuple[str, int]]  # text and id
+
+    @property
+    def length(self) -> int:
+        """What it takes of :data:`MAX_INDEX`."""
+        numbers = sum(map(len, self.polygons)) + len(self.runs)
+        return 100 * len(self.sentences) + 4 * numbers + sum(len(s) for s, _ in self.sentences)
+
+
+def build_index(
+    refs: Any,
+    instances: Any,
+    source: Path,
+    plain_names: bool = True,
+    skipped: list[SkippedSample] | None = None,
+) -> IndexArrays:
+    """Join refs and annotations by ``image_id`` and ``ann_id`` into flat arrays.
+
+    Args:
+        refs: The unpickled refs file.
+        instances: The parsed ``instances.json``.
+        source: Path of the refs file, for messages.
+        plain_names: Whether file names of images must not be paths.
+        skipped: Receives the training refs that cannot be used, and why. None: they are an error.
+
+    Raises:
+        InputError: If something is missing or malformed, with the ref's id.
+    """
+    path = source.with_name("instances.json")
+    images = index_by_id(instances, "images", path)
+    annotations = index_by_id(instances, "annotations", path)
+    if not isinstance(refs, list):
+        raise InputError(f"{source} should hold a list of refs, and holds {type(refs).__name__}")
+    parse_name = parse_file_name if plain_names else parse_text
+    parsed: list[_Ref] = []
+    ids: set[int] = set()
+    length = 0
+    title, quiet = f"indexing {source.name}", len(refs) < 5000
+    for place, item in enumerate(tqdm(refs, title, unit="ref", mininterval=1, disable=quiet)):
+        try:
+            ref = _parse_ref(item, images, annotations, parse_name, MAX_INDEX - length)
+            if ref.ref_id in ids:
+                raise InputError("its ref_id occurs twice, and it would count twice")
+        except MALFORMED as error:
+            reason = f": {first_line(error)}"
+            if not isinstance(error, InputError):
+                kind = type(error).__name__
+                reason = f" or its image or annotation is malformed: {kind} {first_line(error)}"
+            message = f"ref {name_of_ref(item)}{reason}"
+            is_train = isinstance(item, dict) and item.get("split") in ("train", b"train")
+            if skipped is None or not is_train:
+                raise InputError(f"{source}: {message}") from error
+            printed = message.encode("utf-8", "backslashreplace").decode()
+            skipped.append(SkippedSample(f"entry {place + 1} of {source.name}", printed))
+            continue
+        length += ref.length
+        ids.add(ref.ref_id)
+        parsed.append(ref)
+    empty = [str(ref.ref_id) for ref in parsed if not ref.polygons and not len(ref.runs)]
+    if empty:
+        shown = ", ".join(empty[:20])
+        log.warning("%s: %d refs have an empty mask: ref_id %s", source, len(empty), shown)
+    return _to_arrays(parsed)
+
+
+def _parse_ref(
+    ref: Any,
+    images: Mapping[int, Any],
+    annotations: Mapping[int, Any],
+    parse_name: Callable[[Any], str],
+    room: int,
+) -> _Ref:
+    image, annotation = images[parse_id(ref["image_id"])], annotations[parse_id(ref["ann_id"])]
+    if annotation["image_id"] != ref["image_id"]:
+        raise InputError(
+            f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not "
+            f"{ref['image_id']}"
+        )
+    size = parse_size(image)
+    polygons, runs = parse_segmentation(annotation["segmentation"], size)
+    split = parse_text(ref["split"])
+    sentences = []
+    if 100 * len(ref["sentences"]) <= room:  # a few bytes can name one sentence a million times
+        sentences = [(parse_text(s["sent"]), parse_integer(s["sent_id"])) for s in ref["sentences"]]
+    parsed = _Ref(
+        ref_id=parse_integer(ref["ref_id"]),
+        split=split,
+        image_key=ref["image_id"],
+        image_id=parse_integer(ref["image_id"]),
+        size=size,
+        file_name=parse_name(image["file_name"]),
+        polygons=polygons,
+        runs=np.array(runs, dtype=np.int64),
+        sentences=sentences,
+    )
+    if len(sentences) < len(ref["sentences"]) or parsed.length > room:
+        raise InputError(f"up to it there are more than {MAX_INDEX:,} characters and numbers")
+    if not sentences:
+        raise InputError("it has no sentence")
+    return parsed
+
+
+def _to_arrays(refs: list[_Ref]) -> IndexArrays:
+    split_rows: dict[str, int] = {}
+    image_rows: dict[Any, int] = {}
+    images: list[_Ref] = []  # the first ref of each
+    for ref in refs:
+        split_rows.setdefault(ref.split, len(split_rows))
+        if image_rows.setdefault(ref.image_key, len(images)) == len(images):
+            images.append(ref)
+    numbers = {
+        "split": [split_rows[ref.split] for ref in refs],
+        "ref_id": [ref.ref_id for ref in refs],
+        "ref_image": [image_rows[ref.image_key] for ref in refs],
+        "image_id": [image.image_id for image in images],
+        "image_size": [image.size for image in images],
+        "sentence_id": [number for ref in refs for _, number in ref.sentences],
+    }
+    texts = {
+        "split_names": list(split_rows),
+        "file_names": [image.file_name for image in images],
+        "sentences": [sentence for ref in refs for sentence, _ in ref.sentences],
+    }
+    arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in numbers.items()}
+    arrays["image_size"] = arrays["image_size"].reshape(-1, 2)
+    for name, strings in texts.items():
+        encoded = [np.frombuffer(string.encode(), dtype=np.uint8) for string in strings]
+        arrays[name], arrays[name + "_ends"] = join_arrays(encoded, np.uint8)
+    polygons = [polygon for ref in refs for polygon in ref.polygons]
+    arrays["points"], arrays["polygons_ends"] = join_arrays(polygons, np.float64)
+    arrays["runs"], arrays["ref_runs_ends"] = join_arrays([ref.runs for ref in refs], np.int64)
+    for name in ("sentences", "polygons"):
+        counts = [len(getattr(ref, name)) for ref in refs]
+        arrays[f"ref_{name}_ends"] = np.cumsum(counts, dtype=np.int64)
+    return IndexArrays(**arrays)

@@ -1,0 +1,149 @@
+"""The jobs of a sweep: each in a fresh process, and none that is recorded already.
+
+Whatever launcher Hydra uses, a job runs ``python -m crislit.train`` with its overrides and waits
+for it. In one process, jobs would share CUDA's memory, random states and Lightning's process
+group, and with several devices Lightning would start the whole sweep again in each child.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from crislit.errors import InputError
+from crislit.experiments.records import add_run, find_run
+from crislit.training.program import FULL_ERROR, SWEEP_JOB
+from crislit.training.provenance import fingerprint
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, group: str) -> float:
+    """Run a job of a sweep unless it is recorded; return its selecting split's mIoU.
+
+    Args:
+        config: The job's configuration.
+        arguments: The command line of a single run with this configuration.
+        folder: The job's folder.
+        group: The sweep's name, under which Weights & Biases groups its runs.
+
+    Raises:
+        InputError: If the job fails.
+    """
+    record = Path(config["record"]).expanduser() if config["record"] else None
+    experiment, selected = fingerprint(config)["experiment"], config["dataset"]["select_split"]
+    if record and (rows := find_run(record, config, experiment)):
+        score = next((float(row["mIoU"]) for row in rows if row["split"] == selected), 0.0)
+        log.info(
+            "recorded in %s already, not run again: %s mIoU %.4f (record=null runs it)",
+            record,
+            selected,
+            score,
+        )
+        return score
+    results = folder / "results.json"
+    is_main = not int(os.environ.get("SLURM_PROCID", "0"))  # of a job on several nodes
+    if not results.is_file():
+        checkpoints = folder / "checkpoints"
+        if checkpoints.is_dir() and is_main and config["resume"] != "auto":
+            log.warning("%s holds an interrupted run without results: running it again", folder)
+            shutil.rmtree(checkpoints)
+        code = run_process(arguments, folder, group)
+        if code:
+            raise InputError(f"the job in {folder} failed with exit code {code}; see its output")
+        if not is_main:
+            return 0.0  # the job's main process has the results
+    measured = read_results(results, experiment)
+    if record and is_main:
+        add_run(record, measured)
+        log.info("recorded in %s", record)
+    return float(measured["splits"].get(selected, {}).get("mIoU", 0.0))
+
+
+def read_results(path: Path, experiment: str) -> dict[str, Any]:
+    """Read what a job measured.
+
+    Raises:
+        InputError: If the file is damaged, or another run's.
+    """
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: remove its folder, and the job runs again") from error
+    if results.get("experiment") != experiment:
+        raise InputError(
+            f"{path.parent} holds another run; choose another hydra.sweep.dir, nothing is "
+            "overwritten"
+        )
+    return results
+
+
+def run_process(arguments: Sequence[str], folder: Path, group: str) -> int:
+    """Run a job in a process of its own; return its exit code."""
+    command = [sys.executable, "-m", "crislit.train", *arguments]
+    command += [f"hydra.run.dir={quote_override(folder)}", "hydra.output_subdir=null"]
+    environment = os.environ | {SWEEP_JOB: str(folder)}
+    environment.setdefault("WANDB_RUN_GROUP", group)
+    environment["HYDRA_FULL_ERROR"] = os.environ.get(FULL_ERROR, "0")
+    with subprocess.Popen(command, env=environment) as child, terminate_with_parent(child):
+        return wait_for(child)
+
+
+def wait_for(child: subprocess.Popen[Any]) -> int:
+    """Wait for a job; in a launcher's worker, stop when the sweep is gone.
+
+    Raises:
+        InputError: If the sweep has ended.
+    """
+    is_worker = multiprocessing.current_process().name != "MainProcess"
+    sweep = os.getppid()
+    while True:
+        try:
+            return child.wait(timeout=1 if is_worker else None)
+        except subprocess.TimeoutExpired:
+            if os.getppid() != sweep:
+                raise InputError("the sweep has ended, and its jobs with it") from None
+
+
+def quote_override(path: Path) -> str:
+    """Quote a path for Hydra's grammar, in which = and , have a meaning."""
+    # Backslashes count double before a quotation mark and at the end.
+    escaped = re.sub(
+        r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), str(path)
+    )
+    return f"'{escaped}'"
+
+
+@contextmanager
+def terminate_with_parent(child: subprocess.Popen[Any]) -> Iterator[None]:
+    """Terminate the child process when this process is terminated."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # A launcher's own handler stays: submitit's requeues a preempted job.
+    is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    is_ours = threading.current_thread() is threading.main_thread() and is_default
+    before = signal.signal(signal.SIGTERM, end) if is_ours else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        child.wait()  # Ctrl-C reaches the child, too, which saves its state
+        raise
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        if is_ours:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,99 @@
+"""Masks as overlays, files and JSON lines."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+from pycocotools import mask as coco_mask
+
+from crislit.errors import InputError
+from crislit.inference.segmenter import Segmentation
+from crislit.io.images import Image
+
+COLOURS = (  # told apart by the colour-blind too: Okabe and Ito's, without black
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+    (213, 94, 0),
+)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Return the colour of a picture's sentence, RGB in [0, 255]; after seven they come again."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def paint(
+    image: Image, masks: Sequence[npt.NDArray[np.bool_]], first: int = 0, strength: float = 0.5
+) -> Image:
+    """Paint masks over a picture, each in its colour and with an outline; later ones over earlier ones.
+
+    Args:
+        image: (h, w, 3) uint8 RGB; it stays as it is.
+        masks: (h, w) bool each.
+        first: Number of the first mask's colour.
+        strength: Share of the colour in the mixture, in [0, 1].
+    """
+    painted = image.copy()
+    width = max(round(max(image.shape[:2]) / 300), 1)
+    for number, mask in enumerate(masks, start=first):
+        colour = np.array(colour_of(number))
+        painted[mask] = (
+            ((1 - strength) * painted[mask] + strength * colour).round().astype(np.uint8)
+        )
+        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(painted, outlines, -1, colour.tolist(), width)
+    return painted
+
+
+def describe_result(name: str, result: Segmentation) -> dict[str, Any]:
+    """Return what the JSON line says about a result."""
+    runs = coco_mask.encode(np.asfortranarray(result.mask, dtype=np.uint8))
+    return {
+        "image": name,
+        "sentence": result.sentence,
+        "score": round(result.score, 6),
+        "area": int(result.mask.sum()),
+        "box": [int(side) for side in coco_mask.toBbox(runs)],
+        "segmentation": {"size": list(map(int, runs["size"])), "counts": runs["counts"].decode()},
+    }
+
+
+def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:
+    """Return how the files of a sentence begin: safe on every system, and no other sentence's."""
+    name = os.fsencode(stem)  # which need not be text
+    if len(name) > 150:  # of the 255 that a name may have
+        stem = f"{name[:140].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:8]}"
+    words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:60] or "sentence"
+    chosen, number = f"{stem}-{words}", 2
+    while chosen in taken:
+        chosen, number = f"{stem}-{words}-{number}", number + 1
+    taken.add(chosen)
+    return chosen
+
+
+def write_images(base: Path, image: Image, result: Segmentation, number: int) -> dict[str, str]:
+    """Write mask and overlay, and return their names."""
+    pictures = {
+        "mask": 255 * result.mask.astype(np.uint8),
+        "overlay": paint(image, [result.mask], first=number),
+    }
+    names = {}
+    for kind, picture in pictures.items():
+        path = base.with_name(f"{base.name}-{kind}.png")
+        try:
+            PIL.Image.fromarray(picture).save(path)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error}") from error
+        names[kind] = str(path)
+    return names

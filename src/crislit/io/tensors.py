@@ -1,0 +1,230 @@
+"""Reads and writes state dicts as safetensors or PyTorch files, and checks what was read."""
+
+import errno
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crislit.errors import DamagedFileError, InputError, first_line
+from crislit.io.pickles import check_torch_pickle
+
+DTYPES = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+"""Types of weights, of counters, and of whatever else a checkpoint stores beside them."""
+NUMPY_SCALARS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
+    *(
+        (np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar")
+        for core in ("core", "_core")
+    ),
+]
+"""NumPy scalars that a checkpoint may store, such as the best IoU: building them runs no code."""
+
+
+# -- Reading
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors or PyTorch file, without running code.
+
+    Raises:
+        InputError: If there is no such file, it is damaged, or it holds no state dict.
+    """
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: expected a .pth, .pt or .safetensors file")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    return to_state_dict(content, str(path))
+
+
+def to_state_dict(content: Any, source: str) -> dict[str, Tensor]:
+    """Take the state dict out of a file's content, and drop DistributedDataParallel's ``module.``.
+
+    Args:
+        content: Tensors by name, alone or under ``state_dict``.
+        source: The file's name, for errors.
+
+    Raises:
+        InputError: If the content is anything else.
+    """
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    is_mapping = isinstance(state, Mapping) and bool(state)
+    if not is_mapping or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"{source} holds no state dict: expected tensors by name, alone or under 'state_dict'"
+        )
+    check_storage(state, source)
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        DamagedFileError: If it is damaged or not a safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(
+            f"cannot read {path}: it is damaged, or not a safetensors file ({error})"
+        ) from error
+
+
+def read_torch(path: Path) -> Any:
+    """Read a PyTorch file of tensors and plain containers; weights are mapped, not loaded.
+
+    Raises:
+        DamagedFileError: If it is damaged or would run code.
+        InputError: If the disk cannot read it.
+    """
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise ValueError("it is compressed, which PyTorch's files are not")
+        check_torch_pickle(path, zipped)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged file raises whatever its bytes lead PyTorch to
+        _raise_if_unreadable(path, error)
+        reason = first_line(error)
+        if str(error).startswith("Weights only load failed"):  # PyTorch advises to run its code
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = "its bytes are not a pickle of tensors"
+            if code:
+                reason = f"it holds {code[1]}, and only tensors and plain containers are read"
+        raise DamagedFileError(
+            f"cannot read {path}: it is damaged, or not a PyTorch checkpoint ({reason})"
+        ) from error
+
+
+def check_checksums(path: Path) -> None:
+    """Compare an archive's content with the checksums it holds; PyTorch does not.
+
+    Raises:
+        DamagedFileError: If they differ, or the file is not an archive.
+        InputError: If the disk cannot read it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+        reason = f"the checksum of {record} is wrong" if record else None
+    except Exception as error:  # zipfile raises whatever damaged bytes lead it to
+        _raise_if_unreadable(path, error)
+        reason = first_line(error)
+    if reason is not None:
+        raise DamagedFileError(f"{path} is damaged ({reason})")
+
+
+def _raise_if_unreadable(path: Path, error: Exception) -> None:
+    """Raise an :class:`InputError` if it was the disk that failed, which says nothing of the file.
+
+    Damaged archives raise EINVAL, by seeking to before the file's beginning.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+# -- Writing
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, in contiguous layout and with the usual file permissions."""
+    path.touch()
+    permissions = path.stat().st_mode  # save_file makes a file that only its owner may read
+    contiguous = torch.contiguous_format
+    save_file({name: x.clone(memory_format=contiguous) for name, x in tensors.items()}, path)
+    path.chmod(permissions)
+
+
+# -- Checking
+
+
+def check_names(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str
+) -> None:
+    """Compare a state dict's names, shapes and kinds of numbers with the expected ones.
+
+    Raises:
+        InputError: With the complaint and everything missing, unexpected or different.
+    """
+    shared = [name for name in expected if name in found]
+    differences = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} ({format_shape(found[name])} instead of {format_shape(expected[name])})"
+            for name in shared
+            if found[name].shape != expected[name].shape
+        ],
+        "of another kind": [
+            f"{name} ({found[name].dtype} instead of {expected[name].dtype})"
+            for name in shared
+            if expected[name].is_floating_point() and not found[name].is_floating_point()
+        ],
+    }
+    reasons = [f"{what} {join_names(names)}" for what, names in differences.items() if names]
+    if reasons:
+        raise InputError(f"{complaint}: {'; '.join(reasons)}")
+
+
+def check_storage(weights: Mapping[str, Any], source: str) -> None:
+    """Check that tensors are plain numbers and no larger than what the file holds of them.
+
+    Strides can make gigabytes of a few bytes.
+
+    Raises:
+        InputError: If they are not.
+    """
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    odd = [f"{name} ({x.dtype})" for name, x in tensors.items() if not is_plain_tensor(x)]
+    if odd:
+        raise InputError(f"{source} holds tensors that are not plain numbers: {join_names(odd)}")
+    storages = [value.untyped_storage() for value in tensors.values()]
+    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}  # tied weights once
+    if sum(x.numel() * x.element_size() for x in tensors.values()) > 2 * sum(stored.values()):
+        raise DamagedFileError(
+            f"{source} is damaged: its tensors are larger than what it holds of them"
+        )
+
+
+def is_plain_tensor(value: Tensor) -> bool:
+    """Whether a tensor holds numbers of a usual type, dense and in memory."""
+    special = value.is_nested or value.is_quantized or value.device.type == "meta"
+    return not special and value.layout == torch.strided and value.dtype in DTYPES
+
+
+def check_finite(weights: Mapping[str, Any], source: str) -> None:
+    """Raise an :class:`InputError` if a weight is NaN or infinite."""
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    floats = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    odd = [name for name, value in floats.items() if not torch.isfinite(value).all()]
+    if odd:
+        raise InputError(
+            f"{source} holds weights that are NaN or infinite: its training diverged, or it is "
+            f"damaged: {join_names(odd)}"
+        )
+
+
+def format_shape(value: Tensor) -> str:
+    """Return a tensor's shape as text, ``64 x 3 x 3``."""
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
+def join_names(names: Sequence[str], maximum: int = 20) -> str:
+    """List names, long ones and long lists shortened."""
+    shown = [name if len(name) <= 200 else f"{name[:200]}..." for name in names[:maximum]]
+    rest = f" and {len(names) - maximum} more" if len(names) > maximum else ""
+    return ", ".join(shown) + rest

@@ -1,0 +1,132 @@
+"""Builds CRIS, and the CLIP model whose two encoders it contains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIP, CLIPTextCfg
+from torch import nn
+
+from crislit.errors import InputError
+from crislit.models.config import CRISConfig, to_plain
+from crislit.models.cris import CRIS
+from crislit.models.decoder import Decoder
+from crislit.models.image_encoder import ImageEncoder
+from crislit.models.neck import Neck
+from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
+from crislit.models.text_encoder import TextEncoder
+
+VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width"}
+TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+"""Allowed keys of the two encoders. open_clip has more, some of which download models."""
+
+
+def build_cris(config: CRISConfig) -> CRIS:
+    """Build a network of the given sizes, with random weights.
+
+    Raises:
+        InputError: If the sizes do not fit each other, or open_clip does not have the model.
+    """
+    try:
+        clip = build_clip(config.clip)
+        _check_fit(config, clip)
+        embed, stage4 = clip.visual.attnpool.c_proj.weight.shape  # E, 32w
+        width = config.neck[1]  # D
+        return CRIS(
+            image_encoder=ImageEncoder(clip.visual),
+            text_encoder=TextEncoder(clip),
+            neck=Neck((stage4 // 4, stage4 // 2, embed), config.neck),
+            decoder=_build_decoder(config),
+            image_projector=ImageProjector(width),
+            head=TextProjector(embed, width // 2, config.kernel_size)
+            if config.contrastive
+            else PixelClassifier(width // 2, config.kernel_size),
+            config=config,
+        )
+    # open_clip asserts that the number of attention heads divides the width.
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"cannot build this network: {error}") from error
+
+
+def _build_decoder(config: CRISConfig) -> Decoder | None:
+    """Build the decoder, or return None if it has no layers."""
+    if config.decoder_layers == 0:
+        return None
+    return Decoder(
+        width=config.neck[1],
+        layers=config.decoder_layers,
+        heads=config.decoder_heads,
+        ffn=config.decoder_ffn,
+        dropout=config.decoder_dropout,
+    )
+
+
+def _check_fit(config: CRISConfig, clip: CLIP) -> None:
+    """Raise a ValueError if the decoder or the sentence length does not fit the text encoder."""
+    width, text_width = config.neck[1], clip.ln_final.normalized_shape[0]
+    if config.decoder_layers and text_width != width:
+        raise ValueError(f"the decoder's width {width} must be the text encoder's {text_width}")
+    context = len(clip.positional_embedding)
+    if config.max_tokens > context:
+        raise ValueError(
+            f"max_words={config.max_tokens} exceeds the text encoder's context of {context}"
+        )
+
+
+def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
+    """Build a CLIP model at its native input size, with QuickGELU and random weights.
+
+    open_clip's initialisation suits the training of CLIP, but not of CRIS. Two changes:
+
+    - open_clip starts the residual branches of the ResNet at zero. Here they contribute from the
+      first step.
+    - Sentence features start at a tenth of their size. Otherwise the text projector's kernels, and
+      with them the first logits, are so large that training begins by shrinking them.
+
+    Args:
+        clip: Name of an open_clip model, or its sizes in open_clip's format.
+
+    Raises:
+        ValueError: If open_clip does not have the model, or its image encoder is not a ResNet.
+    """
+    config = _clip_config(clip)
+    model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
+    for name, parameter in model.visual.named_parameters():
+        if name.startswith("layer") and name.endswith("bn3.weight"):
+            nn.init.ones_(parameter)
+    with torch.no_grad():
+        model.text_projection.mul_(0.1)
+    return model
+
+
+def _clip_config(clip: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a ResNet CLIP in open_clip's format.
+
+    Raises:
+        ValueError: If they are unknown or incomplete, or belong to another kind of model.
+    """
+    # Check the name: open_clip downloads models of some other names.
+    if isinstance(clip, str) and clip not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model {clip!r}; see open_clip.list_models()")
+    config: dict[str, Any] = to_plain(
+        open_clip.get_model_config(clip) if isinstance(clip, str) else clip
+    )
+    missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
+    if missing:
+        raise ValueError(f"model.clip must have {', '.join(missing)} too, in open_clip's format")
+    stages = config["vision_cfg"].get("layers")
+    if not isinstance(stages, list):
+        raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
+    for encoder, allowed in (("vision_cfg", VISION_KEYS), ("text_cfg", TEXT_KEYS)):
+        if unknown := sorted(set(config[encoder]) - allowed):
+            raise ValueError(
+                f"{encoder} has unknown keys {', '.join(unknown)}; "
+                f"a ResNet CLIP has {', '.join(sorted(allowed))}"
+            )
+    if len(stages) != 4 or not all(isinstance(blocks, int) and blocks >= 1 for blocks in stages):
+        raise ValueError(f"CLIP's ResNet has four stages of at least one block, got {stages}")
+    layers = config["text_cfg"].get("layers", CLIPTextCfg.layers)
+    if not isinstance(layers, int) or layers < 1:
+        raise ValueError(f"the text encoder must have at least one layer, got {layers}")
+    return config

@@ -1,0 +1,110 @@
+"""The sizes of a network, checked once. Symbols: see ``cris.py``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from crislit.errors import InputError, check_integer
+
+DECODER_SIZES = ("layers", "heads", "ffn", "dropout")
+"""Keys of the group ``decoder``."""
+
+
+@dataclass(frozen=True)
+class CRISConfig:
+    """The sizes of a network.
+
+    Attributes:
+        clip: The two encoders: an open_clip model by name (``RN50-quickgelu``), or a mapping in
+            open_clip's format (``embed_dim``, ``vision_cfg``, ``text_cfg``). The activation is
+            always QuickGELU.
+        neck: Widths (a, b, c) of the neck. b is the decoder's width D and must equal the text
+            encoder's width.
+        decoder_layers: n, 0 for no decoder ("Dec." of table 1).
+        decoder_heads: Attention heads of the decoder.
+        decoder_ffn: Hidden width of its feed-forward networks.
+        decoder_dropout: Its dropout rate, in [0, 1).
+        contrastive: Whether the sentence makes the last convolution ("Con." of table 1).
+        kernel_size: k, side of that convolution, odd.
+        max_tokens: L, tokens of the longest sentence, [SOS] and [EOS] included. Configurations and
+            checkpoints call it ``max_words``.
+
+    Raises:
+        InputError: If a value is out of its range.
+    """
+
+    clip: str | Mapping[str, Any]
+    neck: Sequence[int] = (256, 512, 1024)
+    decoder_layers: int = 3
+    decoder_heads: int = 8
+    decoder_ffn: int = 2048
+    decoder_dropout: float = 0.1
+    contrastive: bool = True
+    kernel_size: int = 3
+    max_tokens: int = 17
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.clip, (str, Mapping)):
+            raise InputError(
+                "model.clip must be the name of a model or a mapping in open_clip's format, "
+                f"got {self.clip!r}"
+            )
+        if isinstance(self.neck, str) or not isinstance(self.neck, Sequence) or len(self.neck) != 3:
+            raise InputError(f"model.neck must be three widths, got {self.neck!r}")
+        check_integer("decoder.layers", self.decoder_layers, 0)
+        check_integer("decoder.heads", self.decoder_heads, 1)
+        check_integer("decoder.ffn", self.decoder_ffn, 1)
+        check_integer("projector.kernel_size", self.kernel_size, 1)
+        check_integer("max_words", self.max_tokens, 3)
+        rate = self.decoder_dropout
+        if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise InputError(f"decoder.dropout must be a rate in [0, 1), got {rate!r}")
+        for width in self.neck:
+            check_integer("each width of model.neck", width, 1)
+        object.__setattr__(self, "clip", to_plain(self.clip))
+        object.__setattr__(self, "neck", list(self.neck))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes as JSON types, as checkpoints store them."""
+        values = asdict(self)
+        return values | {"max_words": values.pop("max_tokens")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CRISConfig":
+        """Read what :meth:`to_dict` returned.
+
+        Raises:
+            InputError: If a value is out of its range.
+            TypeError: If a key is missing or unknown.
+        """
+        renamed = {("max_tokens" if key == "max_words" else key): v for key, v in values.items()}
+        return cls(**renamed)
+
+    @classmethod
+    def from_run_config(cls, config: Mapping[str, Any]) -> "CRISConfig":
+        """Read the groups ``model``, ``decoder``, ``loss``, ``projector``, ``dataset`` of a run."""
+        decoder = config["decoder"]
+        return cls(
+            clip=config["model"]["clip"],
+            neck=config["model"]["neck"],
+            contrastive=config["loss"]["contrastive"],
+            kernel_size=config["projector"]["kernel_size"],
+            max_tokens=config["dataset"]["max_words"],
+            **{f"decoder_{name}": decoder[name] for name in DECODER_SIZES},
+        )
+
+    def to_run_config(self) -> dict[str, Any]:
+        """Return the groups of a run's configuration that build this network."""
+        return {
+            "model": {"clip": self.clip, "neck": self.neck},
+            "decoder": {name: getattr(self, f"decoder_{name}") for name in DECODER_SIZES},
+            "loss": {"contrastive": self.contrastive},
+            "projector": {"kernel_size": self.kernel_size},
+        }
+
+
+def to_plain(value: Any) -> Any:
+    """Turn nested mappings and sequences into dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return {key: to_plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, (list, tuple)) else value

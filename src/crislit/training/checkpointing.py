@@ -1,0 +1,262 @@
+"""Checkpoints during training: atomic writes, ``last.ckpt``, signals, and per-step seeds.
+
+A training that is killed at any moment continues and ends with the weights it would have had. A
+step depends on weights, optimizer and schedule, which a checkpoint stores, and on seed, epoch,
+batch and process, which choose its samples, sentences and dropout. No random state is stored.
+"""
+
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+
+from crislit.checkpoints.checkpoint import read_checkpoint
+from crislit.data.datamodule import completed_batches
+from crislit.errors import InputError
+from crislit.io.files import sync, write_files
+
+LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
+"""The last checkpoint, the one before it, and briefly the one that replaces it."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+"""What ends a run in order: Ctrl-C, a scheduler's request, and Slurm's warnings before a limit."""
+
+
+class StoppedBySignal(Exception):  # noqa: N818 - not an error
+    """A run was interrupted by a signal and has saved its state.
+
+    Attributes:
+        number: Number of the signal.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name} at step {step}")
+        self.number = number
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint completely, or not at all."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any = None,
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            InputError: If it cannot be written; an existing file stays as it was.
+        """
+        path = Path(path)
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+
+        for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a killed run
+            leftover.unlink(missing_ok=True)
+        try:
+            write_files({path: write})
+        except InputError as error:
+            raise InputError(
+                f"{error}. What was saved before is intact; make room and continue with resume=auto"
+            ) from error
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint can be read and is not damaged."""
+    try:
+        read_checkpoint(path)
+    except InputError:
+        return False
+    return True
+
+
+class LastCheckpoint(L.Callback):
+    """Keeps ``last.ckpt`` and the one before it: every N steps, before validations, at the end.
+
+    Checkpoints are taken where Lightning's loops continue exactly: after an optimizer step that
+    does not end an epoch, before a validation's first batch, and after the last epoch. Signals are
+    heeded at the same moments.
+
+    Args:
+        folder: The folder of the checkpoints.
+        every: N, optimizer steps between two checkpoints.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self._saved = (0, False)
+        self._step_before = 0
+        self._has_saved = False
+        self._batches: int | None = None
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def path(self) -> Path:
+        """The last checkpoint."""
+        return self.folder / LAST
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the batches per epoch and process: a position in an epoch depends on them."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the batches per epoch of the earlier run."""
+        self._batches = state_dict["batches"]
+
+    # -- Moments
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Install signal handlers.
+
+        Raises:
+            InputError: If a run that continues within an epoch has other batches per epoch.
+        """
+        batches = int(trainer.num_training_batches)
+        if self._batches not in (None, batches) and completed_batches(trainer):
+            raise InputError(
+                f"the checkpoint was saved within an epoch of {self._batches} batches, and here an "
+                f"epoch has {batches}: continue with its data, batch size and number of devices"
+            )
+        self._batches = batches
+        self._saved = (trainer.global_step, False)
+        if threading.current_thread() is threading.main_thread():
+            self._install_handlers()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step, which accumulated batches do not advance."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time, or if a signal arrived."""
+        step = trainer.global_step
+        if step > self._step_before and not trainer.is_last_batch:
+            number = self._agree_on_signal(trainer)
+            is_due = step >= self._saved[0] + self.every or step == trainer.max_steps
+            if number or is_due:
+                self.save(trainer)
+            if number:
+                raise StoppedBySignal(number, step)
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save before validation starts; a single process heeds signals at any batch."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        number = self._signal if trainer.world_size == 1 else None
+        if batch_idx == 0:
+            self.save(trainer)
+            number = self._agree_on_signal(trainer)
+        if number:
+            raise StoppedBySignal(number, trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Mark a validation that has not started: Lightning would take it for finished."""
+        if trainer.validating:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts["started"] = counts["ready"]
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save after the last validation, or within an epoch that ``max_steps`` ends."""
+        self.save(trainer)
+        number = self._agree_on_signal(trainer)
+        self._restore_handlers()
+        if number:
+            raise StoppedBySignal(number, trainer.global_step)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Restore the signal handlers. Nothing is saved: a failed step leaves unusable weights."""
+        self._restore_handlers()
+
+    # -- Saving and signals
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint, unless the one of this moment exists."""
+        moment = (trainer.global_step, trainer.validating)
+        if moment == self._saved:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(self.folder / NEXT)  # in every process: the strategy decides
+        if trainer.is_global_zero:
+            # Never replace an intact previous.ckpt by a damaged file.
+            if self.path.exists() and (self._has_saved or is_intact(self.path)):
+                self.path.replace(self.folder / PREVIOUS)
+            (self.folder / NEXT).replace(self.path)
+            sync(self.folder)
+            self._has_saved = True
+        trainer.strategy.barrier()
+        self._saved = moment
+
+    def _install_handlers(self) -> None:
+        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+            self._handlers[number] = signal.signal(number, self._remember_signal)
+
+    def _remember_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C ends the run at once
+        self._signal = number
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._handlers = {}
+
+    def _agree_on_signal(self, trainer: L.Trainer) -> int | None:
+        """Return the signal that any of the processes received; a collective."""
+        received = self._signal is not None
+        if trainer.world_size > 1:
+            received = trainer.strategy.reduce_boolean_decision(received, all=False)
+        return (self._signal or signal.SIGTERM) if received else None
+
+
+class StepSeeds(L.Callback):
+    """Seeds every step's random numbers from seed, epoch, batch and process only.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed PyTorch on every device, NumPy and Python."""
+        entropy = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        first, second = np.random.SeedSequence(entropy).generate_state(2)
+        torch.manual_seed(int(first) << 32 | int(second))
+        np.random.seed(int(first))
+        random.seed(int(second))

@@ -1,0 +1,223 @@
+"""Evaluates every split at the images' own sizes; ``results.json``."""
+
+import logging
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import crislit
+from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from crislit.data.datamodule import ReferDataModule
+from crislit.data.dataset import ReferEvaluationSet
+from crislit.errors import InputError
+from crislit.io.files import write_json
+from crislit.models.cris import CRIS, check_max_tokens, count_parameters
+from crislit.training.build import Config, build_trainer, loader_names, prepare_data
+from crislit.training.callbacks import SamplePlots
+from crislit.training.metrics import METRICS, reachable_iou
+from crislit.training.provenance import commit, fingerprint, hardware
+from crislit.training.task import CRISTask
+
+log = logging.getLogger(__name__)
+
+PROTOCOLS = {
+    "all_sentences": "all sentences",
+    "first_sentence": "first sentence of each ref, by which the released code selects checkpoints",
+}
+
+
+def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Evaluate a trained network on a data set, by default the one that it was trained on.
+
+    Args:
+        config: The configuration, see ``conf/evaluate.yaml``.
+        folder: Receives ``results.json`` and figures.
+        overrides: The command line's overrides, for the record.
+
+    Raises:
+        InputError: If the checkpoint or the data cannot be used.
+    """
+    began = time.perf_counter()
+    commit()
+    if not config["checkpoint"]:
+        raise InputError(
+            "which checkpoint? evaluate needs checkpoint=PATH, such as "
+            "checkpoint=RUN/checkpoints/best.ckpt"
+        )
+    checkpoint = read_checkpoint(Path(config["checkpoint"]).expanduser())
+    config = complete_config(config, checkpoint)
+    data = prepare_data(config)
+    model = checkpoint.build()
+    check_max_tokens(model, data.max_tokens)
+    task = CRISTask(
+        model,
+        threshold=config["threshold"],
+        splits=loader_names(data),
+        select_split=data.select_split,
+    )
+    trainer = build_trainer(config, folder, callbacks=[], logger=False)
+    pictures = config["callbacks"]["pictures"]
+    results = evaluate_splits(trainer, task, data, folder / "figures", pictures)
+    known = training_config(config, checkpoint)
+    results |= describe_run(known, overrides, model) | fingerprint(known)
+    results |= {
+        "steps": checkpoint.steps,
+        "checkpoint": str(config["checkpoint"]),
+        "initial_weights": checkpoint.initial_weights,
+        "seconds": time.perf_counter() - began,
+    }
+    if trainer.is_global_zero:
+        report_results(results, folder)
+
+
+def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
+    """Fill settings that are null with those of the checkpoint's training.
+
+    Raises:
+        InputError: If neither names a data set.
+    """
+    trained = checkpoint.config
+    defaults = {"protocol": "all_sentences", "eval_batch_size": 16, "seed": 0}
+    defaults |= {"image_size": checkpoint.image_size, "threshold": checkpoint.threshold}
+    filled = {
+        name: trained.get(name, default)
+        for name, default in defaults.items()
+        if config[name] is None
+    }
+    dataset = trained.get("dataset", {}) | config.get("dataset", {})
+    if not dataset:
+        raise InputError(
+            f"which data? {config['checkpoint']} does not store what it was trained on: "
+            "dataset=refcoco, ..."
+        )
+    if config["split"] is not None:
+        dataset["evaluation_splits"] = [config["split"]]
+    return config | filled | {"dataset": dataset}
+
+
+def training_config(config: Config, checkpoint: Checkpoint) -> Config:
+    """Return an evaluation's configuration completed by its network's and its training's."""
+    trained = checkpoint.config
+    known = checkpoint.network.to_run_config() | trained | config
+    known |= {"recipe": trained.get("recipe")}
+    return known | {name: trained[name] for name in ("trainer", "resume") if name in trained}
+
+
+def evaluate_splits(
+    trainer: L.Trainer, task: CRISTask, data: ReferDataModule, figures: Path, count: int
+) -> dict[str, Any]:
+    """Evaluate every split and blind control, and plot samples.
+
+    Args:
+        trainer: The trainer.
+        task: The network.
+        data: Its data.
+        figures: Folder for plots.
+        count: Number of samples to plot.
+
+    Returns:
+        ``splits``, ``blind`` and ``ceiling`` by split, ``fps``, ``threshold`` and ``protocol``.
+    """
+    shown = data.select_split if data.select_split in data.splits else data.splits[0]
+    number = data.splits.index(shown)
+    plots = SamplePlots(figures, count, number, data.evaluation_set(shown))
+    trainer.callbacks.append(plots)  # type: ignore[attr-defined]
+    trainer.test(task, data, verbose=False)
+    logged = trainer.callback_metrics
+    splits = {split: split_results(logged, split) for split in data.splits}
+    for split, values in splits.items():
+        if values["empty"]:
+            warn_about_empty_targets(data.evaluation_set(split), split)
+    device = trainer.strategy.root_device
+    return {
+        "fps": measure_fps(task.model, device, data.image_size, data.max_tokens),
+        "threshold": task.threshold,
+        "protocol": data.protocol,
+        "splits": splits,
+        "blind": {split: split_results(logged, f"{split}-blind") for split in data.blind_splits},
+        "ceiling": {split: {"mIoU": ceiling_miou(data, split, task.threshold)} for split in splits},
+    }
+
+
+def split_results(logged: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return one loader's metrics out of everything that Lightning logged."""
+    values = {metric: float(logged[f"{name}/{metric}"]) for metric in METRICS}
+    counts = {count: int(logged[f"{name}/{count}"]) for count in ("samples", "empty")}
+    return {"samples": counts["samples"], **values, "empty": counts["empty"]}
+
+
+def warn_about_empty_targets(data: ReferEvaluationSet, split: str) -> None:
+    """List the samples of a split whose target is empty: no mask fits, they count as IoU 0."""
+    names = [data.name(number) for number in range(len(data)) if not data.target(number).any()]
+    count, listed = len(names), ", ".join(names)
+    log.warning("%s: %d samples have an empty target and count as IoU 0: %s", split, count, listed)
+
+
+def ceiling_miou(data: ReferDataModule, split: str, threshold: float) -> float:
+    """Return the mIoU of perfect predictions at the network's resolution."""
+    samples = data.evaluation_set(split).samples
+    refs, counts = torch.unique(torch.from_numpy(samples[:, 0]), return_counts=True)
+    masks = (data.index.mask(ref) for ref in refs.tolist())
+    reached = [reachable_iou(mask, data.image_size, threshold) for mask in masks]
+    return float((torch.tensor(reached) * counts).sum() / counts.sum())
+
+
+@torch.no_grad()
+def measure_fps(
+    model: CRIS, device: torch.device, image_size: int, max_tokens: int, runs: int = 10
+) -> float:
+    """Return images per second (table 1's "FPS"): one image and one sentence, median of runs."""
+    model.to(device).eval()
+    dtype = next(model.parameters()).dtype
+    image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype)
+    tokens = crislit.tokenize(["the man in red"], max_words=max_tokens).to(device)
+    times = []
+    for _ in range(3 + runs):
+        start = time.perf_counter()
+        model(image, tokens).cpu()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return 1 / statistics.median(times[3:])
+
+
+def describe_run(config: Config, overrides: Sequence[str], model: CRIS) -> dict[str, Any]:
+    """Return what it takes to repeat a run: configuration, seed, commit, hardware."""
+    return {
+        "config": config,
+        "overrides": list(overrides),
+        "seed": config["seed"],
+        "commit": commit(),
+        "hardware": hardware(),
+        "parameters": count_parameters(model),
+    }
+
+
+def report_results(results: dict[str, Any], folder: Path) -> None:
+    """Write ``results.json``, and print the table and where everything is."""
+    write_json(folder / "results.json", results)
+    print_results(results)
+    print(f"results, checkpoints and figures are in {folder}")
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Print the table of a run's results, in percent."""
+    protocol, threshold = PROTOCOLS[results["protocol"]], results["threshold"]
+    title = f"mIoU is the paper's IoU; in percent; threshold {threshold}; {protocol}"
+    table = Table(title=title)
+    extra = {name: results[name] for name in ("blind", "ceiling") if results.get(name)}
+    metrics = [name for name in METRICS if name not in ("Pr@60", "Pr@80")]  # fits 80 columns
+    for column in ("split", "samples", *metrics, *extra):
+        justify = "left" if column == "split" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    for split, values in results["splits"].items():
+        row = [split, str(values["samples"]), *(f"{100 * values[name]:.2f}" for name in metrics)]
+        for scores in extra.values():
+            row.append(f"{100 * scores[split]['mIoU']:.2f}" if split in scores else "-")
+        table.add_row(*row)
+    Console(width=max(Console().width, 80)).print(table)

@@ -1,0 +1,99 @@
+"""Ends all processes of a run when one of them dies, so that none hangs in a collective.
+
+Lightning's main process starts the others. A collective notices a dead process only while it waits
+for that very process, and evaluation has no collectives for hours. So the main process waits for
+those that it started, and they watch the main process.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+MAIN_PROCESS = "CRISLIT_FIRST_PROCESS"
+"""Environment variable: id of the main process, for the processes that it starts."""
+PATIENCE = 10.0
+"""Seconds that a failing process waits for another one to report the reason first."""
+
+_detached = threading.Event()
+_ending = threading.Lock()
+_started: list["subprocess.Popen[bytes]"] = []
+
+
+def start_watchdog() -> None:
+    """In the main process, announce it to its children; in a child, end when the main one ends."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[MAIN_PROCESS] = str(os.getpid())
+        return
+    is_child = os.environ["LOCAL_RANK"] != "0" and MAIN_PROCESS in os.environ  # not of torchrun
+    if is_child and os.name == "posix":
+        main_process = int(os.environ[MAIN_PROCESS])
+        threading.Thread(target=_exit_with_main, args=(main_process,), daemon=True).start()
+
+
+def _exit_with_main(main_process: int) -> None:
+    while os.getppid() == main_process:
+        time.sleep(0.5)
+    if not _detached.is_set():
+        if os.environ["LOCAL_RANK"] == "1":  # one message is enough
+            message = "error: the main process of this run has ended, and the others end with it"
+            print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def detach() -> None:
+    """Let this process end on its own, whatever happens to the others."""
+    _detached.set()
+
+
+def watch_children(started: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End this process and all its children when one of them fails."""
+    _started.extend(started)
+    for rank, process in enumerate(started, start=1):
+        threading.Thread(target=_exit_with_child, args=(process, rank), daemon=True).start()
+
+
+def _exit_with_child(process: "subprocess.Popen[bytes]", rank: int) -> None:
+    code = process.wait()
+    if code == 0 or not _ending.acquire(blocking=False):
+        return
+    kill_children()
+    if code < 0:  # otherwise it has reported the reason itself
+        reason = str(signal.strsignal(-code))
+        reason += ", as when memory runs out" if code == -signal.SIGKILL else ""
+        sys.stdout.flush()
+        print(
+            f"error: process {rank} of {len(_started) + 1}, counted from 0 on this machine, was "
+            f"ended by a signal ({reason}), and the others end with it; continue a training from "
+            "its last checkpoint with resume=auto hydra.run.dir=FOLDER",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(1)
+
+
+def kill_children() -> bool:
+    """Kill the processes that this one started, before it ends itself and reports why.
+
+    Returns:
+        Whether there were any.
+    """
+    # Never released: their watchers must not take the end of one for the reason.
+    _ending.acquire(blocking=False)
+    for process in _started:
+        process.kill()
+    return bool(_started)
+
+
+def wait_for_main_process() -> bool:
+    """Wait for the main process to report an error and end; return whether it is still alive."""
+    detach()
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if MAIN_PROCESS in os.environ and os.getppid() != int(os.environ[MAIN_PROCESS]):
+            return False
+        time.sleep(0.1)
+    return True

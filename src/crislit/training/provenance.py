@@ -1,0 +1,105 @@
+"""Commit, hardware and fingerprint of a run."""
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import crislit
+from crislit.checkpoints.clip_weights import fingerprint_source
+from crislit.data.sources import build_source
+
+CODE = (":/src", ":/conf", ":/pyproject.toml")
+"""What a run depends on, from the top of the checkout."""
+NEUTRAL_TRAINER_KEYS = {
+    *("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps"),
+    *("num_sanity_val_steps", "profiler", "enable_progress_bar", "enable_model_summary"),
+    *("enable_checkpointing", "default_root_dir", "benchmark", "deterministic"),
+    *("detect_anomaly", "logger", "callbacks"),
+}
+"""Trainer settings that change numbers by rounding at most."""
+NEUTRAL_DATASET_KEYS = {"evaluation_splits", "blind_control", "file", "sentences", "images"}
+"""Data set settings that do not change what is trained; the files' content is in the digest."""
+
+
+def fingerprint(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return two digests of the settings that a run's numbers depend on.
+
+    Places of data, numbers of workers and GPUs, and loggers change numbers by rounding at most.
+    The number of processes on CPUs counts: without SyncBN, each normalizes its own share of a batch.
+
+    Returns:
+        ``experiment``: digest of all of them. ``setting``: of those that the rows of one table
+        share, without seed, data set and row of table 1.
+    """
+    names = ("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size")
+    names += ("batch_size_per_device", "threshold", "protocol", "resume")
+    facts: dict[str, Any] = {name: config.get(name) for name in names}
+    if facts["resume"] == "auto":  # a run that continues ends as if it had not been interrupted
+        facts["resume"] = None
+    if config.get("augment") is not None:  # absent in version 0.1
+        facts["augment"] = config["augment"]
+    trainer = dict(config.get("trainer") or {})
+    facts["trainer"] = {k: v for k, v in trainer.items() if k not in NEUTRAL_TRAINER_KEYS}
+    on_cpus = trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int)
+    processes = trainer["devices"] * trainer.get("num_nodes", 1) if on_cpus else 1
+    facts["processes without SyncBN"] = processes
+    clip_weights = fingerprint_source(config["model"].get("clip_weights"))
+    facts["model"] = config["model"] | {"clip_weights": clip_weights}
+    dataset = config["dataset"]
+    common = facts | {name: dataset.get(name) for name in ("sentences_per_image", "max_images")}
+    for group, key in (("decoder", "layers"), ("loss", "contrastive")):
+        common[group] = {name: value for name, value in config[group].items() if name != key}
+    data = {name: value for name, value in dataset.items() if name not in NEUTRAL_DATASET_KEYS}
+    if data.get("on_error") == "raise":  # absent in early records
+        del data["on_error"]
+    root = Path(str(config.get("data_root", "data"))).expanduser()
+    content = build_source(dataset, root).content(dataset.get("on_error") == "skip")
+    data |= {"seed": config["seed"], "content": content}
+    return {"experiment": _digest(facts | {"dataset": data}), "setting": _digest(common)}
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def commit() -> str:
+    """Return the commit of the running checkout, or the version of an installed package.
+
+    "-dirty" follows if its code was changed. Commands call this when they start, so that later
+    changes do not count.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commands = (
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "-uno", "--", *CODE],
+        ["ls-files", "--error-unmatch", __file__],  # fails if another repository surrounds us
+    )
+    try:
+        name, changes, _ = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"crislit {crislit.__version__}"
+    return name.strip() + ("-dirty" if changes else "")
+
+
+def hardware() -> str:
+    """Return the GPUs' name, or the processor's and the number of threads."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            processor = line.split(":", 1)[1].strip()
+            break
+    return f"{processor}, {torch.get_num_threads()} threads"

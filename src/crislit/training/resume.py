@@ -1,0 +1,135 @@
+"""Where a run continues from."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from crislit.errors import DamagedFileError, InputError
+from crislit.models.config import CRISConfig
+from crislit.training.checkpointing import LAST, NEXT, PREVIOUS
+from crislit.training.provenance import fingerprint
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""Value of ``resume``: continue where the run's own folder left off."""
+
+
+def finished_score(config: Mapping[str, Any], experiment: str, folder: Path) -> float:
+    """Return the selecting split's mIoU of a run that has finished before.
+
+    Raises:
+        InputError: If the results are damaged, or another run's.
+    """
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged: remove it, and the run continues from its last checkpoint"
+        ) from error
+    if results.get("experiment") != experiment:
+        raise InputError(
+            f"{folder} holds a run with other settings; resume=auto continues only one run"
+        )
+    log.info("resume=auto: finished before, nothing is left to do in %s", folder)
+    split = config["dataset"]["select_split"]
+    return float(results["splits"].get(split, {}).get("mIoU", 0.0))
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
+    """Read the checkpoint to continue from, if any.
+
+    Args:
+        resume: A path; ``auto`` for the latest checkpoint of the run's folder; None for none.
+        folder: The run's folder.
+
+    Raises:
+        InputError: If there is none at the path, or it is damaged.
+    """
+    if resume is None:
+        return None
+    if resume == AUTO:
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint is None:
+            log.info("resume=auto: no checkpoint in %s, starting from the beginning", folder)
+        return checkpoint
+    path = Path(resume).expanduser()
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"resume={path} is not a file: a run keeps its checkpoints as RUN/checkpoints/last.ckpt"
+        )
+    try:
+        return without_weights(read_checkpoint(path))
+    except DamagedFileError as error:
+        previous = path.with_name(PREVIOUS)
+        hint = f"; resume={previous} is the one before it" if previous.is_file() else ""
+        raise InputError(f"{error}{hint}") from error
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Read the latest intact checkpoint of a run's folder; None if it has none at all.
+
+    Raises:
+        InputError: If all of them are damaged, or one cannot be read at all.
+    """
+    names = (NEXT, LAST, PREVIOUS)
+    paths = [path for name in names if (path := folder / "checkpoints" / name).is_file()]
+    for path in paths:
+        try:
+            return without_weights(read_checkpoint(path))
+        except DamagedFileError as error:
+            log.warning("%s; using the checkpoint before it", error)
+    if paths:
+        raise InputError(
+            f"every checkpoint in {folder / 'checkpoints'} is damaged; without the folder, a run "
+            "starts from the beginning"
+        )
+    return None
+
+
+def without_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without its weights, which Lightning loads with everything else."""
+    return replace(checkpoint, weights={})
+
+
+def check_resume(
+    checkpoint: Checkpoint, config: Mapping[str, Any], network: CRISConfig, experiment: str
+) -> None:
+    """Check that a run can continue from a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: The run's configuration.
+        network: The run's network.
+        experiment: The run's fingerprint.
+
+    Raises:
+        InputError: If it belongs to another network or, with ``resume=auto``, to another run, or
+            if another learning rate is requested.
+    """
+    path, saved, wanted = checkpoint.source, checkpoint.network.to_dict(), network.to_dict()
+    different = [name for name in wanted if wanted[name] != saved[name]]
+    if different:
+        found = ", ".join(f"{name}={saved[name]} instead of {wanted[name]}" for name in different)
+        raise InputError(
+            f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides "
+            "of its own run"
+        )
+    is_own = config["resume"] != AUTO or fingerprint(checkpoint.config)["experiment"] == experiment
+    if not is_own:
+        raise InputError(
+            f"{path} belongs to a run with other settings; resume=auto continues only one run"
+        )
+    configs = (checkpoint.config or config, config)
+    before, now = (c["recipe"]["optimizer"]["learning_rate"] for c in configs)
+    if before != now:
+        raise InputError(
+            f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "
+            f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it"
+        )
+    log.info("continuing from %s at step %d", path, checkpoint.steps)

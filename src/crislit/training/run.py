@@ -1,0 +1,207 @@
+"""Trains and evaluates one configuration: start, build, fit, evaluate, write."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from crislit.checkpoints.clip_weights import find_weights
+from crislit.data.datamodule import ReferDataModule
+from crislit.errors import InputError, check_integer
+from crislit.models.cris import count_parameters
+from crislit.training import processes
+from crislit.training.allocator import keep_freed_memory
+from crislit.training.build import (
+    Config,
+    apply_training_form,
+    build_logger,
+    build_model,
+    build_task,
+    build_trainer,
+    choose_devices,
+    initialize_encoders,
+    prepare_data,
+)
+from crislit.training.callbacks import SkippedSamples, ValidationLogger
+from crislit.training.checkpointing import LastCheckpoint, StepSeeds, StoppedBySignal
+from crislit.training.evaluation import describe_run, evaluate_splits, report_results
+from crislit.training.loggers import close_loggers, log_checkpoint, log_config
+from crislit.training.nan_guard import NanGuard
+from crislit.training.provenance import commit, fingerprint
+from crislit.training.resume import AUTO, check_resume, find_checkpoint, finished_score
+from crislit.training.task import CRISTask
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float:
+    """Train and evaluate one configuration in this process.
+
+    Args:
+        config: The configuration, see ``conf/train.yaml``.
+        folder: Receives checkpoints, metrics, figures and ``results.json``.
+        overrides: The command line's overrides, for the record.
+
+    Returns:
+        The selecting split's mIoU, in [0, 1].
+
+    Raises:
+        InputError: If the configuration or its data cannot be used.
+    """
+    started = start(config, folder)
+    if isinstance(started, float):
+        return started
+    training = build(started)
+    fit(training)
+    results = evaluate(training)
+    return write(training, results, overrides)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of a run before anything is built.
+
+    Attributes:
+        config: Its configuration.
+        folder: Its folder.
+        fingerprint: Digests of its configuration, see :func:`fingerprint`.
+        resume: The checkpoint that it continues from.
+        data: Its data, written and indexed.
+        time: When it started, in seconds of a monotonic clock.
+    """
+
+    config: Config
+    folder: Path
+    fingerprint: dict[str, str]
+    resume: Checkpoint | None
+    data: ReferDataModule
+    time: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run's parts."""
+
+    start: Start
+    config: Config
+    task: CRISTask
+    trainer: L.Trainer
+    initial_weights: str
+    last: LastCheckpoint
+    best: ModelCheckpoint
+    skipped: SkippedSamples | None
+
+
+def start(config: Config, folder: Path) -> Start | float:
+    """Check everything that can be checked before long work; return the score if finished."""
+    began = time.perf_counter()
+    keep_freed_memory()
+    commit()
+    check_integer("checkpoint_every", config["checkpoint_every"], 1)
+    prints = fingerprint(config)
+    if config["resume"] == AUTO and (folder / "results.json").is_file():
+        return finished_score(config, prints["experiment"], folder)
+    resume = find_checkpoint(config["resume"], folder)
+    weights = config["model"]["clip_weights"]
+    if weights is not None and resume is None:
+        find_weights(config["model"]["clip"], str(weights))
+    return Start(config, folder, prints, resume, prepare_data(config), began)
+
+
+def build(started: Start) -> Training:
+    """Build network, task, callbacks, logger and trainer."""
+    folder, data, resume = started.folder, started.data, started.resume
+    model = build_model(started.config)
+    if resume is not None:
+        check_resume(resume, started.config, model.config, started.fingerprint["experiment"])
+        initial_weights = resume.initial_weights
+    else:
+        initial_weights = initialize_encoders(model, started.config)
+    config = choose_devices(started.config, data)
+    model = apply_training_form(model, config)
+    task = build_task(model, data, config, initial_weights)
+
+    checkpoints = folder / "checkpoints"
+    monitor = f"{data.select_split}/mIoU"
+    best = ModelCheckpoint(
+        checkpoints, filename="best", monitor=monitor, mode="max", enable_version_counter=False
+    )
+    last = LastCheckpoint(checkpoints, config["checkpoint_every"])
+    skipped = SkippedSamples(data) if data.on_error == "skip" else None
+    seeds = StepSeeds(config["seed"])
+    callbacks: list[L.Callback] = [] if skipped is None else [skipped]
+    callbacks += [best, last, seeds, NanGuard(seeds, checkpoints)]
+    callbacks.append(ValidationLogger(data.select_split))
+    continues = resume is not None and Path(resume.source).parent == checkpoints
+    logger = build_logger(config, folder, resume.steps if resume and continues else 0)
+    if isinstance(logger, Logger):
+        callbacks.append(LearningRateMonitor("epoch"))
+        log_config([logger], config, count_parameters(model))
+    trainer = build_trainer(config, folder, callbacks, logger)
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    return Training(started, config, task, trainer, initial_weights, last, best, skipped)
+
+
+def fit(training: Training) -> None:
+    """Train; a signal saves and ends the process.
+
+    Raises:
+        InputError: If no step was taken.
+    """
+    trainer, resume = training.trainer, training.start.resume
+    try:
+        path = resume.source if resume is not None else None
+        trainer.fit(training.task, training.start.data, ckpt_path=path)
+    except StoppedBySignal as stop:
+        processes.detach()  # every process ends on its own
+        if not trainer.is_global_zero:
+            raise SystemExit(0) from stop  # the main process's exit code is the run's
+        folder, path = training.start.folder, training.last.path
+        log.warning(
+            "%s; continue with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, path
+        )
+        raise SystemExit(128 + stop.number) from stop
+    done = resume.steps if resume is not None else 0
+    if trainer.global_step == done and training.config["resume"] != AUTO:
+        limits = {name: training.config["trainer"][name] for name in ("max_epochs", "max_steps")}
+        raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
+
+
+def evaluate(training: Training) -> dict[str, Any]:
+    """Evaluate every split with the best checkpoint, or the last one if there is none."""
+    # Not best.best_model_path, which in a resumed run is the earlier run's until a validation.
+    checkpoint = training.start.folder / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        checkpoint = training.last.path
+        log.warning("the run ended before a validation: evaluating the last weights, not the best")
+    training.task.model.load_state_dict(read_checkpoint(checkpoint).weights)
+    figures, count = training.start.folder / "figures", training.config["callbacks"]["pictures"]
+    results = evaluate_splits(training.trainer, training.task, training.start.data, figures, count)
+    results |= {"checkpoint": str(checkpoint), "steps": training.trainer.global_step}
+    if training.skipped is not None:
+        reasons = training.skipped.reasons.items()
+        results["skipped"] = [{"sample": sample, "reason": reason} for sample, reason in reasons]
+    return results
+
+
+def write(training: Training, results: dict[str, Any], overrides: Sequence[str]) -> float:
+    """Write and print the results; return the selecting split's mIoU."""
+    started, trainer = training.start, training.trainer
+    results |= describe_run(training.config, overrides, training.task.model)
+    results |= started.fingerprint | {"initial_weights": training.initial_weights}
+    results["seconds"] = time.perf_counter() - started.time
+    if trainer.is_global_zero:
+        report_results(results, started.folder)
+        metadata = {"results": results["splits"], "commit": results["commit"]}
+        log_checkpoint(trainer.loggers, Path(results["checkpoint"]), metadata)
+        close_loggers(trainer.loggers)
+    selected = results["splits"].get(started.data.select_split)
+    score = selected["mIoU"] if selected is not None else training.best.best_model_score
+    return float(score or 0.0)

@@ -1,0 +1,213 @@
+"""Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule."""
+
+import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from crislit.checkpoints.checkpoint import KEY
+from crislit.data.dataset import EvaluationBatch, TrainBatch
+from crislit.data.samplers import NO_SAMPLE
+from crislit.errors import InputError, check_integer
+from crislit.models.cris import CRIS
+from crislit.models.optimized import optimize_for_inference
+from crislit.training.losses import text_to_pixel_contrastive_loss
+from crislit.training.metrics import SegmentationMetric, intersection_and_union
+from crislit.transforms.letterbox import normalise, probability_maps
+
+Masks = list[npt.NDArray[np.bool_]]
+
+
+class CRISTask(L.LightningModule):
+    """Trains a network with the text-to-pixel contrastive loss, evaluates masks at image size.
+
+    Args:
+        model: The network.
+        learning_rate: Learning rate of every parameter in the first epoch.
+        encoder_factor: Factor of the encoders' learning rate, from ``encoder_from`` on.
+        encoder_from: Epoch, counted from 0. The released code means to train the encoders at a
+            tenth of the rate, but sets only ``initial_lr``, which takes effect with the
+            scheduler's first step, after one epoch.
+        milestones: Epochs after which all rates are multiplied by ``gamma``.
+        gamma: See ``milestones``.
+        threshold: Probability above which a pixel belongs to the mask (0.35, section 4.2).
+        splits: Names of the test loaders, in their order.
+        select_split: Name of the validation loader.
+        metadata: Stored in checkpoints, see :func:`checkpoint_metadata`.
+
+    Raises:
+        InputError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: CRIS,
+        *,
+        learning_rate: float = 1e-4,
+        encoder_factor: float = 1.0,
+        encoder_from: int = 1,
+        milestones: Sequence[int] = (35,),
+        gamma: float = 0.1,
+        threshold: float = 0.35,
+        splits: Sequence[str] = ("val",),
+        select_split: str = "val",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+            raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
+        rates = {"learning_rate": learning_rate, "encoder_factor": encoder_factor, "gamma": gamma}
+        for name, value in rates.items():
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise InputError(
+                    f"recipe.optimizer.{name} must be a positive number, got {value!r}"
+                )
+        check_integer("recipe.optimizer.encoder_from", encoder_from, 0)
+        if isinstance(milestones, str) or not isinstance(milestones, Sequence):
+            raise InputError(
+                f"recipe.optimizer.milestones must be a list of epochs, got {milestones!r}"
+            )
+        for milestone in milestones:
+            check_integer("each of recipe.optimizer.milestones", milestone, 1)
+        # Convolutions are faster in channels-last layout, on CPUs and GPUs alike.
+        self.model = model.to(memory_format=torch.channels_last)
+        self.learning_rate = learning_rate
+        self.encoder_factor, self.encoder_from = encoder_factor, encoder_from
+        self.milestones, self.gamma = sorted(milestones), gamma
+        self.threshold = threshold
+        self.splits, self.select_split = list(splits), select_split
+        self.metadata = dict(metadata or {})
+        self.validation_metric = SegmentationMetric()
+        self.test_metrics = nn.ModuleList(SegmentationMetric() for _ in self.splits)
+        self._evaluated: Callable[..., Tensor] | None = None
+
+    # -- Training
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        return loss
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Return the loss of a batch without logging it."""
+        images = self._normalised(batch.images)
+        masks = batch.masks.to(images.dtype) / 255
+        return text_to_pixel_contrastive_loss(self.model(images, batch.tokens), masks)
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam over the encoders (without position embeddings) and the rest, scheduled."""
+        groups = self.parameter_groups()
+        optimizer = torch.optim.Adam(
+            [
+                {"params": parameters, "lr": self.learning_rate, "name": name}
+                for name, parameters in groups.items()
+            ],
+            lr=self.learning_rate,
+            fused=True,  # the same steps, several times faster
+        )
+        # MultiStepLR, with one more step for the encoders.
+        factors = [self.encoder_rate if name == "encoders" else self.rate for name in groups]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
+        }
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trained parameters, grouped as in the released code."""
+        groups: dict[str, list[nn.Parameter]] = {"encoders": [], "rest": []}
+        for name, parameter in self.model.named_parameters():
+            in_encoder = name.startswith(("image_encoder.", "text_encoder."))
+            is_encoder = in_encoder and "positional_embedding" not in name
+            if parameter.requires_grad:
+                groups["encoders" if is_encoder else "rest"].append(parameter)
+        return groups
+
+    def rate(self, epoch: int) -> float:
+        """Return the factor of the learning rate in an epoch, counted from 0."""
+        return float(self.gamma ** bisect.bisect_right(self.milestones, epoch))
+
+    def encoder_rate(self, epoch: int) -> float:
+        """Return the factor of the encoders' learning rate in an epoch, counted from 0."""
+        return self.rate(epoch) * (self.encoder_factor if epoch >= self.encoder_from else 1.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what it takes to build the network again."""
+        checkpoint[KEY] = self.metadata
+
+    # -- Evaluation
+
+    @torch.no_grad()
+    def predict_probabilities(self, batch: EvaluationBatch) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield one map per sample, (h, w) at its image's own size, slightly beyond [0, 1].
+
+        Maps are made one after another, since those of large images are large.
+        """
+        compute = self._evaluated or self.model
+        # Mixed precision is for training only, as released.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            images = self._normalised(batch.images)
+            logits = compute(images, batch.tokens, batch.image_indices)
+        sizes = [target.shape for target in batch.targets]
+        return probability_maps(logits, batch.images.shape[-1], sizes)
+
+    def predict_masks(self, batch: EvaluationBatch) -> Masks:
+        """Return one mask per sample, (h, w) bool at its image's own size."""
+        return [probability > self.threshold for probability in self.predict_probabilities(batch)]
+
+    def on_validation_start(self) -> None:
+        """Use the inference-optimized network during evaluation; the weights do not change."""
+        # Its method, not the module: checkpoints would store the module's weights.
+        self._evaluated = optimize_for_inference(self.model).forward
+
+    def on_validation_end(self) -> None:
+        """Return to the trained network."""
+        self._evaluated = None
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Count a batch of the selecting split."""
+        self._count(self.validation_metric, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the selecting split's metrics."""
+        self._log(self.select_split, self.validation_metric, prog_bar=True)
+
+    def test_step(
+        self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Masks]:
+        """Count a batch of one of the test loaders, and return its masks."""
+        metric = self.test_metrics[dataloader_idx]
+        assert isinstance(metric, SegmentationMetric)
+        return {"masks": self._count(metric, batch)}
+
+    def on_test_epoch_end(self) -> None:
+        """Log every split's metrics."""
+        for split, metric in zip(self.splits, self.test_metrics, strict=True):
+            assert isinstance(metric, SegmentationMetric)
+            self._log(split, metric, prog_bar=False)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        dtype = next(self.model.parameters()).dtype  # not float32 under 64-true and the like
+        return normalise(images).to(dtype)
+
+    def _count(self, metric: SegmentationMetric, batch: EvaluationBatch) -> Masks:
+        masks = self.predict_masks(batch)
+        counted = [i for i, number in enumerate(batch.samples) if number != NO_SAMPLE]
+        counts = [intersection_and_union(masks[i], batch.targets[i]) for i in counted]
+        empty = [not batch.targets[i].any() for i in counted]
+        metric.update([i for i, _ in counts], [u for _, u in counts], empty)
+        return masks
+
+    def _log(self, split: str, metric: SegmentationMetric, prog_bar: bool) -> None:
+        values = metric.compute()  # over all processes, so that each logs the same
+        metric.reset()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value.float(), prog_bar=prog_bar and name == "mIoU")

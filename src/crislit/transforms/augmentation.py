@@ -1,0 +1,145 @@
+"""The letterbox as an Albumentations transform, and the augmentations chosen in ``conf/augment``.
+
+Apart from ``letterbox.py``, because importing Albumentations takes seconds that prediction saves.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crislit.errors import InputError
+from crislit.io.images import Image
+from crislit.transforms.letterbox import letterbox_image, letterbox_mask
+
+CHECK = "NO_ALBUMENTATIONS_UPDATE"
+_setting = os.environ.get(CHECK)
+os.environ[CHECK] = "1"  # only during the import, which otherwise asks a server for updates
+import albumentations as A  # noqa: E402
+from albumentations.core.transforms_interface import BaseTransformInitSchema  # noqa: E402
+from albumentations.core.type_definitions import Targets  # noqa: E402
+
+if _setting is None:
+    del os.environ[CHECK]
+else:
+    os.environ[CHECK] = _setting
+
+SIDES = {"left": "right", "right": "left", "lhs": "rhs", "rhs": "lhs"}
+SIDE = re.compile(r"\b(left|right|lhs|rhs)(?=(?:most|ward|wards|side|hand|handed|ers?)?\b)", re.I)
+"""A side, alone or as in "leftmost" and "right-hand"."""
+INTENSIFIER = re.compile(
+    r"(?<!on the )(?<!to the )(?<!the far )\bright"
+    r"(?= (?:next|behind|above|below|beside|under|beneath|near|before|after|between|at|by)\b)",
+    re.I,
+)
+""""right" in the sense of "immediately", as in "right behind the dog"."""
+UNMIRRORABLE = re.compile(r"o'? ?clock\b", re.I)
+"""Directions that have no mirror image in words."""
+
+
+def mirror_sentence(sentence: str) -> str | None:
+    """Exchange left and right in a sentence; None if the mirrored meaning cannot be expressed.
+
+    "right" in the sense of "immediately" ("right behind the dog") stays.
+    """
+    if UNMIRRORABLE.search(sentence):
+        return None
+    kept = {match.start() for match in INTENSIFIER.finditer(sentence)}
+
+    def exchange(match: re.Match[str]) -> str:
+        word = match[0]
+        if match.start() in kept:
+            return word
+        other = SIDES[word.lower()]
+        return other.upper() if word.isupper() else other.title() if word.istitle() else other
+
+    return SIDE.sub(exchange, sentence)
+
+
+class Augmentation:
+    """Random changes of training samples: mirroring with the sentences, and Albumentations.
+
+    Args:
+        flip: Probability of mirroring the image horizontally. Left and right are exchanged in the
+            sentences; a sample for which that is not possible is never mirrored.
+        transforms: Albumentations transforms of image and masks. They must keep uint8, and must
+            not change what a sentence describes, such as colors or places.
+
+    Raises:
+        InputError: If the probability is not in [0, 1].
+    """
+
+    def __init__(self, flip: float = 0.0, transforms: Sequence[A.BasicTransform] = ()) -> None:
+        if not isinstance(flip, (int, float)) or not 0 <= flip <= 1:
+            raise InputError(f"augment.flip must be a probability in [0, 1], got {flip!r}")
+        self.flip, self.transforms = flip, list(transforms)
+        self._composed: dict[int, A.Compose] = {}
+
+    def mirror(self, sentences: Sequence[str], seed: int) -> list[str] | None:
+        """Return the mirrored sentences of a sample that is to be mirrored, else None."""
+        if np.random.default_rng(seed).random() >= self.flip:
+            return None
+        mirrored = [mirror_sentence(sentence) for sentence in sentences]
+        return None if None in mirrored else [s for s in mirrored if s is not None]
+
+    def apply(
+        self, image: Image, masks: npt.NDArray[np.uint8], size: int, mirrored: bool, seed: int
+    ) -> tuple[Image, npt.NDArray[np.uint8]]:
+        """Change an image and its masks, and warp them to the square input.
+
+        Args:
+            image: (h, w, 3) uint8 RGB.
+            masks: (k, h, w) uint8, 0 or 255.
+            size: S, side of the square.
+            mirrored: Whether the sample is mirrored.
+            seed: Decides the transforms' random choices.
+
+        Returns:
+            (S, S, 3) uint8 RGB and (k, S, S) uint8.
+
+        Raises:
+            InputError: If a transform changes the type of pixels.
+        """
+        if mirrored:
+            image, masks = (np.ascontiguousarray(x) for x in (image[:, ::-1], masks[..., ::-1]))
+        if size not in self._composed:
+            self._composed[size] = A.Compose([*self.transforms, Letterbox(size)])
+        self._composed[size].set_random_seed(seed)
+        changed = self._composed[size](image=image, masks=masks)
+        image, masks = changed["image"], changed["masks"]
+        if image.dtype != np.uint8 or masks.dtype != np.uint8:
+            raise InputError(
+                f"augmentations must keep uint8, and made {image.dtype} and {masks.dtype}"
+            )
+        return image, masks
+
+
+class Letterbox(A.DualTransform):  # type: ignore[misc]  # Albumentations is not typed
+    """Warps an image and its mask to the network's square input, for use in a Compose.
+
+    Args:
+        size: S, side of the square.
+        p: Probability; anything but 1 leaves images of different sizes.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
+        """Checks the arguments."""
+
+        size: int
+
+    def __init__(self, size: int, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.size = size
+
+    def apply(self, img: Image, **params: Any) -> Image:
+        """(h, w, 3) uint8 -> (S, S, 3) uint8."""
+        return letterbox_image(img, self.size)
+
+    def apply_to_mask(self, mask: Image, **params: Any) -> Image:
+        """(h, w) uint8, 0 or 255 -> (S, S) uint8."""
+        return letterbox_mask(mask, self.size)

@@ -1,0 +1,92 @@
+"""Sentences to the token ids of CLIP."""
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+BRACKETS = re.compile("<(start_of_text|end_of_text)>", re.IGNORECASE)
+"""open_clip encodes these as [SOS] and [EOS] wherever they occur; in a sentence they are text."""
+PLAIN_TEXT = re.compile("[ -%'-~]*")
+"""Printable ASCII without ampersands: CLIP's cleaning only changes its white space and capitals."""
+MAX_CHARACTERS = 2048
+"""Longest sentence in characters; the rest is dropped. Far more than CLIP's context can hold, but
+few enough that a single huge word does not take minutes to encode."""
+MAX_RAW_CHARACTERS = 16 * MAX_CHARACTERS
+"""Longest sentence before cleaning, which shortens HTML entities and is slow on long text."""
+_tokenizer: SimpleTokenizer | None = None
+_tokenizer_lock = threading.Lock()
+
+
+def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
+    """Encode sentences with CLIP's byte pair encoding, between [SOS] and [EOS], padded with 0.
+
+    Args:
+        sentences: Any text. CLIP's cleaning applies (HTML entities, white space, lower case).
+        max_words: L, maximum number of tokens per sentence, [SOS] and [EOS] included: 17 for
+            RefCOCO and RefCOCO+, 22 for G-Ref (section 4.2). Longer sentences are truncated, and
+            still end in [EOS].
+
+    Returns:
+        (number of sentences, L) long.
+
+    Raises:
+        ValueError: If ``max_words`` is less than 3.
+        TypeError: If ``sentences`` is a single string.
+    """
+    if max_words < 3:
+        raise ValueError(f"max_words must be at least 3 ([SOS], a word, [EOS]), got {max_words}")
+    if isinstance(sentences, str):
+        raise TypeError(f"expected a list of sentences, got one string; write [{sentences!r}]")
+    if not sentences:
+        return torch.zeros(0, max_words, dtype=torch.long)
+    tokens: Tensor = _clip_tokenizer()(list(sentences), context_length=max_words)
+    return tokens
+
+
+def truncated_words(sentence: str, max_words: int) -> str:
+    """Return the end of a sentence that :func:`tokenize` drops, from the first affected word on.
+
+    The result is empty if the sentence fits.
+    """
+    tokenizer = _clip_tokenizer()
+    if len(tokenizer.encode(sentence)) <= max_words - 2:
+        return ""
+    cleaned, count = tokenizer.clean_fn(sentence), 0
+    for word in tokenizer.pat.finditer(cleaned):
+        count += len(tokenizer.encode(word.group()))
+        if count > max_words - 2:
+            return str(cleaned[word.start() :])
+    raise AssertionError("the words of a sentence have as many tokens as the sentence")
+
+
+def has_words(sentence: str) -> bool:
+    """Return whether CLIP's cleaning leaves any text of a sentence."""
+    return bool(_clip_tokenizer().clean_fn(sentence).strip())
+
+
+def _clip_tokenizer() -> SimpleTokenizer:
+    """Return the one tokenizer of this process; threads that ask for it first get the same."""
+    global _tokenizer
+    with _tokenizer_lock:
+        if _tokenizer is None:
+            tokenizer = SimpleTokenizer()
+            clip_clean = tokenizer.clean_fn
+            tokenizer.clean_fn = lambda text: _clean(text, clip_clean)
+            _tokenizer = tokenizer
+    return _tokenizer
+
+
+def _clean(text: str, clip_clean: Callable[[str], str]) -> str:
+    """Apply CLIP's cleaning, limit the length, and break up [SOS] and [EOS] that were typed."""
+    if PLAIN_TEXT.fullmatch(text):
+        # Same result, without the slow repair of broken encodings.
+        cleaned = " ".join(text.split()).lower()
+    else:
+        if len(text) > MAX_RAW_CHARACTERS:
+            text = re.sub(r"\s+", " ", text).strip()[:MAX_RAW_CHARACTERS]
+        cleaned = clip_clean(text)
+    return BRACKETS.sub(r"< \1 >", cleaned[:MAX_CHARACTERS])

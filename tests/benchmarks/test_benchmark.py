@@ -1,0 +1,143 @@
+"""The command ``python -m crislit.benchmark``."""
+
+import csv
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crislit import benchmark
+from crislit.benchmarks import data, inference, training
+from crislit.benchmarks.timing import Machine
+from crislit.checkpoints.checkpoint import Checkpoint, write_folder
+from crislit.config import compose_config
+from crislit.experiments.paper import TABLE1
+from crislit.inference.onnx_export import export_onnx
+from crislit.models.build import build_cris
+from crislit.models.config import CRISConfig
+from tests.benchmarks.test_parameters import PAPER
+from tests.models.networks import CLIP
+
+RN101 = ["147.44", "148.62", "151.65", "152.83", "157.04", "161.25", "165.46"]
+"""Parameters of table 1's rows with RN101.
+
+It adds 161,251,681 - 146,849,121 with "Con.", and less without, as its text projector is smaller.
+"""
+
+
+def test_the_table_shows_all_rows_with_both_backbones_beside_the_papers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # the second decimal shows in any terminal
+    benchmark.main(["--parameters"])
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line.replace("│", " ").split() for line in printed if line.startswith("│")]
+    assert [row[0] for row in rows] == list(TABLE1)
+    for row, rn50, rn101 in zip(rows, PAPER, RN101, strict=True):
+        assert row[3:] == [rn50, rn50, "+0.00", rn101]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [([], list(benchmark.PARTS)), (["--latency", "--parameters"], ["parameters", "latency"])],
+)
+def test_all_parts_are_measured_without_a_choice(
+    options: list[str], chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(benchmark, "count_table1_parameters", lambda: measured.append("parameters"))
+    monkeypatch.setattr(benchmark, "parameter_table", lambda counts: "")
+    monkeypatch.setattr(benchmark, "measure_machine", lambda: Machine(1e9, 1e9))
+    monkeypatch.setattr(
+        benchmark,
+        "measure",
+        lambda options, parts, machine, console: filter(None, map(measured.append, parts)),
+    )
+    benchmark.main(options)
+    assert measured == chosen
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--rounds", "0"], ["--image-size", "100"], ["--model", "vit"]),
+        *(["--images", "0"], ["--pictures", "0"]),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line(options: list[str]) -> None:
+    with pytest.raises(SystemExit, match="error: --") as stop:
+        benchmark.main(["--latency", *options])
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.slow
+def test_every_part_measures_a_tiny_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shapes: Path
+) -> None:
+    monkeypatch.setenv("CRISLIT_DATA", str(small_shapes))
+    sizes = {"images": 20, "refs": 50, "sentences": 142, "annotations": 200}
+    monkeypatch.setattr(data, "FULL_SIZE", sizes)
+    monkeypatch.setattr(data, "IMAGES", 40)
+    monkeypatch.setattr(training, "MEMORY_KINDS", ("plain", "recompute"))
+    monkeypatch.setattr(inference, "TABLE1", {row: TABLE1[row] for row in ("baseline", "con_dec3")})
+    # The export to int8 is tested in test_onnx_export.
+    export_once = functools.cache(export_onnx)
+
+    def export(source: Path, target: Path, calibrate: Path | None) -> None:
+        export_once(source, tmp_path / "onnx")
+        target.symlink_to(tmp_path / "onnx")
+
+    monkeypatch.setattr(inference, "export_onnx", export)
+    clip: dict[str, Any] = CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": 49408}}
+    network = CRISConfig(
+        clip=clip, neck=(32, 64, 128), decoder_layers=1, decoder_heads=4, decoder_ffn=96
+    )
+    config = compose_config(["image_size=64"])
+    weights = build_cris(network).state_dict()
+    checkpoint = Checkpoint(network, weights, 64, 0.35, "random", config=config)
+    write_folder(checkpoint, tmp_path / "net")
+
+    small = ["--model", "tiny", "--image-size", "64", "--rounds", "1", "--images", "3"]
+    small += ["--checkpoint", str(tmp_path / "net"), "--output", str(tmp_path)]
+    # Not "start", which takes as long as all others.
+    parts = ["rows", "evaluation", "latency", "training", "data"]
+    benchmark.main([*small, *(f"--{part}" for part in parts)])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnxruntime", None)  # the exports were measured above
+        benchmark.main([*small, "--agreement"])
+
+    with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["part"] for row in rows} == {"memory", "gradients", "losses", "agreement", *parts}
+    for row in rows:
+        assert float(row["value"]) >= 0
+        assert row["commit"]
+        assert row["hardware"]
+        assert row["versions"]
+        assert float(row["GFLOP/s"]) > 0
+        assert float(row["GB/s"]) > 0
+
+    def column(part: str, name: str) -> dict[str, float]:
+        return {row["candidate"]: float(row[name]) for row in rows if row["part"] == part}
+
+    for part in ("evaluation", "latency"):
+        measured = [row["candidate"] for row in rows if row["part"] == part]
+        assert measured == ["plain", "for inference", "ONNX Runtime", "ONNX Runtime, int8"]
+        differences = column(part, "difference")
+        assert differences["for inference"] < 1e-4
+        assert differences["ONNX Runtime"] < 1e-4
+    floors = column("training", "floor")
+    assert floors["recompute"] > floors["default"] > floors["rearrange"] > 0
+    losses = column("losses", "difference")
+    assert losses["plain"] == 0 < losses["rearrange recompute"] < 1e-3
+    gradients = column("gradients", "difference")
+    assert gradients["plain, float64"] == 0 < gradients["rearrange recompute, float64"] < 1e-6
+    assert 0 < gradients["rearrange recompute, 2 sentences an image, float64"] < 1e-6
+    # Untrained networks amplify rounding in float32, the reference too; compare test_optimized.
+    assert 0 < gradients["plain, float32"] < 0.01
+    assert 0 < gradients["rearrange recompute, float32"] < 3 * gradients["plain, float32"]
+    memory = column("memory", "value")
+    assert list(memory) == ["plain", "recompute"]
+    assert all(0.2 < peak < 5 for peak in memory.values())
