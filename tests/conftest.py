@@ -52,7 +52,7 @@ def generated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=REFER_ROOTS)
 def refer_root(request: pytest.FixtureRequest) -> Path:
-    """A REFER root: the generated one and, where present, the maintainers' 53 photographs."""
+    """A REFER root: the generated one and, where present, the maintainers' 53 COCO images."""
     if request.param == "minirefer":
         return shared("minirefer")
     root: Path = request.getfixturevalue("generated_root")

@@ -1,4 +1,4 @@
-"""python -m crislit.figures: figures 4 and 5 of the paper, where the words look, and mIoU against the threshold."""
+"""python -m crislit.figures: figures 4 and 5 of the paper, attention to words, and thresholds."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crislit.errors import InputError, one_line_errors
 from crislit.experiments.figures import (
+    FAILURE_COLUMNS,
     Subject,
     check_same_samples,
     draw_attention,
@@ -14,77 +15,85 @@ from crislit.experiments.figures import (
     draw_failures,
     draw_threshold,
     evenly_spaced,
+    find_failures,
     threshold_curve,
-    write_table,
 )
+from crislit.io.files import write_csv
+
+KINDS = {
+    "compare": "figure 4: the same samples by several networks (the paper's four are baseline, "
+    "con, dec1 and con_dec3)",
+    "failures": "figure 5: the worst failures by kind",
+    "attention": "attention of the last decoder layer's cells to each word",
+    "threshold": "mIoU against the threshold",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw what the command line asks for."""
+    """Draw the figure named on the command line."""
     parser = argparse.ArgumentParser("python -m crislit.figures", description=__doc__)
-    kinds = {
-        "compare": "figure 4: the same samples by several networks (baseline, con, dec1, con_dec3 are the paper's four)",
-        "failures": "figure 5: the worst failures, sorted",
-        "attention": "where the pixels of the last decoder layer look for each word",
-        "threshold": "mIoU against the threshold",
-    }
-    told = "; ".join(f"{kind}: {what}" for kind, what in kinds.items())
-    parser.add_argument("kind", choices=kinds, help=told)
+    kinds = "; ".join(f"{kind}: {text}" for kind, text in KINDS.items())
+    parser.add_argument("kind", choices=KINDS, help=kinds)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the image (default: KIND.png)")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the picture (default: KIND.png)"
-    )
-    root = os.environ.get("CRISLIT_DATA", "data")
-    parser.add_argument(
-        "--data-root", default=root, help="where the data are (default: $CRISLIT_DATA, else data)"
+        "--data-root",
+        default=os.environ.get("CRISLIT_DATA", "data"),
+        help="folder of all data (default: $CRISLIT_DATA, else data)",
     )
     parser.add_argument("--split", default="val")
     parser.add_argument(
         "--samples",
         type=int,
-        help="how many, evenly over the split (default: 6; all for failures, threshold)",
+        help="number of samples, evenly spaced (default: 6; all for failures and threshold)",
     )
     options = parser.parse_args(arguments)
     output = options.output or Path(f"{options.kind}.png")
+    table = output.with_suffix(".csv")
     with one_line_errors():
         if options.samples is not None and options.samples < 1:
             raise InputError(f"--samples must be 1 or more, got {options.samples}")
-        if options.kind in ("failures", "attention") and len(options.checkpoints) > 1:
-            raise InputError(
-                f"{options.kind} looks at one checkpoint, not {len(options.checkpoints)}"
-            )
+        count = len(options.checkpoints)
+        if options.kind in ("failures", "attention") and count > 1:
+            raise InputError(f"{options.kind} takes one checkpoint, not {count}")
         subjects = [Subject(path, options.data_root, options.split) for path in options.checkpoints]
         check_same_samples(subjects)
-        total = len(subjects[0].data)
-        whole = options.kind in ("failures", "threshold")
-        numbers = evenly_spaced(total, options.samples or (total if whole else 6))
+        first, total = subjects[0], len(subjects[0].data)
+        default = total if options.kind in ("failures", "threshold") else 6
+        numbers = evenly_spaced(total, options.samples or default)
         output.parent.mkdir(parents=True, exist_ok=True)
         if options.kind == "compare":
             figure = draw_comparison(subjects, numbers)
         elif options.kind == "failures":
-            figure, table = draw_failures(subjects[0], numbers, each=3)
-            write_table(output.with_suffix(".csv"), table)
+            failures = find_failures(first, numbers)
+            figure = draw_failures(first, failures, per_kind=3)
+            rows = [{name: failure[name] for name in FAILURE_COLUMNS} for failure in failures]
+            write_csv(table, FAILURE_COLUMNS, rows)
         elif options.kind == "attention":
-            figure = draw_attention(subjects[0], numbers)
+            figure = draw_attention(first, numbers)
         else:
-            titles = [subject.title for subject in subjects]
-            labels = [
-                f"{title} ({i + 1})" if titles.count(title) > 1 else title
-                for i, title in enumerate(titles)
-            ]
             curves = {
                 label: threshold_curve(subject, numbers)
-                for label, subject in zip(labels, subjects, strict=True)
+                for label, subject in zip(unique_titles(subjects), subjects, strict=True)
             }
             rows = [
-                {"network": title, "threshold": t, "mIoU": f"{v:.4f}"}
-                for title, curve in curves.items()
-                for t, v in curve
+                {"network": label, "threshold": threshold, "mIoU": f"{value:.4f}"}
+                for label, curve in curves.items()
+                for threshold, value in curve
             ]
-            write_table(output.with_suffix(".csv"), rows)
+            write_csv(table, ("network", "threshold", "mIoU"), rows)
             figure = draw_threshold(curves)
         figure.savefig(output, dpi=110, bbox_inches="tight", pad_inches=0.1)
         print(f"written: {output}")
+
+
+def unique_titles(subjects: Sequence[Subject]) -> list[str]:
+    """Return the networks' titles, numbered where several have the same."""
+    titles = [subject.title for subject in subjects]
+    return [
+        f"{title} ({number})" if titles.count(title) > 1 else title
+        for number, title in enumerate(titles, start=1)
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m crislit.report RUNS...: tables 1 and 2 of measured runs beside the paper's, as Markdown, CSV and plots."""
+"""python -m crislit.report: tables 1 and 2 of measured runs beside the paper's, with plots."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,40 +8,39 @@ from crislit.errors import one_line_errors
 from crislit.experiments.report import write_report
 from crislit.experiments.runs import collect, group_by_setting
 from crislit.experiments.tables import fill_blocks, readme_tables
+from crislit.io.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read runs, write the report, print it."""
+    """Read runs, then write and print the report."""
     parser = argparse.ArgumentParser("python -m crislit.report", description=__doc__)
     parser.add_argument(
         "runs",
         type=Path,
         nargs="+",
         metavar="RUNS",
-        help="results.json, folders of runs, records (CSV)",
+        help="results.json files, folders of runs, or records (CSV)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("report"),
         metavar="DIR",
-        help="where to (default: report)",
+        help="folder of the report (default: report)",
     )
     parser.add_argument(
         "--fill",
         type=Path,
         metavar="FILE",
-        help="fill the blocks <!-- report NAME --> of a Markdown file",
+        help="also fill the blocks <!-- report NAME --> of a Markdown file",
     )
     options = parser.parse_args(arguments)
     with one_line_errors():
-        everything = group_by_setting(collect(options.runs))
-        text = write_report(everything, options.output)
+        groups = group_by_setting(collect(options.runs))
+        text = write_report(groups, options.output)
         if options.fill:
-            options.fill.write_text(
-                fill_blocks(options.fill.read_text(encoding="utf-8"), readme_tables(everything)),
-                encoding="utf-8",
-            )
+            old = options.fill.read_text(encoding="utf-8")
+            write_text(options.fill, fill_blocks(old, readme_tables(groups)))
         print(text)
         print(f"written to {options.output}: report.md, table1.csv, table2.csv and plots")
 

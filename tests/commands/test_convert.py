@@ -32,7 +32,6 @@ from tests.checkpoints.test_released import (
     HEADS,
     SIZES,
     WORDS,
-    Evil,
     State,
     assert_same_network,
     filled,
@@ -40,6 +39,7 @@ from tests.checkpoints.test_released import (
     training_checkpoint,
     with_module,
 )
+from tests.checkpoints.test_released_errors import Evil
 from tests.runs import execute
 from tests.runs import run as run_program
 

@@ -98,6 +98,7 @@ def test_a_training_sample_has_the_letterboxed_shapes_and_a_soft_mask(refer_root
 SUFFIXES = ("png", "bmp", "tiff", "webp", "gif", "ppm", "jpg")
 NOT_WRITTEN = {("P", "jpg"), ("RGBA", "jpg"), ("P", "ppm")}
 """Modes that Pillow cannot write in a format."""
+OPTIONS: dict[str, dict[str, Any]] = {"webp": {"lossless": True}, "jpg": {"quality": 95}}
 KINDS = sorted(set(itertools.product(("RGB", "L", "P", "RGBA", "1"), SUFFIXES)) - NOT_WRITTEN)
 
 
@@ -107,8 +108,7 @@ def test_images_of_every_kind_are_read_as_rgb(mode: str, suffix: str, tmp_path: 
     pixels = grey + np.array([0, 60, 120])  # red, green and blue differ
     image = PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
     path = tmp_path / f"a.{suffix}"
-    options: dict[str, Any] = {"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {})
-    image.save(path, **options)
+    image.save(path, **OPTIONS.get(suffix, {}))
     with PIL.Image.open(path) as saved:
         expected = np.asarray(saved.convert("RGB")).astype(int)
     difference = abs(decode_image(path, (24, 32)).astype(int) - expected).max()

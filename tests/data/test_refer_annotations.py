@@ -302,7 +302,7 @@ def test_a_file_name_with_a_path_in_it_is_an_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"ref_id": 3.7}, r"3\.7 is (no|not a) whole number"),
+        ({"ref_id": 3.7}, r"3\.7 is not a whole number"),
         ({"image_id": 2**70}, "does not fit 64 bits"),
         ({"ann_id": 2**70}, "does not fit 64 bits"),
     ],

@@ -62,12 +62,13 @@ def make_tensor(name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     if "token_embedding" in name:
         return 0.5 * noise
     if kind == "text_projection":
-        return noise * shape[0] ** -0.5
+        scale: float = shape[0] ** -0.5
+        return scale * noise
 
     # Matrices and convolutions: by the number of inputs; the latter with a gain for ReLU.
     gain = 1.4 if len(shape) == 4 else 1.0
-    inputs = np.prod(shape[1:])
-    return (gain * noise / np.sqrt(inputs)).astype(np.float32)
+    scaled = (gain * noise).astype(np.float64) / math.sqrt(math.prod(shape[1:]))
+    return scaled.astype(np.float32)
 
 
 def make_checkpoint() -> dict[str, npt.NDArray[Any]]:

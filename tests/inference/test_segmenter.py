@@ -29,6 +29,7 @@ from crislit.transforms.letterbox import (
     letterbox_image,
     normalise,
     probability_maps,
+    restore,
     stack_images,
 )
 
@@ -108,10 +109,9 @@ def test_probabilities_stay_in_range_where_bicubic_steps_overshoot(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     square = np.where(np.arange(64)[:, None] % 8 < 4, 1.05, -0.05) * np.ones((64, 64))
+    probability = restore(square.astype(np.float32), 50, 70)
     monkeypatch.setattr(
-        Segmenter,
-        "_probabilities",
-        lambda self, logits: np.repeat(square[None].astype(np.float32), 1, axis=0),
+        "crislit.inference.segmenter.probability_maps", lambda *_: iter([probability])
     )
     (found,) = segmenter(photo(), "star")
     assert (found.probability.min(), found.probability.max()) == (0, 1)

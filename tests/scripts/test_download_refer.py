@@ -1,4 +1,4 @@
-"""scripts/download_refer.py and a server of this machine: whatever mirrors do, only what is whole and right gets its name."""
+"""scripts/download_refer.py: whatever mirrors do, only complete, correct files get their names."""
 
 import hashlib
 import importlib.util
@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from crislit.data.refer_index import IMAGE_FOLDERS
 from crislit.errors import InputError
+from tests.refer_data import Counts, count_refs
 from tests.runs import environment
 
 SCRIPT = Path(__file__).parents[2] / "scripts/download_refer.py"
@@ -54,41 +55,40 @@ OTHER = np.random.default_rng(1).bytes(SIZE)
 """Another file of the same size."""
 NAME = "refcoco.zip"
 
-Counts = dict[str, tuple[int, int, int]]
-
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Neither a proxy nor a cache of this machine plays a part."""
+    """Keep proxies and caches of this machine out of the tests."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-# -- A server with all the faults of real ones
+# -- A server with the faults of real ones
 
 
 class Request(NamedTuple):
-    """What was asked for, and how many bytes the answer was to have."""
+    """A request, and how many bytes of the answer were sent."""
 
     path: str
     range: str | None
-    given: int
+    sent: int
 
 
 @dataclass
 class Resource:
-    """What the server has under a path, and how it behaves.
+    """A file on the server, and how the server behaves.
 
     Attributes:
         content: The file.
-        status: What it answers, if not 200 or 206.
-        ranges: What it does about a range: "kept", "ignored", or answered as partial content "from the start".
-        breaks: After how many bytes the next answers break off; the ones after those are whole.
-        end: How an answer ends that breaks off: "closed", "reset" or "stalled".
-        announced: Whether an answer's length is announced.
-        length: What is announced instead of the length.
-        location: Where it redirects to.
-        asked: Called at every request.
+        status: The status of answers, if not 200 or 206.
+        ranges: How requests of a range are answered: "kept", "ignored", or as partial content
+            "from the start".
+        breaks: Number of bytes after which the next answers break off; later ones are complete.
+        end: How an incomplete answer ends: "closed", "reset" or "stalled".
+        announced: Whether answers have a Content-Length.
+        length: Replaces the true Content-Length.
+        location: Target of a redirection.
+        on_request: Called at every request.
     """
 
     content: bytes = CONTENT
@@ -99,11 +99,11 @@ class Resource:
     announced: bool = True
     length: str = ""
     location: str = ""
-    asked: Callable[[], object] = lambda: None
+    on_request: Callable[[], object] = lambda: None
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = False  # closing waits for the answers under way
+    daemon_threads = False  # closing waits for answers in progress
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -118,32 +118,28 @@ class Server(ThreadingHTTPServer):
     def ranges(self, path: str) -> list[str | None]:
         return [request.range for request in self.requests if request.path == path]
 
-    def given(self, path: str) -> list[int]:
-        return [request.given for request in self.requests if request.path == path]
+    def sent(self, path: str) -> list[int]:
+        return [request.sent for request in self.requests if request.path == path]
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Server)
-        resource, asked = self.server.resources[self.path], self.headers["Range"]
-        resource.asked()
-        begin = (
-            int(asked.removeprefix("bytes=").removesuffix("-"))
-            if asked and resource.ranges == "kept"
-            else 0
-        )
-        status, body = (
-            206 if asked and resource.ranges != "ignored" else 200,
-            resource.content[begin:],
-        )
+        resource, wanted = self.server.resources[self.path], self.headers["Range"]
+        resource.on_request()
+        begin = 0
+        if wanted and resource.ranges == "kept":
+            begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        status = 206 if wanted and resource.ranges != "ignored" else 200
+        body = resource.content[begin:]
         if begin >= len(resource.content):
             status, body = 416, b""
         if resource.location:
             status, body = 302, b""
         if resource.status != 200:
             status, body = resource.status, b"<html>no</html>"
-        given = resource.breaks.pop(0) if resource.breaks else len(body)
-        self.server.requests.append(Request(self.path, asked, given))
+        sent = resource.breaks.pop(0) if resource.breaks else len(body)
+        self.server.requests.append(Request(self.path, wanted, sent))
         try:
             self.send_response(status)
             if status == 206:
@@ -154,14 +150,13 @@ class Handler(BaseHTTPRequestHandler):
             if resource.announced:
                 self.send_header("Content-Length", resource.length or str(len(body)))
             self.end_headers()
-            self.wfile.write(body[:given])
-            if given < len(body) and resource.end == "stalled":
+            self.wfile.write(body[:sent])
+            if sent < len(body) and resource.end == "stalled":
                 self.server.closing.wait()
-            if given < len(body) and resource.end == "reset":
-                self.connection.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
-        except ConnectionError:  # the client has seen enough
+            if sent < len(body) and resource.end == "reset":
+                no_linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        except ConnectionError:  # the client has closed the connection
             pass
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -181,7 +176,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def dead() -> str:
-    """An address where nobody listens."""
+    """An address without a server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}/dead"
@@ -189,7 +184,7 @@ def dead() -> str:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The script's pauses, which take no time."""
+    """The script's pauses, recorded instead of taken."""
     taken: list[float] = []
     monkeypatch.setattr(download.time, "sleep", taken.append)
     return taken
@@ -197,7 +192,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[tqdm]:
-    """The script's progress bars, which count without a terminal too."""
+    """The script's progress bars, counting without a terminal."""
     made: list[tqdm] = []
 
     def make(**options: Any) -> tqdm:
@@ -222,14 +217,14 @@ def fetch(folder: Path, *urls: str, tries: int = 3) -> Path:
 
 
 def leave_part(folder: Path, content: bytes) -> Path:
-    """Leave what an earlier run would leave."""
+    """Write a partial download, as an interrupted run leaves it."""
     folder.mkdir(exist_ok=True)
     part = folder / f"{NAME}.part"
     part.write_bytes(content)
     return part
 
 
-def assert_whole(folder: Path) -> None:
+def assert_complete(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [NAME]
     assert (folder / NAME).read_bytes() == CONTENT
 
@@ -238,48 +233,46 @@ def assert_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_a_whole_download_has_its_own_name_and_leaves_nothing_else(
+def test_a_complete_download_has_its_final_name_and_leaves_nothing_else(
     algorithm: str, server: Server, tmp_path: Path
 ) -> None:
     url = server.add("/a", Resource())
     folder = tmp_path / "new/downloads"
     assert download.fetch(archive_of(url, algorithm=algorithm), folder, pause=0) == folder / NAME
-    assert_whole(folder)
+    assert_complete(folder)
     assert server.requests == [Request("/a", None, SIZE)]
 
 
 @pytest.mark.parametrize("begun", [1, 1000, 2**20, SIZE - 1])
-def test_what_an_earlier_run_left_is_gone_on_with_and_not_fetched_again(
-    begun: int, server: Server, tmp_path: Path
-) -> None:
+def test_a_partial_download_is_continued(begun: int, server: Server, tmp_path: Path) -> None:
     leave_part(tmp_path, CONTENT[:begun])
     fetch(tmp_path, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests == [Request("/a", f"bytes={begun}-", SIZE - begun)]
 
 
-def test_an_empty_leftover_is_no_reason_to_ask_for_a_range(server: Server, tmp_path: Path) -> None:
+def test_an_empty_partial_download_requests_no_range(server: Server, tmp_path: Path) -> None:
     leave_part(tmp_path, b"")
     fetch(tmp_path, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests == [Request("/a", None, SIZE)]
 
 
 @pytest.mark.parametrize("ranges", ["ignored", "from the start"])
-def test_a_server_that_does_not_keep_the_range_is_begun_anew(
+def test_a_server_that_ignores_the_range_starts_over(
     ranges: str, server: Server, tmp_path: Path
 ) -> None:
     leave_part(tmp_path, CONTENT[:1000])
     fetch(tmp_path, server.add("/a", Resource(ranges=ranges)), tries=1)
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests == [Request("/a", "bytes=1000-", SIZE)]
 
 
-def test_a_server_that_does_not_keep_ranges_and_cuts_the_connection_is_begun_anew(
+def test_a_server_that_ignores_ranges_and_breaks_off_starts_over(
     server: Server, tmp_path: Path
 ) -> None:
     fetch(tmp_path, server.add("/a", Resource(ranges="ignored", breaks=[5000, 3000])))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests == [
         Request("/a", None, 5000),
         Request("/a", "bytes=5000-", 3000),
@@ -287,10 +280,10 @@ def test_a_server_that_does_not_keep_ranges_and_cuts_the_connection_is_begun_ane
     ]
 
 
-def test_a_cut_connection_is_gone_on_with_where_it_was_cut(server: Server, tmp_path: Path) -> None:
+def test_a_closed_connection_is_continued_where_it_ended(server: Server, tmp_path: Path) -> None:
     first, second = 2**20 + 17, 70_000
     fetch(tmp_path, server.add("/a", Resource(breaks=[first, second])))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests == [
         Request("/a", None, first),
         Request("/a", f"bytes={first}-", second),
@@ -298,13 +291,13 @@ def test_a_cut_connection_is_gone_on_with_where_it_was_cut(server: Server, tmp_p
     ]
 
 
-def test_a_reset_connection_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_a_reset_connection_is_continued(server: Server, tmp_path: Path) -> None:
     fetch(tmp_path, server.add("/a", Resource(breaks=[2**20 + 17, 70_000], end="reset")))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert len(server.requests) == 3
 
 
-def test_a_connection_that_stalls_is_given_up_in_time_and_gone_on_with(
+def test_a_stalled_connection_times_out_and_is_continued(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, timeouts = urllib.request.urlopen, []
@@ -315,24 +308,24 @@ def test_a_connection_that_stalls_is_given_up_in_time_and_gone_on_with(
 
     monkeypatch.setattr(urllib.request, "urlopen", shortened)
     fetch(tmp_path, server.add("/a", Resource(breaks=[2**20 + 17], end="stalled")))
-    assert_whole(tmp_path)
-    assert server.ranges("/a") == [None, f"bytes={2**20}-"], "whole chunks are kept"
+    assert_complete(tmp_path)
+    assert server.ranges("/a") == [None, f"bytes={2**20}-"], "complete chunks are kept"
     assert all(1 <= timeout <= 300 for timeout in timeouts)
 
 
-def test_there_is_a_pause_before_every_try_but_the_first(
+def test_every_try_but_the_first_is_preceded_by_a_pause(
     server: Server, tmp_path: Path, pauses: list[float]
 ) -> None:
     url = server.add("/a", Resource(breaks=[1000, 1000]))
     download.fetch(archive_of(url), tmp_path, pause=7.5)
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert pauses == [7.5, 7.5]
 
 
 def test_a_redirection_is_followed_with_the_same_range(server: Server, tmp_path: Path) -> None:
     leave_part(tmp_path, CONTENT[:1000])
     fetch(tmp_path, server.add("/a", Resource(location=server.add("/b", Resource()))))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests == [
         Request("/a", "bytes=1000-", 0),
         Request("/b", "bytes=1000-", SIZE - 1000),
@@ -340,16 +333,16 @@ def test_a_redirection_is_followed_with_the_same_range(server: Server, tmp_path:
 
 
 @pytest.mark.parametrize("begun", [0, 1000])
-def test_a_server_that_announces_no_length_is_gone_on_with_too(
+def test_a_server_without_content_length_is_continued_too(
     begun: int, server: Server, tmp_path: Path
 ) -> None:
     leave_part(tmp_path, CONTENT[:begun])
     fetch(tmp_path, server.add("/a", Resource(announced=False, breaks=[5000])))
-    assert_whole(tmp_path)
-    assert server.given("/a") == [5000, SIZE - begun - 5000]
+    assert_complete(tmp_path)
+    assert server.sent("/a") == [5000, SIZE - begun - 5000]
 
 
-def test_the_bar_begins_with_what_was_there_and_ends_at_the_whole(
+def test_the_progress_bar_starts_at_the_partial_download_and_ends_at_the_full_size(
     server: Server, tmp_path: Path, bars: list[tqdm]
 ) -> None:
     leave_part(tmp_path, CONTENT[:1000])
@@ -358,22 +351,24 @@ def test_the_bar_begins_with_what_was_there_and_ends_at_the_whole(
     assert (bar.initial, bar.n, bar.total) == (1000, SIZE, SIZE)
 
 
-def test_a_complete_leftover_is_checked_and_not_fetched(server: Server, tmp_path: Path) -> None:
+def test_a_complete_partial_download_is_checked_and_not_fetched(
+    server: Server, tmp_path: Path
+) -> None:
     leave_part(tmp_path, CONTENT)
     fetch(tmp_path, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert not server.requests
 
 
-def test_an_archive_that_is_there_is_not_fetched(server: Server, tmp_path: Path) -> None:
+def test_an_existing_archive_is_not_fetched(server: Server, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(CONTENT)
     fetch(tmp_path, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert not server.requests
 
 
 LEFTOVERS = {
-    "a beginning of something else": (OTHER[:1000], ["bytes=1000-", None]),
+    "the beginning of another file": (OTHER[:1000], ["bytes=1000-", None]),
     "another file of the same size": (OTHER, [None]),
     "the archive with a byte changed": (
         CONTENT[:500] + bytes([CONTENT[500] ^ 1]) + CONTENT[501:],
@@ -384,19 +379,19 @@ LEFTOVERS = {
 
 
 @pytest.mark.parametrize(("leftover", "ranges"), LEFTOVERS.values(), ids=LEFTOVERS)
-def test_a_leftover_that_is_no_beginning_of_the_archive_is_begun_anew(
+def test_a_partial_download_of_another_file_starts_over(
     leftover: bytes, ranges: list[str | None], server: Server, tmp_path: Path
 ) -> None:
     leave_part(tmp_path, leftover)
     fetch(tmp_path, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/a") == ranges
 
 
 # -- Fetching: several mirrors
 
 
-def test_mirrors_are_tried_in_order_and_none_after_the_first_good_one(
+def test_mirrors_are_tried_in_order_up_to_the_first_good_one(
     server: Server, tmp_path: Path
 ) -> None:
     fetch(
@@ -405,50 +400,50 @@ def test_mirrors_are_tried_in_order_and_none_after_the_first_good_one(
         server.add("/b", Resource()),
         server.add("/c", Resource()),
     )
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert [request.path for request in server.requests] == ["/a", "/b"]
 
 
-def test_a_mirror_that_cuts_too_often_is_left_and_the_next_goes_on_from_there(
+def test_a_mirror_that_breaks_off_too_often_is_continued_by_the_next(
     server: Server, tmp_path: Path
 ) -> None:
     bad, good = server.add("/a", Resource(breaks=[100_000] * 3)), server.add("/b", Resource())
     fetch(tmp_path, bad, good)
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/a") == [None, "bytes=100000-", "bytes=200000-"]
     assert server.requests[-1] == Request("/b", "bytes=300000-", SIZE - 300_000)
 
 
-def test_a_dead_mirror_is_left_for_the_next(
+def test_an_unreachable_mirror_is_replaced_by_the_next(
     server: Server, dead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leave_part(tmp_path, CONTENT[:1000])
     fetch(tmp_path, dead, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/a") == ["bytes=1000-"]
-    assert dead in capsys.readouterr().err, "the user is told"
+    assert dead in capsys.readouterr().err, "the user sees it"
 
 
 @pytest.mark.parametrize("status", [403, 404, 416, 500, 503])
-def test_a_mirror_that_refuses_is_asked_once_and_left_for_the_next(
+def test_a_mirror_that_refuses_is_tried_once_and_replaced_by_the_next(
     status: int, server: Server, tmp_path: Path
 ) -> None:
     leave_part(tmp_path, CONTENT[:1000])
     fetch(tmp_path, server.add("/a", Resource(status=status)), server.add("/b", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/a") == ["bytes=1000-"]
-    assert server.ranges("/b") == ["bytes=1000-"], "a page about an error is no part of the archive"
+    assert server.ranges("/b") == ["bytes=1000-"], "the page of an error is not saved"
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_another_file_of_the_same_size_is_removed_before_the_next_mirror_is_asked(
+def test_another_file_of_the_same_size_is_removed_before_the_next_mirror_is_tried(
     announced: bool, server: Server, tmp_path: Path
 ) -> None:
     seen: list[list[str]] = []
     bad = server.add("/a", Resource(OTHER, announced=announced))
-    good = server.add("/b", Resource(asked=lambda: seen.append(os.listdir(tmp_path))))  # noqa: PTH208
+    good = server.add("/b", Resource(on_request=lambda: seen.append(os.listdir(tmp_path))))  # noqa: PTH208
     fetch(tmp_path, bad, good)
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert seen == [[]]
     assert server.requests == [Request("/a", None, SIZE), Request("/b", None, SIZE)]
 
@@ -481,14 +476,14 @@ def test_a_file_of_another_size_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == [part.name]
     assert part.read_bytes() == CONTENT[:10]
     fetch(tmp_path, url, server.add("/b", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/b") == ["bytes=10-"]
 
 
 @pytest.mark.parametrize(
     "content", [CONTENT + b"x", CONTENT * 2], ids=["a byte more", "twice the archive"]
 )
-def test_a_longer_file_of_no_announced_length_never_gets_the_archives_name(
+def test_a_longer_file_without_content_length_never_gets_the_archives_name(
     content: bytes, server: Server, tmp_path: Path
 ) -> None:
     bad = server.add("/a", Resource(content, announced=False))
@@ -496,16 +491,16 @@ def test_a_longer_file_of_no_announced_length_never_gets_the_archives_name(
         fetch(tmp_path, bad)
     assert not list(tmp_path.iterdir())
     fetch(tmp_path, bad, server.add("/b", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
 
 
-def test_what_a_wrong_mirror_began_does_not_spoil_the_right_one(
+def test_a_partial_download_from_a_wrong_mirror_does_not_affect_the_right_one(
     server: Server, tmp_path: Path
 ) -> None:
     fetch(
         tmp_path, server.add("/a", Resource(OTHER, breaks=[1000] * 3)), server.add("/b", Resource())
     )
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/b") == ["bytes=3000-", None]
 
 
@@ -531,7 +526,7 @@ def test_if_all_mirrors_fail_the_error_names_each_with_its_reason_and_the_part_s
     assert [path.name for path in tmp_path.iterdir()] == [part.name]
     assert part.read_bytes() == CONTENT[:4000]
     fetch(tmp_path, server.add("/good", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.ranges("/good") == ["bytes=4000-"]
 
 
@@ -553,14 +548,14 @@ def test_the_error_speaks_of_a_part_only_if_there_is_one(server: Server, tmp_pat
     assert ".part" not in str(caught.value)
 
 
-def test_a_length_that_is_no_number_is_left_to_the_next_mirror_or_ignored(
+def test_an_invalid_content_length_is_ignored_or_left_to_the_next_mirror(
     server: Server, tmp_path: Path
 ) -> None:
     fetch(tmp_path, server.add("/a", Resource(length="many")), server.add("/b", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
 
 
-def test_no_more_than_the_archive_and_a_chunk_is_written(
+def test_at_most_the_archive_and_one_chunk_are_written(
     server: Server, tmp_path: Path, bars: list[tqdm]
 ) -> None:
     with pytest.raises(InputError, match="no mirror gave"):
@@ -578,7 +573,7 @@ class Usage(NamedTuple):
 
 
 def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> list[Path]:
-    """Let the disk have so many free bytes; return where they are asked for."""
+    """Simulate the free bytes of the disk; return the paths that they are asked of."""
     asked: list[Path] = []
 
     def usage(path: Path) -> Usage:
@@ -590,7 +585,7 @@ def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("begun", [0, 1000])
-def test_too_little_space_is_an_error_before_anything_is_asked_for_or_written(
+def test_too_little_space_is_an_error_before_anything_is_requested_or_written(
     begun: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = leave_part(tmp_path, CONTENT[:begun])
@@ -608,13 +603,13 @@ def test_too_little_space_is_an_error_before_anything_is_asked_for_or_written(
 
 
 @pytest.mark.parametrize("begun", [0, 1000])
-def test_space_for_the_rest_is_enough(
+def test_space_for_the_remainder_is_enough(
     begun: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_part(tmp_path, CONTENT[:begun])
     set_free(monkeypatch, SIZE - begun + download.SPARE)
     fetch(tmp_path, server.add("/a", Resource()))
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert download.SPARE > 0
 
 
@@ -627,11 +622,12 @@ spec = spec_from_file_location("download_refer", {str(SCRIPT)!r})
 sys.modules["download_refer"] = script = module_from_spec(spec)
 spec.loader.exec_module(script)
 folder, size, checksum, url = sys.argv[1:]
-script.fetch(script.Archive({NAME!r}, "refcoco", "refcoco", int(size), checksum, (url,)), Path(folder))
+archive = script.Archive({NAME!r}, "refcoco", "refcoco", int(size), checksum, (url,))
+script.fetch(archive, Path(folder))
 """
 
 
-def test_a_killed_download_is_not_under_its_final_name_and_is_gone_on_with(
+def test_a_killed_download_does_not_have_its_final_name_and_is_continued(
     server: Server, tmp_path: Path
 ) -> None:
     url = server.add("/a", Resource(breaks=[2**20 + 17], end="stalled"))
@@ -653,7 +649,7 @@ def test_a_killed_download_is_not_under_its_final_name_and_is_gone_on_with(
     assert begun == 2**20
     assert [path.name for path in tmp_path.iterdir()] == [part.name]
     fetch(tmp_path, url)
-    assert_whole(tmp_path)
+    assert_complete(tmp_path)
     assert server.requests[1:] == [Request("/a", f"bytes={begun}-", SIZE - begun)]
 
 
@@ -669,7 +665,7 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, hidden ones too."""
+    """Return all files below a folder, including hidden ones."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -685,7 +681,7 @@ def shapes_root(small_shapes: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def set_files(shapes_root: Path) -> dict[str, bytes]:
-    """The two files of `shapes`, under the names of RefCOCO's."""
+    """The two files of `shapes`, under the names that RefCOCO uses."""
     folder = shapes_root / "shapes"
     return {
         "instances.json": (folder / "instances.json").read_bytes(),
@@ -694,7 +690,7 @@ def set_files(shapes_root: Path) -> dict[str, bytes]:
 
 
 def packed(files: dict[str, bytes], inside: str = "refcoco") -> dict[str, bytes]:
-    """Names as in the archive: a folder, and besides it what does not belong there."""
+    """Return files as in an archive: in a folder, beside others that are not wanted."""
     extra = {
         f"__MACOSX/{inside}/._x": b"x",
         "README": b"read me",
@@ -714,13 +710,13 @@ def unpack(root: Path, content: bytes, place: str = "refcoco") -> Path:
 
 
 def assert_nothing_unpacked(root: Path) -> None:
-    """Neither a final folder nor rubbish, hidden or not."""
+    """Check that neither the final folder nor temporary files exist."""
     assert sorted(path.name for path in root.iterdir()) == ["downloads"]
     assert [path.name for path in (root / "downloads").iterdir()] == [NAME]
 
 
 @pytest.mark.parametrize("place", ["refcoco", "images/train2014"])
-def test_the_wanted_folder_and_nothing_else_is_unpacked_to_its_place(
+def test_only_the_wanted_folder_is_unpacked_to_its_place(
     place: str, set_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     files = set_files | {"deeper/file": b"deep", "empty": b""}
@@ -733,7 +729,7 @@ def test_the_wanted_folder_and_nothing_else_is_unpacked_to_its_place(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_the_unpacked_folder_can_be_read_by_those_who_can_read_its_neighbours(
+def test_the_unpacked_folder_has_the_usual_permissions(
     set_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     place = unpack(tmp_path, zipped(packed(set_files)))
@@ -757,7 +753,7 @@ def test_the_folder_gets_its_name_when_it_is_complete(
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError])
-def test_interrupted_unpacking_leaves_no_final_folder_and_no_rubbish(
+def test_interrupted_unpacking_leaves_neither_a_final_folder_nor_temporary_files(
     reason: type[BaseException],
     set_files: dict[str, bytes],
     tmp_path: Path,
@@ -776,7 +772,7 @@ def test_interrupted_unpacking_leaves_no_final_folder_and_no_rubbish(
     with pytest.raises((reason, InputError)):
         unpack(tmp_path, content)
     assert len(calls) == 2
-    assert tmp_path in Path(calls[0]).parents, "on the same disk, so that the end is a renaming"
+    assert tmp_path in Path(calls[0]).parents, "on the same disk, so that renaming completes it"
     assert_nothing_unpacked(tmp_path)
     monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
     download.unpack(archive_of(), tmp_path / "downloads" / NAME, tmp_path)
@@ -787,9 +783,9 @@ PAYLOAD = CONTENT[:5000]
 STORED = zipped({"refcoco/x": PAYLOAD}, zipfile.ZIP_STORED)
 DEFLATED = zipped({"refcoco/x": bytes(range(256)) * 40})
 BEGIN = DEFLATED.index(b"refcoco/x") + len("refcoco/x")
-"""Where the deflated data begin."""
+"""Offset of the deflated data."""
 TABLE = DEFLATED.index(b"PK\1\2")
-"""Where the zip's own table begins: the version that it needs is at 6, flags at 8, the compression method at 10."""
+"""Offset of the zip's directory: version at byte 6, flags at 8, compression method at 10."""
 
 
 def changed(content: bytes, at: int, data: bytes) -> bytes:
@@ -798,17 +794,17 @@ def changed(content: bytes, at: int, data: bytes) -> bytes:
 
 DAMAGED = {
     "emptied": b"",
-    "no zip": PAYLOAD,
-    "cut off": STORED[:-100],
+    "not a zip": PAYLOAD,
+    "truncated": STORED[:-100],
     "stored bytes changed": changed(STORED, STORED.index(PAYLOAD) + 2000, b"damage"),
     "deflated bytes changed": changed(DEFLATED, BEGIN + 4, bytes(8)),
 }
 DAMAGED_OTHERWISE = {
     "an invalid block": changed(DEFLATED, BEGIN, b"\xff" * 20),
     "without its beginning": STORED[1000:],
-    "said to be encrypted": changed(changed(DEFLATED, TABLE + 8, b"\1"), 6, b"\1"),
+    "marked as encrypted": changed(changed(DEFLATED, TABLE + 8, b"\1"), 6, b"\1"),
     "an unknown method": changed(changed(DEFLATED, TABLE + 10, b"\x63"), 8, b"\x63"),
-    "of a version to come": changed(DEFLATED, TABLE + 6, b"\x63"),
+    "of a future version": changed(DEFLATED, TABLE + 6, b"\x63"),
 }
 
 
@@ -870,22 +866,22 @@ def test_too_little_space_to_unpack_is_an_error_and_nothing_is_written(
 
 @pytest.fixture(scope="session")
 def zips(shapes_root: Path, set_files: dict[str, bytes]) -> dict[str, bytes]:
-    """All four archives, of the small set and its pictures."""
+    """All four archives, with the small set and its images."""
     both = dict.fromkeys(("refs(umd).p", "refs(google).p"), set_files["refs(unc).p"])
-    pictures = contents(shapes_root / "images/train2014")
+    images = contents(shapes_root / "images/train2014")
     return {
         "refcoco": zipped(packed(set_files)),
         "refcoco+": zipped(packed(set_files, "refcoco+")),
         "refcocog": zipped(
             packed(both | {"instances.json": set_files["instances.json"]}, "refcocog")
         ),
-        "images": zipped(packed(pictures, "train2014"), zipfile.ZIP_STORED),
+        "images": zipped(packed(images, "train2014"), zipfile.ZIP_STORED),
     }
 
 
 @pytest.fixture
 def archives(zips: dict[str, bytes], server: Server, dead: str) -> dict[str, Any]:
-    """The built-in archives with other contents, on two mirrors of which the first is dead."""
+    """The built-in archives with other contents, on two mirrors; the first is unreachable."""
     found = {}
     for name, real in download.ARCHIVES.items():
         urls = (dead, server.add(f"/{real.name}", Resource(zips[name])))
@@ -897,7 +893,7 @@ def archives(zips: dict[str, bytes], server: Server, dead: str) -> dict[str, Any
 
 
 @pytest.mark.usefixtures("pauses")
-def test_all_is_fetched_unpacked_and_then_there_already(
+def test_everything_is_fetched_and_unpacked_once(
     archives: dict[str, Any],
     server: Server,
     shapes_root: Path,
@@ -935,7 +931,7 @@ def test_all_is_fetched_unpacked_and_then_there_already(
     assert len(server.requests) == asked
     assert capsys.readouterr().out.count("is there already") == 4
 
-    counts = counted(shapes_root / "shapes/refs(crislit).p")
+    counts = count_refs(shapes_root, *SET)
     monkeypatch.setattr(download, "EXPECTED", dict.fromkeys(download.EXPECTED, counts))
     download.main([str(root), "--verify"])
     output = capsys.readouterr().out
@@ -947,7 +943,7 @@ def test_all_is_fetched_unpacked_and_then_there_already(
 
 @pytest.mark.usefixtures("pauses")
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_part_of_it_is_fetched_alone_and_its_archive_kept_if_asked_for(
+def test_one_set_is_fetched_alone_and_its_archive_kept_on_request(
     keep: bool,
     archives: dict[str, Any],
     server: Server,
@@ -963,7 +959,7 @@ def test_a_part_of_it_is_fetched_alone_and_its_archive_kept_if_asked_for(
     assert [request.path for request in server.requests] == ["/refcoco.zip"]
 
 
-def test_only_what_is_missing_is_fetched_and_what_is_there_stays_as_it_is(
+def test_only_missing_sets_are_fetched_and_existing_ones_stay_unchanged(
     archives: dict[str, Any], server: Server, tmp_path: Path, pauses: list[float]
 ) -> None:
     (tmp_path / "refcoco").mkdir()
@@ -971,7 +967,7 @@ def test_only_what_is_missing_is_fetched_and_what_is_there_stays_as_it_is(
     download.install(["refcoco", "refcoco+"], tmp_path, archives, keep=False)
     assert contents(tmp_path / "refcoco") == {"mine": b"mine"}
     assert [request.path for request in server.requests] == ["/refcoco+.zip"]
-    assert len(pauses) == 2, "between the three tries of the dead mirror"
+    assert len(pauses) == 2, "between three tries of the unreachable mirror"
 
 
 def test_an_archive_fetched_by_an_interrupted_run_is_unpacked_without_the_network(
@@ -989,7 +985,7 @@ def test_an_archive_fetched_by_an_interrupted_run_is_unpacked_without_the_networ
 
 
 @pytest.mark.usefixtures("pauses")
-def test_photographs_in_the_other_usual_place_are_not_fetched_again(
+def test_images_in_the_other_usual_folder_are_not_fetched_again(
     archives: dict[str, Any], server: Server, tmp_path: Path
 ) -> None:
     (tmp_path / IMAGE_FOLDERS[1]).mkdir(parents=True)
@@ -998,9 +994,7 @@ def test_photographs_in_the_other_usual_place_are_not_fetched_again(
 
 
 @pytest.mark.usefixtures("pauses")
-def test_a_failed_fetch_ends_the_program_with_one_line_and_exit_code_1(
-    dead: str, tmp_path: Path
-) -> None:
+def test_a_failed_fetch_ends_with_one_line_and_exit_code_1(dead: str, tmp_path: Path) -> None:
     with pytest.raises(
         SystemExit, match=rf"^error: no mirror gave {NAME}.*{dead}: .*refused[^\n]*$"
     ):
@@ -1017,7 +1011,7 @@ def test_a_root_that_cannot_be_a_folder_is_a_one_line_error(
     assert not server.requests
 
 
-def test_an_interruption_ends_the_program_with_one_line_and_the_part_stays(
+def test_an_interruption_ends_with_one_line_and_keeps_the_partial_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: Any, **options: Any) -> None:
@@ -1035,16 +1029,18 @@ def test_an_interruption_ends_the_program_with_one_line_and_the_part_stays(
     assert contents(tmp_path) == {f"downloads/{part.name}": b"begun"}
 
 
-# -- What is built in
+# -- Built-in facts
 
 
 PUBLISHED = """
-refcoco  refs(unc).p     train 42404 120624 16994  val 3811 10834 1500  testA 1975 5657 750  testB 1810 5095 750
-refcoco+ refs(unc).p     train 42278 120191 16992  val 3805 10758 1500  testA 1975 5726 750  testB 1798 4889 750
-refcocog refs(umd).p     train 42226 80512 21899   val 2573 4896 1300   test 5023 9602 2600
-refcocog refs(google).p  train 44822 85474 24698   val 5000 9536 4650
+refcoco  refs(unc).p    train 42404 120624 16994 val 3811 10834 1500 testA 1975 5657 750 \
+                        testB 1810 5095 750
+refcoco+ refs(unc).p    train 42278 120191 16992 val 3805 10758 1500 testA 1975 5726 750 \
+                        testB 1798 4889 750
+refcocog refs(umd).p    train 42226 80512 21899  val 2573 4896 1300  test 5023 9602 2600
+refcocog refs(google).p train 44822 85474 24698  val 5000 9536 4650
 """
-"""Refs, sentences and images of each split, as the project's protocol has them."""
+"""Refs, sentences and images of each split, as the authors published them."""
 
 
 def test_the_expected_counts_are_the_published_ones() -> None:
@@ -1075,7 +1071,7 @@ def test_every_built_in_archive_has_several_mirrors_a_size_and_a_checksum() -> N
         )
 
 
-def test_annotations_come_by_https_and_from_the_web_archives_copy_of_the_original_first() -> None:
+def test_annotations_come_by_https_and_first_from_the_web_archives_copy() -> None:
     for name in ("refcoco", "refcoco+", "refcocog"):
         archive = download.ARCHIVES[name]
         assert all(url.startswith("https://") for url in archive.urls)
@@ -1086,7 +1082,7 @@ def test_annotations_come_by_https_and_from_the_web_archives_copy_of_the_origina
         assert archive.checksum.startswith("sha256:")
 
 
-def test_archives_are_unpacked_to_where_the_data_are_read_from() -> None:
+def test_archives_are_unpacked_to_the_folders_that_are_read() -> None:
     places = {name: archive.place for name, archive in download.ARCHIVES.items()}
     images = places.pop("images")
     assert images == IMAGE_FOLDERS[0]
@@ -1100,23 +1096,9 @@ def test_archives_are_unpacked_to_where_the_data_are_read_from() -> None:
 SET = ("shapes", "refs(crislit).p")
 
 
-def counted(refs_file: Path) -> Counts:
-    """Refs, sentences and images of each split, counted without the code under test; the pickles are the project's own."""
-    refs = pickle.loads(refs_file.read_bytes())
-    instances = json.loads(refs_file.with_name("instances.json").read_text())
-    known = {image["id"] for image in instances["images"]}
-    counts = {}
-    for split in dict.fromkeys(ref["split"] for ref in refs):
-        own = [ref for ref in refs if ref["split"] == split]
-        images = {ref["image_id"] for ref in own}
-        assert images <= known
-        counts[split] = (len(own), sum(len(ref["sentences"]) for ref in own), len(images))
-    return counts
-
-
 @pytest.fixture
 def copied(shapes_root: Path, tmp_path: Path) -> Path:
-    """A root of one's own with `shapes`, to spoil."""
+    """A copy of the root with `shapes`, to be damaged."""
     return Path(
         shutil.copytree(shapes_root, tmp_path / "data", ignore=shutil.ignore_patterns(".*"))
     )
@@ -1124,11 +1106,11 @@ def copied(shapes_root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def counts(shapes_root: Path) -> Counts:
-    return counted(shapes_root.joinpath(*SET))
+    return count_refs(shapes_root, *SET)
 
 
 def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[list[list[str]], bool]:
-    """Return the table's rows and whether all is fine."""
+    """Return the rows of the table, and whether all counts are right."""
     table, fine = download.verify(root, expected)
     assert str(root) in table.title
     return [
@@ -1137,7 +1119,7 @@ def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[list[li
 
 
 def table_rows(output: str) -> list[list[str]]:
-    """The cells of a printed table's body."""
+    """Return the cells of a printed table's body."""
     return [
         [cell.strip() for cell in line.split("│")[1:-1]]
         for line in output.splitlines()
@@ -1152,10 +1134,8 @@ def as_expected(counts: Counts) -> list[list[str]]:
     ]
 
 
-def test_right_counts_are_fine_and_stand_alone_in_the_table(
-    shapes_root: Path, counts: Counts
-) -> None:
-    assert counts["train"] == (48, 144, 12), "the small set is what its fixture says"
+def test_right_counts_are_accepted_and_printed_once(shapes_root: Path, counts: Counts) -> None:
+    assert counts["train"] == (48, 144, 12), "the counts that the fixture documents"
     assert list(counts) == ["train", "val", "testA", "testB"]
     rows, fine = verify(shapes_root, {SET: counts})
     assert fine
@@ -1165,7 +1145,7 @@ def test_right_counts_are_fine_and_stand_alone_in_the_table(
 @pytest.mark.parametrize("split", ["train", "testB"])
 @pytest.mark.parametrize("column", [0, 1, 2], ids=["refs", "sentences", "images"])
 @pytest.mark.parametrize("by", [-1, 1])
-def test_any_wrong_count_is_a_difference_that_shows_both(
+def test_any_wrong_count_is_a_difference_with_both_numbers(
     split: str, column: int, by: int, shapes_root: Path, counts: Counts
 ) -> None:
     found = counts[split]
@@ -1179,9 +1159,7 @@ def test_any_wrong_count_is_a_difference_that_shows_both(
     assert rows == expected_rows
 
 
-def test_a_missing_photograph_is_counted_once_however_many_refs_it_has(
-    copied: Path, counts: Counts
-) -> None:
+def test_a_missing_image_with_several_refs_is_counted_once(copied: Path, counts: Counts) -> None:
     refs = pickle.loads(copied.joinpath(*SET).read_bytes())
     names = {
         image["id"]: image["file_name"]
@@ -1201,7 +1179,7 @@ def test_a_missing_photograph_is_counted_once_however_many_refs_it_has(
     assert rows == expected
 
 
-def test_masks_without_pixels_are_counted(copied: Path, counts: Counts) -> None:
+def test_empty_masks_are_counted(copied: Path, counts: Counts) -> None:
     refs = pickle.loads(copied.joinpath(*SET).read_bytes())
     emptied = [ref["ann_id"] for ref in refs if ref["split"] == "testA"][1:4]
     path = copied / "shapes/instances.json"
@@ -1217,7 +1195,7 @@ def test_masks_without_pixels_are_counted(copied: Path, counts: Counts) -> None:
     assert rows == expected
 
 
-def test_a_split_that_was_not_published_is_a_difference(shapes_root: Path, counts: Counts) -> None:
+def test_an_unpublished_split_is_a_difference(shapes_root: Path, counts: Counts) -> None:
     expected = as_expected(counts)
     extra = counts.pop("testB")
     rows, fine = verify(shapes_root, {SET: counts})
@@ -1227,7 +1205,7 @@ def test_a_split_that_was_not_published_is_a_difference(shapes_root: Path, count
     assert rows == expected
 
 
-def test_a_split_that_is_not_there_is_a_difference(shapes_root: Path, counts: Counts) -> None:
+def test_a_missing_split_is_a_difference(shapes_root: Path, counts: Counts) -> None:
     rows, fine = verify(shapes_root, {SET: {**counts, "test": (1, 2_000, 3)}})
     assert not fine
     assert rows == [
@@ -1237,7 +1215,7 @@ def test_a_split_that_is_not_there_is_a_difference(shapes_root: Path, counts: Co
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_set_that_is_not_there_says_so_in_its_row_and_the_others_are_counted(
+def test_a_missing_set_is_reported_in_its_row_and_the_others_are_counted(
     first: bool, shapes_root: Path, counts: Counts
 ) -> None:
     absent = ("refcoco", "refs(unc).p")
@@ -1253,7 +1231,7 @@ def test_a_set_that_is_not_there_says_so_in_its_row_and_the_others_are_counted(
     assert rows == as_expected(counts)
 
 
-def test_a_damaged_set_says_so_in_its_row(copied: Path, counts: Counts) -> None:
+def test_a_damaged_set_is_reported_in_its_row(copied: Path, counts: Counts) -> None:
     copied.joinpath(*SET).write_bytes(b"damaged")
     rows, fine = verify(copied, {SET: counts})
     assert not fine
@@ -1262,40 +1240,34 @@ def test_a_damaged_set_says_so_in_its_row(copied: Path, counts: Counts) -> None:
     assert row[-1].startswith(f"cannot read {copied.joinpath(*SET)}")
 
 
-def test_verifying_minirefer_exits_with_1_and_prints_expected_and_found_counts(
-    minirefer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_verifying_other_data_exits_with_1_and_prints_expected_and_actual_counts(
+    refer_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")  # the table is not squeezed into a narrow terminal
+    monkeypatch.setenv("COLUMNS", "40")  # the table keeps its width in a narrow terminal
     with pytest.raises(SystemExit) as caught:
-        download.main([str(minirefer), "--verify"])
-    assert str(caught.value.code).startswith("error: "), "which Python prints, and exits with 1"
+        download.main([str(refer_root), "--verify"])
+    assert str(caught.value.code).startswith("error: "), "Python prints it, and exits with 1"
     rows = {(row[0], row[1]): row[2:] for row in table_rows(capsys.readouterr().out)}
     assert len(rows) == 13
     for (folder, file), splits in download.EXPECTED.items():
-        found = counted(minirefer / folder / file)
+        actual = count_refs(refer_root, folder, file)
         for split, expected in splits.items():
-            cells = [
-                f"{e:,} -> {f:,}"
-                for e, f in zip(expected, found.get(split, (0, 0, 0)), strict=True)
-            ]
+            pairs = zip(expected, actual.get(split, (0, 0, 0)), strict=True)
+            cells = [f"{e:,} -> {a:,}" for e, a in pairs]
             assert rows[f"{folder}/{file}", split] == [*cells, "0", "0", "DIFFERENT"]
     assert rows["refcoco/refs(unc).p", "train"][0].startswith("42,404 -> ")
 
 
-def test_only_the_asked_for_sets_are_verified(
-    minirefer: Path, capsys: pytest.CaptureFixture[str]
+def test_only_the_named_sets_are_verified(
+    generated_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match=r"^error: "):
-        download.main([str(minirefer), "--verify", "--only", "refcocog", "images"])
-    assert {row[0] for row in table_rows(capsys.readouterr().out)} == {
-        "refcocog/refs(umd).p",
-        "refcocog/refs(google).p",
-    }
+        download.main([str(generated_root), "--verify", "--only", "refcocog", "images"])
+    names = {row[0] for row in table_rows(capsys.readouterr().out)}
+    assert names == {"refcocog/refs(umd).p", "refcocog/refs(google).p"}
 
 
-def test_verifying_nothing_is_no_success(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verifying_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         download.main([str(tmp_path / "none"), "--verify", "--only", "images"])
     assert caught.value.code not in (0, None)
@@ -1303,7 +1275,7 @@ def test_verifying_nothing_is_no_success(
 
 
 @pytest.mark.parametrize("name", ["[old]", "[/x]", "a[bold]b"])
-def test_a_root_with_brackets_is_printed_as_it_is(
+def test_a_root_with_brackets_is_printed_unchanged(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -1314,7 +1286,7 @@ def test_a_root_with_brackets_is_printed_as_it_is(
     assert f"{name}/refcoco/instances.json" in output
 
 
-def test_what_is_missing_is_printed_in_full_however_long_its_path(
+def test_long_paths_of_missing_files_are_printed_in_full(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / ("long" * 30)
@@ -1325,7 +1297,7 @@ def test_what_is_missing_is_printed_in_full_however_long_its_path(
         assert str(root / missing) in message
 
 
-# -- The program
+# -- The command line
 
 
 def run_script(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
@@ -1339,7 +1311,7 @@ def run_script(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_explains_the_program(tmp_path: Path) -> None:
+def test_help_explains_the_options(tmp_path: Path) -> None:
     done = run_script("--help", data=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(word in done.stdout for word in ("--verify", "--only", "--keep", "DATA"))
@@ -1353,11 +1325,11 @@ def test_verifying_an_empty_folder_ends_with_one_line_and_exit_code_1(tmp_path: 
     assert all(
         f"{folder} is not at" in done.stdout for folder in ("refcoco", "refcoco+", "refcocog")
     )
-    assert str(tmp_path) in done.stdout, "which CRISLIT_DATA names"
+    assert str(tmp_path) in done.stdout, "the folder in CRISLIT_DATA"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_that_somebody_put_there_is_used_if_it_is_the_archive(tmp_path: Path) -> None:
+def test_a_manually_added_archive_is_used_if_it_is_the_published_one(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(OTHER)
     with pytest.raises(InputError, match=r"is not the published archive"):
         download.fetch(archive_of(), tmp_path, pause=0)

@@ -155,9 +155,8 @@ def measure_waiting(model: CRIS, module: ReferDataModule) -> Measurement:
         logits = model(normalise(batch.images), batch.tokens)
         torch.autograd.backward(text_to_pixel_contrastive_loss(logits, batch.masks / 255))
         adam.step()
-    share = 100 * waited / (time.perf_counter() - start)
     name = f"a training step of {TRAINING_BATCH} waits for {loader.num_workers} workers"
-    return Measurement("data", name, share, "%")
+    return Measurement("data", name, 100 * waited / (time.perf_counter() - start), "%")
 
 
 def measure_index(root: Path) -> list[Measurement]:
@@ -222,8 +221,8 @@ def write_images(root: Path, count: int) -> Path:
     for number in range(1, count + 1):
         scene, objects, described = make_scene(0, "shapes", "train", number)
         described_object, sentences = described[0]
-        noise = np.random.default_rng(number).normal(0, 6, (480, 640, 1))
-        noisy = cv2.resize(scene, (640, 480), interpolation=cv2.INTER_CUBIC) + noise
+        image = cv2.resize(scene, (640, 480), interpolation=cv2.INTER_CUBIC)
+        noisy = image + np.random.default_rng(number).normal(0, 6, (480, 640, 1))
         image = noisy.clip(0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{number}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 480, "width": 640})

@@ -139,14 +139,12 @@ def classify(
     pixels = fused
     for part in projector:
         pixels = part(pixels)
-    logits: Tensor
     if isinstance(head, PixelClassifier):
-        logits = head.conv(pixels)
+        logits: Tensor = head.conv(pixels)
         return logits
     assert isinstance(head, TextProjector)
     b, c, h, w = pixels.shape
     z_t, k = head.linear(sentence), head.kernel_size
     kernels = z_t[:, :-1].reshape(b, c, k, k)
     pixels = pixels.reshape(1, b * c, h, w)
-    logits = F.conv2d(pixels, kernels, z_t[:, -1], padding=k // 2, groups=b)
-    return logits.transpose(0, 1)
+    return F.conv2d(pixels, kernels, z_t[:, -1], padding=k // 2, groups=b).transpose(0, 1)

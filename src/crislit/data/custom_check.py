@@ -1,6 +1,7 @@
-"""Checks custom data: unreadable images, a summary of the splits, and remarks."""
+"""Checks custom data: finds unreadable images, summarizes the splits, notes pitfalls."""
 
 from collections import defaultdict
+from typing import Any
 
 from tqdm import tqdm
 
@@ -11,59 +12,58 @@ from crislit.transforms.tokenizer import truncated_words
 
 
 def find_unreadable(data: CustomData) -> list[Problem]:
-    """Return the lines whose picture has pixels that cannot be read."""
+    """Decode every image, and return the lines whose image cannot be decoded."""
     lines: dict[int, set[int]] = defaultdict(set)
     for ref in data.refs:
-        lines[ref["image_id"]].update(told["line"] for told in ref["sentences"])
-    found = []
-    for image in tqdm(
-        data.instances["images"], "reading pictures", unit="picture", mininterval=1, disable=None
-    ):
+        lines[ref["image_id"]].update(sentence["line"] for sentence in ref["sentences"])
+    problems = []
+    images = data.instances["images"]
+    for image in tqdm(images, "reading images", unit="image", mininterval=1, disable=None):
         try:
             decode_image(data.folder / image["file_name"], (image["height"], image["width"]))
         except InputError as error:
-            found += [Problem(line, str(error)) for line in lines[image["id"]]]
-    return found
+            problems += [Problem(line, str(error)) for line in lines[image["id"]]]
+    return problems
 
 
 def summarize(data: CustomData) -> list[str]:
-    """Return, line by line, how many refs, sentences and pictures each split has."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    pictures: dict[str, set[int]] = defaultdict(set)
+    """Return one line per split with its numbers of objects, sentences and images."""
+    splits: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for ref in data.refs:
-        counts[ref["split"]][0] += 1
-        counts[ref["split"]][1] += len(ref["sentences"])
-        pictures[ref["split"]].add(ref["image_id"])
-    lines = [
-        f"{split}: {refs} objects, {sentences} sentences, {len(pictures[split])} pictures"
-        for split, (refs, sentences) in sorted(counts.items())
-    ]
-    return lines or ["nothing that can be used"]
+        splits[ref["split"]].append(ref)
+    lines = []
+    for split, refs in sorted(splits.items()):
+        sentences = sum(len(ref["sentences"]) for ref in refs)
+        images = len({ref["image_id"] for ref in refs})
+        lines.append(f"{split}: {len(refs)} objects, {sentences} sentences, {images} images")
+    return lines or ["no line can be used"]
 
 
 def find_notes(data: CustomData, max_tokens: int) -> list[str]:
-    """Return what is no error and yet worth knowing."""
-    found = []
+    """Return remarks on data that can be used, but may not give the expected results."""
+    notes = []
     splits: dict[str, set[int]] = defaultdict(set)
     for ref in data.refs:
         splits[ref["split"]].add(ref["image_id"])
     for split in ("train", "val"):
         if split not in splits:
-            found.append(f"there is no split {split!r}, which training needs")
-    for split, images in sorted(splits.items(), key=lambda item: item[0]):
+            notes.append(f"split {split!r} is missing, which training needs")
+    for split, images in sorted(splits.items()):
         if split != "train" and (shared := images & splits["train"]):
-            found.append(
-                f"{len(shared)} pictures of {split} are in train too: what is measured on {split} is too good"
+            notes.append(
+                f"{len(shared)} images of {split} are also in train, so metrics on {split} will be "
+                "too high"
             )
-    cut = [
-        told["line"]
+    truncated = [
+        sentence["line"]
         for ref in data.refs
-        for told in ref["sentences"]
-        if truncated_words(told["sent"], max_tokens)
+        for sentence in ref["sentences"]
+        if truncated_words(sentence["sent"], max_tokens)
     ]
-    if cut:
-        lines = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
-        found.append(
-            f"{len(cut)} sentences longer than {max_tokens} tokens are cut (lines {lines}): raise dataset.max_words"
+    if truncated:
+        lines = ", ".join(map(str, truncated[:5])) + (", ..." if len(truncated) > 5 else "")
+        notes.append(
+            f"{len(truncated)} sentences longer than {max_tokens} tokens are truncated (lines "
+            f"{lines}): raise dataset.max_words"
         )
-    return found
+    return notes

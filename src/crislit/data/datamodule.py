@@ -81,15 +81,17 @@ class ReferDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_integer("image_size", image_size, 32, multiple_of=32)
-        check_integer("dataset.sentences_per_image", sentences_per_image, 1)
-        check_integer("batch_size", batch_size, 1)
-        check_integer("eval_batch_size", eval_batch_size, 1)
         check_integer("dataset.max_words", max_tokens, 3)
         check_integer("workers", 0 if workers is None else workers, 0)
-        if batch_size_per_device is not None:
-            check_integer("batch_size_per_device", batch_size_per_device, 1)
-        if max_images is not None:
-            check_integer("dataset.max_images", max_images, 1)
+        positive = {
+            "dataset.sentences_per_image": sentences_per_image,
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "batch_size_per_device": 1 if batch_size_per_device is None else batch_size_per_device,
+            "dataset.max_images": 1 if max_images is None else max_images,
+        }
+        for name, value in positive.items():
+            check_integer(name, value, 1)
         if batch_size % sentences_per_image:
             raise InputError(
                 f"batch_size={batch_size} must be a multiple of "

@@ -68,7 +68,7 @@ class IndexArrays:
     ref_runs_ends: Ints  # per ref, in runs
 
 
-TYPES = {name: np.uint8 for name in ("split_names", "file_names", "sentences")}
+TYPES = dict.fromkeys(("split_names", "file_names", "sentences"), np.uint8)
 """Types of the arrays that do not hold integers."""
 
 

@@ -1,4 +1,4 @@
-"""What processes that load or write data do first."""
+"""Initializes processes that load or write data."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import torch
 
 
 def init_worker(_: int) -> None:
-    """Seed what augmentations may draw from, by the loader's own seed, and keep each worker to one thread."""
+    """Seed NumPy and Python from the loader's seed, use one thread, ignore the run's signals."""
     ignore_run_signals()
     ignore_lost_connections()
     cv2.setNumThreads(0)
@@ -23,33 +23,36 @@ def init_worker(_: int) -> None:
 
 
 def ignore_lost_connections() -> None:
-    """Report no lost connection: a worker's only ones are to the process that takes its batches, and that has ended then."""
-    report = sys.excepthook
+    """Ignore connection errors: they only mean that the main process has exited."""
+    hook = sys.excepthook
 
-    def report_others(
+    def report_other_errors(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         if not isinstance(error, (ConnectionError, EOFError)):
-            report(kind, error, trace)
+            hook(kind, error, trace)
 
-    sys.excepthook = report_others
+    sys.excepthook = report_other_errors
 
 
 def ignore_run_signals() -> None:
-    """Let a worker go on where a terminal or a cluster signals all of a run: it is the run that ends, and then the worker."""
+    """Ignore signals that a terminal or a cluster sends to all processes of a run.
+
+    The main process handles them, and then ends its workers.
+    """
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(
-        signal, "sigtimedwait"
-    ):  # tells who has sent a signal: SIGTERM is also how the loader ends its workers
+    # The main process ends its workers by SIGTERM: sigtimedwait tells who has sent one.
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_with_loader, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _exit_with_loader(loader: int) -> None:
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent sends SIGTERM or dies."""
     while True:
-        heard = signal.sigtimedwait({signal.SIGTERM}, 1)
-        # Where the loader's process was killed, a worker may wait for ever for room in a queue that nobody reads.
-        if os.getppid() != loader or (heard is not None and heard.si_pid == loader):
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        # If the parent was killed, a worker could wait forever for space in a full queue.
+        if os.getppid() != parent or (received is not None and received.si_pid == parent):
             os._exit(0)

@@ -1,4 +1,4 @@
-"""Numbers that the paper prints, to stand beside ours: in percent, but for parameters (millions) and FPS (on a V100)."""
+"""The paper's results: percentages, parameters in millions, and frames per second on a V100."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ class Ablation(NamedTuple):
     """A row of table 1.
 
     Attributes:
-        contrastive: "Con.", text-to-pixel contrastive learning.
-        layers: "n", layers of the decoder ("Dec."), 0 for none.
-        parameters: "Params" of RN50.
+        contrastive: Column "Con.", text-to-pixel contrastive learning.
+        layers: Column "n", layers of the decoder; 0 without "Dec.".
+        parameters: Column "Params", millions, for RN50.
     """
 
     contrastive: bool
@@ -17,7 +17,7 @@ class Ablation(NamedTuple):
     parameters: float
 
 
-TABLE1 = {  # by the name of its configuration, ablation=...
+TABLE1 = {
     "baseline": Ablation(False, 0, 131.86),
     "con": Ablation(True, 0, 134.22),
     "dec1": Ablation(False, 1, 136.07),
@@ -26,10 +26,9 @@ TABLE1 = {  # by the name of its configuration, ablation=...
     "con_dec3": Ablation(True, 3, 146.85),
     "con_dec4": Ablation(True, 4, 151.06),
 }
+"""Rows of table 1 by their names in ``ablation=``."""
 TABLE1_METRICS = ("mIoU", "Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90", "fps")
-TABLE1_RESULTS: dict[
-    str, dict[str, tuple[float, ...]]
-] = {  # by data set and row, on val: TABLE1_METRICS
+TABLE1_RESULTS: dict[str, dict[str, tuple[float, ...]]] = {
     "refcoco": {
         "baseline": (62.66, 72.55, 67.29, 59.53, 43.52, 12.72, 27.30),
         "con": (64.64, 74.89, 69.58, 61.70, 45.50, 13.31, 25.79),
@@ -56,6 +55,7 @@ TABLE1_RESULTS: dict[
         "con_dec4": (58.79, 67.91, 63.11, 55.43, 39.81, 13.48, 17.84),
     },
 }
+"""``TABLE1_METRICS`` on val, by data set and row."""
 TABLE2_COLUMNS = (
     ("refcoco", "val"),
     ("refcoco", "testA"),
@@ -66,10 +66,7 @@ TABLE2_COLUMNS = (
     ("grefcoco", "val"),
     ("grefcoco", "test"),
 )
-Numbers = tuple[float | None, ...]
-TABLE2_OTHERS: dict[
-    tuple[str, str], Numbers
-] = {  # by method and backbone; * with DenseCRF; None: not provided
+TABLE2_OTHERS: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("RMI*", "ResNet-101"): (45.18, 45.69, 45.57, 29.86, 30.48, 29.50, None, None),
     ("DMN", "ResNet-101"): (49.78, 54.83, 45.13, 38.88, 44.22, 32.29, None, None),
     ("RRN*", "ResNet-101"): (55.33, 57.26, 53.95, 39.75, 42.15, 36.11, None, None),
@@ -86,7 +83,9 @@ TABLE2_OTHERS: dict[
     ("LTS", "DarkNet-53"): (65.43, 67.76, 63.08, 54.21, 58.32, 48.02, 54.40, 54.25),
     ("VLT", "DarkNet-53"): (65.65, 68.29, 62.73, 55.50, 59.20, 49.36, 52.99, 56.65),
 }
-TABLE2_CRIS: dict[str, Numbers] = {  # by backbone
+"""IoU per column by method and backbone. ``*`` marks DenseCRF, None what is not reported."""
+TABLE2_CRIS: dict[str, tuple[float, ...]] = {
     "rn50": (69.52, 72.72, 64.70, 61.39, 67.10, 52.48, 59.35, 59.39),
     "rn101": (70.47, 73.18, 66.10, 62.27, 68.08, 53.68, 59.87, 60.36),
 }
+"""IoU per column of CRIS by backbone."""

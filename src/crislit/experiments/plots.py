@@ -6,13 +6,16 @@ from crislit.experiments.paper import TABLE1, TABLE1_RESULTS
 from crislit.experiments.runs import Runs, measure_column
 from crislit.experiments.tables import TITLES, list_datasets
 
+PRECISION_AT = (50, 60, 70, 80, 90)
+"""X of Pr@X in percent."""
+
 
 def plot_layers(runs: Runs, published: bool) -> Figure:
-    """Draw mIoU against the decoder's layers n, with and without contrastive learning."""
+    """Plot mIoU against the decoder's layers n, with and without contrastive learning."""
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, dataset in enumerate(list_datasets(runs, published)):
-        colour = f"C{number}"
+        color, title = f"C{number}", TITLES.get(dataset, dataset)
         for contrastive, style in ((True, "o-"), (False, "s:")):
             points = []
             for name, row in TABLE1.items():
@@ -20,24 +23,17 @@ def plot_layers(runs: Runs, published: bool) -> Figure:
                 if row.contrastive == contrastive and value:
                     points.append((row.layers, value.mean, value.spread or 0.0))
             if points:
-                label = (
-                    f"{TITLES.get(dataset, dataset)}, {'with' if contrastive else 'without'} Con."
-                )
+                label = f"{title}, {'with' if contrastive else 'without'} Con."
                 n, mean, spread = zip(*points, strict=True)
-                axes.errorbar(n, mean, yerr=spread, fmt=style, color=colour, capsize=3, label=label)
+                axes.errorbar(n, mean, yerr=spread, fmt=style, color=color, capsize=3, label=label)
         if published and dataset in TABLE1_RESULTS:
-            paper = [
-                (TABLE1[name].layers, values[0])
+            paper = {
+                TABLE1[name].layers: values[0]
                 for name, values in TABLE1_RESULTS[dataset].items()
                 if TABLE1[name].contrastive
-            ]
-            axes.plot(
-                *zip(*paper, strict=True),
-                "x--",
-                color=colour,
-                alpha=0.6,
-                label=f"{TITLES[dataset]}, the paper",
-            )
+            }
+            n, miou, label = list(paper), list(paper.values()), f"{title}, the paper"
+            axes.plot(n, miou, "x--", color=color, alpha=0.6, label=label)
     axes.set_xlabel("layers of the decoder, n")
     axes.set_ylabel("mIoU on val, percent")
     axes.set_xticks(range(5))
@@ -47,37 +43,26 @@ def plot_layers(runs: Runs, published: bool) -> Figure:
 
 
 def plot_precision(runs: Runs, published: bool) -> Figure:
-    """Draw Pr@X against X for every row of table 1, one panel a data set."""
+    """Plot Pr@X against X for every row of table 1, one panel per data set."""
     datasets = list_datasets(runs, published)
     figure = Figure(figsize=(4.2 * len(datasets), 3.8), layout="constrained")
-    xs = [50, 60, 70, 80, 90]
-    for dataset, axes in zip(
-        datasets, figure.subplots(1, len(datasets), squeeze=False)[0], strict=True
-    ):
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for dataset, axes in zip(datasets, panels, strict=True):
         for number, (name, row) in enumerate(TABLE1.items()):
+            color = f"C{number}"
             label = f"{'Con., ' if row.contrastive else ''}n = {row.layers}"
-            values = [measure_column(runs.get((dataset, name, "val"), []), f"Pr@{x}") for x in xs]
-            if all(values):
-                axes.plot(
-                    xs,
-                    [value.mean for value in values if value],
-                    "o-",
-                    color=f"C{number}",
-                    label=label,
-                )
+            rows = runs.get((dataset, name, "val"), [])
+            values = [measure_column(rows, f"Pr@{x}") for x in PRECISION_AT]
+            means = [value.mean for value in values if value]
+            if means:
+                axes.plot(PRECISION_AT, means, "o-", color=color, label=label)
             if published and name in TABLE1_RESULTS.get(dataset, {}):
-                axes.plot(
-                    xs,
-                    TABLE1_RESULTS[dataset][name][1:6],
-                    "x--",
-                    color=f"C{number}",
-                    alpha=0.6,
-                    label=f"{label}, the paper",
-                )
+                paper, label = TABLE1_RESULTS[dataset][name][1:6], f"{label}, the paper"
+                axes.plot(PRECISION_AT, paper, "x--", color=color, alpha=0.6, label=label)
         axes.set_title(TITLES.get(dataset, dataset), fontsize=10)
         axes.set_xlabel("X, percent")
         axes.set_ylabel("Pr@X on val, percent")
-        axes.set_xticks(xs)
+        axes.set_xticks(PRECISION_AT)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure

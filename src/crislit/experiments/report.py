@@ -1,12 +1,12 @@
 """Writes the report: tables as Markdown and CSV, and plots."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from crislit.experiments.plots import plot_layers, plot_precision
-from crislit.experiments.runs import Runs, Setting, paper_setting
+from crislit.experiments.runs import Groups, paper_setting
 from crislit.experiments.tables import (
+    TABLE1_CSV,
+    TABLE2_CSV,
     is_in_table1,
     markdown,
     splits_table,
@@ -15,44 +15,39 @@ from crislit.experiments.tables import (
     table2,
     table2_values,
 )
+from crislit.io.files import write_csv, write_text
 
 
-def write_report(everything: Mapping[Setting, Runs], folder: Path) -> str:
-    """Write all tables and plots into a folder; return the Markdown."""
+def write_report(groups: Groups, folder: Path) -> str:
+    """Write all tables and plots into a folder; return the Markdown.
+
+    Raises:
+        InputError: If a file cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(
-        is_in_table1(setting) for setting in everything
-    ):  # the paper's own table, whatever ran
-        everything = {**everything, paper_setting("rn50"): {}}
+    if not any(is_in_table1(setting) for setting in groups):
+        # The paper's own table is always shown.
+        groups = {**groups, paper_setting("rn50"): {}}
     parts = ["# Measured beside the paper", ""]
-    for number, (setting, runs) in enumerate(everything.items(), start=1):
+    for number, (setting, runs) in enumerate(groups.items(), start=1):
         published = is_in_table1(setting)
         parts += [f"## Table 1: {setting}", "", markdown(table1(runs, published), left=2), ""]
-        for name, figure in (
-            ("layers", plot_layers(runs, published)),
-            ("precision", plot_precision(runs, published)),
-        ):
-            figure.savefig(folder / f"{name}-{number}.png", dpi=110)
+        for name, plot in (("layers", plot_layers), ("precision", plot_precision)):
+            plot(runs, published).savefig(folder / f"{name}-{number}.png", dpi=110)
             parts += [f"![{name}, {setting}]({name}-{number}.png)", ""]
         splits = splits_table(runs)
         if len(splits) > 1:
             parts += ["The full model (n = 3) on every split:", "", markdown(splits, left=2), ""]
-    second = table2(everything)
     parts += [
         "## Table 2",
         "",
         "mIoU, the paper's IoU; in parentheses the paper's value and the difference.",
         "",
+        markdown(table2(groups), left=2),
+        "",
     ]
-    parts += [markdown(second, left=2), ""]
     text = "\n".join(parts)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    write_csv(folder / "table1.csv", list(table1_values(everything)))
-    write_csv(folder / "table2.csv", list(table2_values(everything)))
+    write_text(folder / "report.md", text)
+    write_csv(folder / "table1.csv", TABLE1_CSV, table1_values(groups))
+    write_csv(folder / "table2.csv", TABLE2_CSV, table2_values(groups))
     return text
-
-
-def write_csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
-    """Write a table as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)

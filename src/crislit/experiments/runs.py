@@ -1,6 +1,5 @@
 """Collects measured runs and groups them by setting."""
 
-import json
 import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from crislit.checkpoints.clip_weights import OPENAI
 from crislit.errors import InputError
 from crislit.experiments.paper import TABLE1, TABLE2_CRIS
 from crislit.experiments.records import Row, is_valid_row, read_rows, result_rows
+from crislit.io.files import read_json
 from crislit.training.metrics import METRICS
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one table have in common; ``setting`` is a digest of all of it, see :func:`crislit.record.identify`."""
+    """Settings shared by the runs of one table.
+
+    Attributes:
+        setting: Digest of all shared settings, see
+            :func:`crislit.training.provenance.fingerprint`. The other attributes describe them.
+    """
 
     model: str
     image_size: str
@@ -29,27 +34,39 @@ class Setting:
     setting: str = ""
 
     def __str__(self) -> str:
-        told = f"{self.model} at {self.image_size} pixels, from {self.initial_weights}, threshold {self.threshold}"
-        told += "" if self.protocol == "all_sentences" else f", {self.protocol}"
-        told += "" if self.kernel_size == "3" else f", k = {self.kernel_size}"
-        return told + (f", setting {self.setting[:6]}" if self.setting else "")
+        parts = {
+            f"{self.model} at {self.image_size} pixels": True,
+            f"from {self.initial_weights}": True,
+            f"threshold {self.threshold}": True,
+            self.protocol: self.protocol != "all_sentences",
+            f"k = {self.kernel_size}": self.kernel_size != "3",
+            f"setting {self.setting[:6]}": self.setting != "",
+        }
+        return ", ".join(part for part, is_shown in parts.items() if is_shown)
 
     @property
     def published(self) -> bool:
-        """Whether the paper has numbers of such runs: its network and threshold at its size, trained from CLIP's weights."""
-        papers = (self.model, self.image_size, self.threshold, self.protocol)
+        """Whether the paper has results of such runs, trained from CLIP's weights."""
         return (
-            papers in [(model, "416", "0.35", "all_sentences") for model in TABLE2_CRIS]
+            self.model in TABLE2_CRIS
+            and (self.image_size, self.threshold) == ("416", "0.35")
+            and self.protocol == "all_sentences"
             and self.initial_weights != "random"
         )
 
 
+Runs = Mapping[tuple[str, str, str], Sequence[Row]]
+"""The rows of one setting, by (data set, row of table 1, split)."""
+Groups = Mapping[Setting, Runs]
+"""The rows of all settings."""
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One number of several seeds' runs, in the unit of the paper's table.
+    """One number measured with several seeds, in the unit of the paper's table.
 
     Attributes:
-        values: One a run.
+        values: One value per run.
     """
 
     values: tuple[float, ...]
@@ -61,108 +78,111 @@ class Measured:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the runs (of a sample), if there are several."""
+        """Sample standard deviation over the runs; None for a single run."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        same = len(set(self.values)) == 1  # a number of parameters has no spread
-        return f"{self.mean:.2f}" + (
-            f" ± {self.spread:.2f}" if self.spread is not None and not same else ""
-        )
+        if self.spread is None or len(set(self.values)) == 1:
+            return f"{self.mean:.2f}"
+        return f"{self.mean:.2f} ± {self.spread:.2f}"
 
 
 def paper_setting(model: str) -> Setting:
-    """Return the setting of the paper's own runs of a backbone."""
+    """Return the setting of the paper's runs with a backbone."""
     return Setting(model, "416", OPENAI, "0.35", "all_sentences", "3")
 
 
-Runs = Mapping[tuple[str, str, str], Sequence[Row]]
-"""The rows of one setting, by (data set, row of table 1, split)."""
-
-
 def collect(paths: Iterable[Path]) -> list[Row]:
-    """Read runs: ``results.json`` files, folders that hold some, and records of sweeps (CSV).
+    """Read runs from ``results.json`` files, from folders that contain them, and from records.
+
+    A run may occur twice, as a file and in a record.
+
+    Raises:
+        InputError: If a path has no results, one of them cannot be read, or two results of the
+            same run differ.
+    """
+    unique: dict[tuple[str, str], Row] = {}
+    for path in paths:
+        is_record = path.suffix == ".csv" and path.is_file()
+        for row in read_rows(path) if is_record else read_results(path):
+            other = unique.setdefault((row["experiment"], row["split"]), row)
+            if any(other[name] != row[name] for name in ("mIoU", "oIoU", "samples", "threshold")):
+                values = [f"mIoU {r['mIoU']} ({r['hardware']})" for r in (other, row)]
+                raise InputError(
+                    f"two runs of one experiment differ, {row['dataset']} {row['split']}, seed "
+                    f"{row['seed']}: {' and '.join(values)}. Report only one of them"
+                )
+    return list(unique.values())
+
+
+def read_results(path: Path) -> list[Row]:
+    """Read one ``results.json``, or all in a folder and its subfolders.
 
     Raises:
         InputError: If there is none, or one cannot be read.
     """
+    files = sorted(path.rglob("results.json")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(
+            f"no results at {path}: expected a results.json, a folder with some, or a CSV record"
+        )
     rows: list[Row] = []
-    for path in paths:
-        if path.suffix == ".csv" and path.is_file():
-            rows += read_rows(path)
-            continue
-        files = sorted(path.rglob("results.json")) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
+    for file in files:
+        try:
+            results = result_rows(read_json(file))
+            if not all(is_valid_row(row) for row in results):
+                raise ValueError("a number is out of its range")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"no results at {path}: expected a results.json, a folder that holds some, or a record in CSV"
-            )
-        for file in files:
-            try:
-                measured = result_rows(json.loads(file.read_text(encoding="utf-8")))
-                if not all(is_valid_row(row) for row in measured):
-                    raise ValueError("a number out of its range")
-                rows += measured
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"{file} is no result of crislit.train or crislit.evaluate: {error!r}"
-                ) from error
-    unique: dict[tuple[str, str], Row] = {}
-    for row in rows:  # a run may be there twice, as file and in a record
-        first = unique.setdefault((row["experiment"], row["split"]), row)
-        if any(first[name] != row[name] for name in ("mIoU", "oIoU", "samples", "threshold")):
-            found = " and ".join(f"mIoU {one['mIoU']} ({one['hardware']})" for one in (first, row))
-            raise InputError(
-                f"two runs of one experiment differ, {row['dataset']} {row['split']}, seed {row['seed']}: {found}. "
-                "Give the report one of them"
-            )
-    return list(unique.values())
+                f"{file} is not a result of crislit.train or crislit.evaluate: {error!r}"
+            ) from error
+        rows += results
+    return rows
 
 
 def table1_row(row: Row) -> str | None:
-    """Return the name of the row of table 1 that a run belongs to."""
+    """Return the name of the row of table 1 that a run belongs to; None if it is not in it."""
     key = (row["contrastive"] == "true", int(row["layers"]))
-    return next(
-        (
-            name
-            for name, ablation in TABLE1.items()
-            if (ablation.contrastive, ablation.layers) == key
-        ),
-        None,
-    )
+    return next((name for name, ablation in TABLE1.items() if ablation[:2] == key), None)
 
 
 def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, str], list[Row]]]:
-    """Sort runs into tables, one for each setting; what is no row of table 1 is left out, with a warning.
+    """Group runs into tables, one per setting; leave out those not in table 1, with a warning.
 
     Raises:
-        InputError: If one cell has two runs of the same seed: they are not independent, and their spread would mean nothing.
+        InputError: If one cell of a table has two runs with the same seed. They are not
+            independent, so their spread would mean nothing.
     """
-    found: dict[Setting, dict[tuple[str, str, str], list[Row]]] = {}
-    others: list[str] = []
+    groups: dict[Setting, dict[tuple[str, str, str], list[Row]]] = {}
+    excluded: list[str] = []
     for row in rows:
         name = table1_row(row)
         if name is None:
-            others.append(
-                f"{row['dataset']} with contrastive={row['contrastive']}, n = {row['layers']}"
-            )
+            ablation = f"contrastive={row['contrastive']}, n = {row['layers']}"
+            excluded.append(f"{row['dataset']} with {ablation}")
             continue
         setting = Setting(**{field.name: row[field.name] for field in fields(Setting)})
-        cell = found.setdefault(setting, {}).setdefault((row["dataset"], name, row["split"]), [])
-        cell.append(row)
-        if len({other["seed"] for other in cell}) < len(cell):
-            what = f"{row['dataset']}, {name}, {row['split']}, seed {row['seed']}"
+        cell = groups.setdefault(setting, {}).setdefault((row["dataset"], name, row["split"]), [])
+        if any(other["seed"] == row["seed"] for other in cell):
             raise InputError(
-                f"there are two different runs of {what} in one setting: report them apart"
+                f"there are two different runs of {row['dataset']}, {name}, {row['split']}, seed "
+                f"{row['seed']} in one setting: report them separately"
             )
-    if others:
-        log.warning("not in table 1's rows, and left out: %s", "; ".join(dict.fromkeys(others)))
-    return found
+        cell.append(row)
+    if excluded:
+        log.warning("not in table 1, and left out: %s", "; ".join(dict.fromkeys(excluded)))
+    return groups
 
 
 def measure_column(rows: Sequence[Row], name: str) -> Measured | None:
-    """Return one column of some runs, metrics in percent and parameters in millions; of frames a second their median."""
+    """Collect a column of some rows: metrics in percent, parameters in millions.
+
+    Frames per second become their median, as their spread is the machine's and not the network's.
+    """
     values = tuple(float(row[name]) for row in rows if row[name] != "")
-    if name == "fps" and values:  # what else a machine did is no spread of the network's
+    if not values:
+        return None
+    if name == "fps":
         values = (statistics.median(values),) * len(values)
     scale = 100 if name in (*METRICS, "blind", "ceiling") else 1e-6 if name == "parameters" else 1
-    return Measured(tuple(scale * value for value in values)) if values else None
+    return Measured(tuple(scale * value for value in values))

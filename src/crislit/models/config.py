@@ -7,7 +7,7 @@ from typing import Any
 from crislit.errors import InputError, check_integer
 
 DECODER_SIZES = ("layers", "heads", "ffn", "dropout")
-"""Keys of the group ``decoder``."""
+"""Keys of the configuration group ``decoder``."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class CRISConfig:
         neck: Widths (a, b, c) of the neck. b is the decoder's width D and must equal the text
             encoder's width.
         decoder_layers: n, 0 for no decoder ("Dec." of table 1).
-        decoder_heads: Attention heads of the decoder.
-        decoder_ffn: Hidden width of its feed-forward networks.
-        decoder_dropout: Its dropout rate, in [0, 1).
-        contrastive: Whether the sentence makes the last convolution ("Con." of table 1).
-        kernel_size: k, side of that convolution, odd.
-        max_tokens: L, tokens of the longest sentence, [SOS] and [EOS] included. Configurations and
-            checkpoints call it ``max_words``.
+        decoder_heads: Number of attention heads of the decoder.
+        decoder_ffn: Hidden width of the decoder's feed-forward networks.
+        decoder_dropout: Dropout rate of the decoder, in [0, 1).
+        contrastive: Whether the text projector computes the logits ("Con." of table 1), or one
+            convolution for all sentences.
+        kernel_size: k, side of the kernel of either, odd.
+        max_tokens: L, maximum number of tokens per sentence, [SOS] and [EOS] included.
+            Configurations and checkpoints call it ``max_words``.
 
     Raises:
         InputError: If a value is out of its range.
@@ -82,7 +83,7 @@ class CRISConfig:
 
     @classmethod
     def from_run_config(cls, config: Mapping[str, Any]) -> "CRISConfig":
-        """Read the groups ``model``, ``decoder``, ``loss``, ``projector``, ``dataset`` of a run."""
+        """Read the sizes from the configuration of a run."""
         decoder = config["decoder"]
         return cls(
             clip=config["model"]["clip"],
@@ -94,7 +95,7 @@ class CRISConfig:
         )
 
     def to_run_config(self) -> dict[str, Any]:
-        """Return the groups of a run's configuration that build this network."""
+        """Return the part of a run's configuration that builds this network."""
         return {
             "model": {"clip": self.clip, "neck": self.neck},
             "decoder": {name: getattr(self, f"decoder_{name}") for name in DECODER_SIZES},
@@ -104,7 +105,7 @@ class CRISConfig:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn nested mappings and sequences into dictionaries and lists."""
+    """Convert nested mappings and their sequences to dictionaries and lists."""
     if isinstance(value, Mapping):
         return {key: to_plain(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, (list, tuple)) else value

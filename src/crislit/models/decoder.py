@@ -122,7 +122,8 @@ class DecoderLayer(nn.Module):
 
         # Equation 7, second line: feed-forward network.
         x = self.ffn(self.ffn_norm_in(cells))
-        return cells + self.dropout(x)
+        cells = cells + self.dropout(x)
+        return cells
 
 
 def sine_positions(positions: Tensor, width: int) -> Tensor:

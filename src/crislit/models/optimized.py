@@ -63,15 +63,14 @@ def fold_batchnorms(module: nn.Module) -> None:
     for parent in list(module.modules()):
         children = list(parent.named_children())
         for (name, layer), (norm_name, norm) in itertools.pairwise(children):
-            if not isinstance(norm, _BatchNorm):
-                continue
-            if isinstance(layer, nn.Conv2d):
-                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
-            elif isinstance(layer, nn.Linear):
-                setattr(parent, name, fuse_linear_bn_eval(layer, norm))
-            else:
-                continue
-            setattr(parent, norm_name, nn.Identity())
+            if isinstance(norm, _BatchNorm) and isinstance(layer, (nn.Conv2d, nn.Linear)):
+                folded = (
+                    fuse_conv_bn_eval(layer, norm)
+                    if isinstance(layer, nn.Conv2d)
+                    else fuse_linear_bn_eval(layer, norm)
+                )
+                setattr(parent, name, folded)
+                setattr(parent, norm_name, nn.Identity())
 
 
 def adopt_children(module: nn.Module, source: nn.Module) -> None:
@@ -166,16 +165,18 @@ class OptimizedImageProjector(ImageProjector):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w') -> (B, D/2, H/4, W/4)."""
-        _, conv1, _, conv2, conv3 = self
-        x = self.run(functools.partial(upsample2_conv_bn_relu, conv1), x)
-        x = self.run(functools.partial(upsample2_conv_bn_relu, conv2), x)
-        return self.run(conv3, x)
+        _, block1, _, block2, last = self
+        x = self.run(functools.partial(upsample2_conv_bn_relu, block1), x)
+        x = self.run(functools.partial(upsample2_conv_bn_relu, block2), x)
+        return self.run(last, x)
 
 
-def upsample2_conv_bn_relu(conv_bn_relu: nn.Sequential, x: Tensor) -> Tensor:
-    """Upsample a map and apply convolution, BatchNorm and ReLU: (B, C, h, w) -> (B, C', 2h, 2w)."""
-    conv = conv_bn_relu[0]
-    result: Tensor = conv_bn_relu[1:](upsample2_and_convolve(x, conv.weight, conv.bias))
+def upsample2_conv_bn_relu(block: nn.Module, x: Tensor) -> Tensor:
+    """Upsample a map and apply a block of convolution, BatchNorm and ReLU to it."""
+    assert isinstance(block, nn.Sequential)
+    conv = block[0]
+    assert isinstance(conv, nn.Conv2d)
+    result: Tensor = block[1:](upsample2_and_convolve(x, conv.weight, conv.bias))
     return result
 
 

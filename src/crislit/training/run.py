@@ -30,7 +30,7 @@ from crislit.training.build import (
     prepare_data,
 )
 from crislit.training.callbacks import SkippedSamples, ValidationLogger
-from crislit.training.checkpointing import LastCheckpoint, StepSeeds, StoppedBySignal
+from crislit.training.checkpointing import LAST, LastCheckpoint, StepSeeds, StoppedBySignal
 from crislit.training.evaluation import describe_run, evaluate_splits, report_results
 from crislit.training.loggers import close_loggers, log_checkpoint, log_config
 from crislit.training.nan_guard import NanGuard
@@ -87,16 +87,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Training:
-    """A run's parts."""
+    """A run's parts; the task's metadata has its configuration and initial weights."""
 
     start: Start
-    config: Config
     task: CRISTask
     trainer: L.Trainer
-    initial_weights: str
-    last: LastCheckpoint
-    best: ModelCheckpoint
-    skipped: SkippedSamples | None
 
 
 def start(config: Config, folder: Path) -> Start | float:
@@ -117,36 +112,30 @@ def start(config: Config, folder: Path) -> Start | float:
 
 def build(started: Start) -> Training:
     """Build network, task, callbacks, logger and trainer."""
-    folder, data, resume = started.folder, started.data, started.resume
-    model = build_model(started.config)
-    if resume is not None:
-        check_resume(resume, started.config, model.config, started.fingerprint["experiment"])
-        initial_weights = resume.initial_weights
-    else:
-        initial_weights = initialize_encoders(model, started.config)
+    folder, data, resume = started.folder / "checkpoints", started.data, started.resume
     config = choose_devices(started.config, data)
+    model = build_model(config)
+    if resume is None:
+        initial_weights = initialize_encoders(model, config)
+    else:
+        check_resume(resume, config, model.config, started.fingerprint["experiment"])
+        initial_weights = resume.initial_weights
     model = apply_training_form(model, config)
     task = build_task(model, data, config, initial_weights)
 
-    checkpoints = folder / "checkpoints"
     monitor = f"{data.select_split}/mIoU"
-    best = ModelCheckpoint(
-        checkpoints, filename="best", monitor=monitor, mode="max", enable_version_counter=False
-    )
-    last = LastCheckpoint(checkpoints, config["checkpoint_every"])
-    skipped = SkippedSamples(data) if data.on_error == "skip" else None
-    seeds = StepSeeds(config["seed"])
-    callbacks: list[L.Callback] = [] if skipped is None else [skipped]
-    callbacks += [best, last, seeds, NanGuard(seeds, checkpoints)]
-    callbacks.append(ValidationLogger(data.select_split))
-    continues = resume is not None and Path(resume.source).parent == checkpoints
-    logger = build_logger(config, folder, resume.steps if resume and continues else 0)
+    best = ModelCheckpoint(folder, "best", monitor, mode="max", enable_version_counter=False)
+    last, seeds = LastCheckpoint(folder, config["checkpoint_every"]), StepSeeds(config["seed"])
+    callbacks: list[L.Callback] = [SkippedSamples(data)] if data.on_error == "skip" else []
+    callbacks += [best, last, seeds, NanGuard(seeds, folder), ValidationLogger(data.select_split)]
+    continues = resume is not None and Path(resume.source).parent == folder
+    logger = build_logger(config, started.folder, resume.steps if resume and continues else 0)
     if isinstance(logger, Logger):
         callbacks.append(LearningRateMonitor("epoch"))
         log_config([logger], config, count_parameters(model))
-    trainer = build_trainer(config, folder, callbacks, logger)
+    trainer = build_trainer(config, started.folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    return Training(started, config, task, trainer, initial_weights, last, best, skipped)
+    return Training(started, task, trainer)
 
 
 def fit(training: Training) -> None:
@@ -155,47 +144,49 @@ def fit(training: Training) -> None:
     Raises:
         InputError: If no step was taken.
     """
-    trainer, resume = training.trainer, training.start.resume
+    trainer, started = training.trainer, training.start
+    path, done = (started.resume.source, started.resume.steps) if started.resume else (None, 0)
     try:
-        path = resume.source if resume is not None else None
-        trainer.fit(training.task, training.start.data, ckpt_path=path)
+        trainer.fit(training.task, started.data, ckpt_path=path)
     except StoppedBySignal as stop:
         processes.detach()  # every process ends on its own
         if not trainer.is_global_zero:
             raise SystemExit(0) from stop  # the main process's exit code is the run's
-        folder, path = training.start.folder, training.last.path
-        log.warning(
-            "%s; continue with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, path
-        )
+        folder = started.folder
+        hint = f"continue with resume=auto hydra.run.dir={folder}, or resume={last_path(folder)}"
+        log.warning("%s; %s", stop, hint)
         raise SystemExit(128 + stop.number) from stop
-    done = resume.steps if resume is not None else 0
-    if trainer.global_step == done and training.config["resume"] != AUTO:
-        limits = {name: training.config["trainer"][name] for name in ("max_epochs", "max_steps")}
+    if trainer.global_step == done and started.config["resume"] != AUTO:
+        limits = {name: started.config["trainer"][name] for name in ("max_epochs", "max_steps")}
         raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
 
 
 def evaluate(training: Training) -> dict[str, Any]:
     """Evaluate every split with the best checkpoint, or the last one if there is none."""
-    # Not best.best_model_path, which in a resumed run is the earlier run's until a validation.
-    checkpoint = training.start.folder / "checkpoints" / "best.ckpt"
+    trainer, started = training.trainer, training.start
+    # Not the callback's best_model_path, which in a resumed run is at first the earlier run's.
+    checkpoint = started.folder / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
-        checkpoint = training.last.path
-        log.warning("the run ended before a validation: evaluating the last weights, not the best")
+        checkpoint = last_path(started.folder)
+        log.warning(
+            "the run ended before a validation: there is no best.ckpt, evaluating the last weights"
+        )
     training.task.model.load_state_dict(read_checkpoint(checkpoint).weights)
-    figures, count = training.start.folder / "figures", training.config["callbacks"]["pictures"]
-    results = evaluate_splits(training.trainer, training.task, training.start.data, figures, count)
-    results |= {"checkpoint": str(checkpoint), "steps": training.trainer.global_step}
-    if training.skipped is not None:
-        reasons = training.skipped.reasons.items()
-        results["skipped"] = [{"sample": sample, "reason": reason} for sample, reason in reasons]
+    figures, count = started.folder / "figures", started.config["callbacks"]["pictures"]
+    results = evaluate_splits(trainer, training.task, started.data, figures, count)
+    results |= {"checkpoint": str(checkpoint), "steps": trainer.global_step}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SkippedSamples):
+            reasons = callback.reasons.items()
+            results["skipped"] = [{"sample": name, "reason": reason} for name, reason in reasons]
     return results
 
 
 def write(training: Training, results: dict[str, Any], overrides: Sequence[str]) -> float:
     """Write and print the results; return the selecting split's mIoU."""
-    started, trainer = training.start, training.trainer
-    results |= describe_run(training.config, overrides, training.task.model)
-    results |= started.fingerprint | {"initial_weights": training.initial_weights}
+    started, task, trainer = training.start, training.task, training.trainer
+    results |= describe_run(task.metadata["config"], overrides, task.model) | started.fingerprint
+    results["initial_weights"] = task.metadata["initial_weights"]
     results["seconds"] = time.perf_counter() - started.time
     if trainer.is_global_zero:
         report_results(results, started.folder)
@@ -203,5 +194,10 @@ def write(training: Training, results: dict[str, Any], overrides: Sequence[str])
         log_checkpoint(trainer.loggers, Path(results["checkpoint"]), metadata)
         close_loggers(trainer.loggers)
     selected = results["splits"].get(started.data.select_split)
-    score = selected["mIoU"] if selected is not None else training.best.best_model_score
-    return float(score or 0.0)
+    best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+    return float(selected["mIoU"] if selected is not None else best or 0.0)
+
+
+def last_path(folder: Path) -> Path:
+    """Return the last checkpoint in a run's folder."""
+    return folder / "checkpoints" / LAST

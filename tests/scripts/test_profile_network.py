@@ -1,0 +1,44 @@
+"""``scripts/profile_network.py``: times every box and leaves the network unchanged."""
+
+import re
+import time
+
+import pytest
+import torch
+
+from crislit.models.build import build_cris
+from crislit.models.config import CRISConfig
+from scripts import profile_network
+from tests.models.networks import CLIP, sentences
+
+
+@pytest.mark.slow
+def test_profiles_time_every_part_and_leave_the_network_unchanged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = CRISConfig(
+        clip=CLIP, neck=(32, 64, 128), decoder_layers=1, decoder_heads=4, decoder_ffn=96
+    )
+    model = build_cris(config).eval()
+    images, tokens = torch.randn(1, 3, 64, 64), sentences(3)
+    before = model(images, tokens)
+
+    def run() -> None:
+        time.sleep(0.05)
+        model(images, tokens)
+
+    parts = profile_network.time_parts(model, run, 3)
+    assert set(parts) == {*profile_network.PARTS, "all"}
+    total = sum(seconds for name, seconds in parts.items() if name != "all")
+    assert total < parts["all"] - 0.05, "nothing is counted twice"
+    assert torch.equal(model(images, tokens), before)
+    for module in model.modules():
+        assert not {"forward", "project_maps", "fuse"} & vars(module).keys()
+
+    profile_network.main(["--model", "tiny", "--image-size", "64", "--rounds", "1"])
+    page = capsys.readouterr().out
+    assert page.count(": operations by self time") == 6 + len(profile_network.STEPS) + 2
+    convolution = r"^### ONNX Runtime: .*\n\n.*\n.*\n\| `(Conv|FusedConv)` \|"
+    assert re.search(convolution, page, re.MULTILINE)
+    for part in profile_network.PARTS:
+        assert re.search(rf"^\| {part} \| - \| \d", page, re.MULTILINE), part
