@@ -1,10 +1,10 @@
-"""Says in one line each what this machine lacks, before anything is installed. Runs under any Python 3."""
+"""Checks what installation needs, one line per problem. Runs under any Python 3."""
 
 import importlib.util
 import shutil
 import sys
 
-GIGABYTES = 8
+MIN_FREE_GB = 8
 problems = []
 if sys.version_info < (3, 11):  # noqa: UP036
     problems.append(
@@ -13,9 +13,11 @@ if sys.version_info < (3, 11):  # noqa: UP036
     )
 if importlib.util.find_spec("ensurepip") is None:
     problems.append("Python's ensurepip is missing: apt-get install python3-venv")
-free = shutil.disk_usage(".").free / 1e9
-if free < GIGABYTES:
-    problems.append("%d GB of free disk are needed, %.1f GB are left here" % (GIGABYTES, free))  # noqa: UP031
+free_gb = shutil.disk_usage(".").free / 1e9
+if free_gb < MIN_FREE_GB:
+    problems.append(
+        "%d GB of free disk space are needed, %.1f GB are left" % (MIN_FREE_GB, free_gb)  # noqa: UP031
+    )
 for problem in problems:
     sys.stderr.write("error: " + problem + "\n")
 sys.exit(bool(problems))

@@ -1,9 +1,9 @@
-"""How training grows with devices, machines and data workers: volumes counted on the network, waiting by simulation.
-
-Writes a Markdown page to the standard output; what it takes from measurements it reads from ``results/speed.csv``. No device
-but this machine's is measured: rates of others are assumptions, and the page says so beside each.
+"""Estimates how training scales with devices, machines and data workers.
 
     python scripts/scale.py results/speed.csv > results/scale.md
+
+Operations and volumes are counted on the network, waiting is simulated, and the loading time comes
+from the benchmark. The rates of other devices are assumptions, which the page states.
 """
 
 import argparse
@@ -19,59 +19,61 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from crislit.config import compose_config
+from crislit.benchmarks.inference import build_network
 from crislit.models.cris import count_parameters
-from crislit.training.build import build_model
 
 BATCH = 64
-"""Sentences of a step (section 4.2), over all devices."""
+"""Sentences per step over all devices (section 4.2)."""
 DEVICES = {"V100, float32": 7e12, "A100, TF32": 60e12, "A100, bfloat16": 110e12}
-"""Floating-point operations a second that convolutions are assumed to reach: about half or a third of the makers' peaks."""
+"""Assumed operations per second in convolutions: about a half or a third of the vendors' peaks."""
 LINKS = {
     "NVLink, 200 GB/s": 200e9,
     "PCIe 4, 20 GB/s": 20e9,
     "100 Gb/s network": 10e9,
     "25 Gb/s network": 2.5e9,
 }
-"""Bytes a second and device that a ring is assumed to reach."""
+"""Assumed bytes per second and device in a ring."""
 SPREAD = 0.3
 """Standard deviation of a sample's loading time, over its mean."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a sentence of training takes.
+    """Work of one training sentence.
 
     Attributes:
-        forward: Floating-point operations of a forward pass with one sentence a picture.
-        parameters: Numbers that the devices exchange in a step.
+        forward: Floating-point operations of a forward pass with one sentence per image.
+        parameters: Numbers that the devices exchange per step.
     """
 
     forward: float
     parameters: int
 
     def step(self, sentences: int, rate: float) -> float:
-        """Return the seconds of a step: the backward pass takes twice the forward one's operations."""
+        """Return the seconds of a step; the backward pass takes twice the forward operations."""
         return 3 * self.forward * sentences / rate
 
     def exchange(self, devices: int, bandwidth: float) -> float:
-        """Return the seconds in which a ring adds up float32 gradients: 2 (N - 1) / N of them through every device's link."""
+        """Return the seconds of adding up float32 gradients in a ring.
+
+        2 (N - 1) / N of all gradients pass through every device's link.
+        """
         return 2 * (devices - 1) / devices * 4 * self.parameters / bandwidth
 
     def total(self, devices: int, rate: float, bandwidth: float) -> float:
-        """Return the seconds of a step of :data:`BATCH` sentences; what does not fit beside the backward pass comes after."""
+        """Return the seconds of a step, with the exchange hidden behind the backward pass."""
         step = self.step(BATCH // devices, rate)
         return step + max(0.0, self.exchange(devices, bandwidth) - step * 2 / 3)
 
     def worth(self, devices: int, rate: float, before: float) -> float:
-        """Return the bytes a second and device from which a step on so many devices takes less than it did before."""
+        """Return the bytes per second and device at which a step takes as long as before."""
         return self.exchange(devices, 1.0) / (before - self.step(BATCH // devices, rate) / 3)
 
 
 def count(size: int = 416) -> Work:
-    """Count RN50's work on shapes alone."""
+    """Count the work of RN50 without allocating it."""
     with torch.device("meta"):
-        model = build_model(compose_config(["model=rn50", "dataset=refcoco"])).eval()
+        model = build_network("rn50")
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             model(torch.empty(1, 3, size, size), torch.empty(1, 17, dtype=torch.long))
@@ -80,86 +82,119 @@ def count(size: int = 416) -> Work:
 
 def waiting(
     step: float,
-    each: float,
+    loading: float,
     devices: int,
     batch: int,
     workers: int,
     steps: int = 200,
     seed: int = 0,
 ) -> float:
-    """Simulate a training, and return the share of the time in which devices wait for data.
+    """Simulate training; return the share of time in which devices wait for data.
 
-    Every device has its own workers, each of which loads whole batches in turn and is two ahead at most; a step begins when
-    every device has its batch, as gradients are exchanged in each.
+    Every device has its own workers. Each of them loads whole batches in turn and is at most two
+    ahead. A step starts when every device has its batch, as every step exchanges gradients.
 
     Args:
-        step: Seconds that devices compute.
-        each: Seconds in which a worker loads a sample.
-        devices: How many.
-        batch: Samples of a device's batch.
-        workers: Of every device.
-        steps: How many.
-        seed: Of the loading times.
+        step: Seconds of computation per step.
+        loading: Mean seconds in which a worker loads a sample.
+        devices: Number of devices.
+        batch: Samples per device and step.
+        workers: Workers per device.
+        steps: Number of steps.
+        seed: Seed of the loading times.
     """
     rng = random.Random(seed)
-    free = [[0.0] * workers for _ in range(devices)]  # when each worker can begin a batch
-    for heap in free:
-        heapq.heapify(heap)
+    # Times at which each device's workers are free; equal times are a heap.
+    free = [[0.0] * workers for _ in range(devices)]
     ready: list[list[float]] = [[] for _ in range(devices)]
-    begun: list[float] = []
+    starts: list[float] = []
     now = idle = 0.0
     for number in range(steps):
         for device in range(devices):
             while len(ready[device]) <= number:
-                ahead = (
-                    len(ready[device]) - 2 * workers
-                )  # its place in the queue is free once that step has begun
-                start = max(heapq.heappop(free[device]), begun[ahead] if ahead >= 0 else 0.0)
-                end = start + sum(max(0.0, rng.gauss(each, SPREAD * each)) for _ in range(batch))
+                # Two batches per worker may be ahead: wait until this earlier step has started.
+                earlier = len(ready[device]) - 2 * workers
+                begin = max(heapq.heappop(free[device]), starts[earlier] if earlier >= 0 else 0.0)
+                samples = (max(0.0, rng.gauss(loading, SPREAD * loading)) for _ in range(batch))
+                end = begin + sum(samples)
                 heapq.heappush(free[device], end)
                 ready[device].append(end)
         start = max(now, *(times[number] for times in ready))
-        if number:  # the first batch is nobody's fault
+        if number:  # waiting for the first batch does not count
             idle += start - now
-        begun.append(start)
+        starts.append(start)
         now = start + step
-    return idle / (now - begun[0])
+    return idle / (now - starts[0])
 
 
-def page(work: Work, each: float) -> str:
-    """Return the page.
+def page(work: Work, loading: float) -> str:
+    """Return the page as Markdown.
 
     Args:
-        work: RN50's.
-        each: Measured seconds of a sample and core.
+        work: Work of RN50.
+        loading: Measured seconds per sample and core.
     """
-    lines = [
-        "# Scale: what more devices, machines and workers give",
-        "",
+    milliseconds = 1e3 * loading
+    parts = [
+        "# Scale: more devices, machines and data workers",
         paragraph(
-            "By `python scripts/scale.py results/speed.csv > results/scale.md`. RN50, 416 pixels, batches of 64 "
-            "sentences. **No GPU was measured**: rates of devices (about half or a third of the makers' peaks) and of links "
-            "are assumptions, stated beside each; operations, volumes and the loading time of a sample (a picture of COCO's "
-            f"size, {1e3 * each:.1f} ms a core, see `speed.csv`) are counted or measured here."
+            "Written by `python scripts/scale.py results/speed.csv > results/scale.md` for RN50 at "
+            "416 pixels and batches of 64 sentences. **No GPU was measured**: the rates of devices "
+            "(about a half or a third of the vendors' peaks) and of links are assumptions, stated "
+            "next to each. Operations, volumes and the loading time of a sample (an image of "
+            f"COCO's size, {milliseconds:.1f} ms per core, see `speed.csv`) are counted or "
+            "measured here."
         ),
-        "",
         "## Growth",
-        "",
-        f"- A sentence with a picture of its own: {work.forward / 1e9:.0f} GFLOP forward, three times that in training.",
-        *growth(),
-        "",
-        "## Devices: computing and exchanging",
-        "",
+        growth(work),
+        "## Devices: computation and communication",
         paragraph(
-            f"{work.parameters / 1e6:.1f} M parameters are {4 * work.parameters / 1e6:.0f} MB of float32 gradients a step. "
-            "Exchanging overlaps with the backward pass, two thirds of a step; what is in bold does not fit under it."
+            f"The gradients of {work.parameters / 1e6:.1f} M parameters in float32 are "
+            f"{4 * work.parameters / 1e6:.0f} MB per step. Their exchange overlaps with the "
+            "backward pass, which is two thirds of a step. Numbers in bold do not fit into it."
         ),
-        "",
-        "| 64 sentences over | assumed TFLOP/s | computing, ms | "
-        + " | ".join(f"{name}, ms" for name in LINKS)
-        + " |",
-        "|---|---:|---:" + "|---:" * len(LINKS) + "|",
+        devices_table(work),
+        second_machine(work),
+        "## Workers: how many eight devices need",
+        paragraph(
+            f"Simulated with 8 devices, 8 sentences each, {milliseconds:.1f} ms per sample and "
+            f"worker with a spread of {SPREAD:.0%}, and 200 steps. The table shows the share of "
+            "time that the devices wait."
+        ),
+        *workers_table(work, loading),
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def paragraph(text: str, first: str = "", indent: str = "") -> str:
+    """Wrap a paragraph, or an item of a list, at 100 columns."""
+    return textwrap.fill(
+        text, 100, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def growth(work: Work) -> str:
+    """Return how operations and volumes grow, as a list."""
+    counts = {side: count(side).forward for side in (256, 416, 640, 832)}
+    ratios = ", ".join(f"{side} pixels {n / counts[416]:.2f}" for side, n in counts.items())
+    items = (
+        f"A sentence with its own image takes {work.forward / 1e9:.0f} GFLOP in the forward pass, "
+        "three times that in training.",
+        f"Operations by side of the image, relative to 416: {ratios}. This is almost quadratic: "
+        "the attention between cells grows with the fourth power, but is a small part.",
+        "Images and sentences: linear. An epoch of RefCOCO has 42,404 refs, which are 662 steps "
+        "of 64. Evaluation encodes an image once for all its sentences, seven on average.",
+        "Processes: the number of steps stays the same, and each process computes its share of "
+        "the batch. The volume exchanged does not shrink with the share.",
+    )
+    return "\n".join(paragraph(item, "- ", "  ") for item in items)
+
+
+def devices_table(work: Work) -> str:
+    """Return the times of computation and communication by device, number and link."""
+    names = ["64 sentences over", "assumed TFLOP/s", "computation, ms"]
+    header = " | ".join([*names, *(f"{name}, ms" for name in LINKS)])
+    lines = [f"| {header} |", "|---|---:|---:" + "|---:" * len(LINKS) + "|"]
     for name, rate in DEVICES.items():
         for devices in (2, 8, 16):
             step = work.step(BATCH // devices, rate)
@@ -167,103 +202,71 @@ def page(work: Work, each: float) -> str:
             cells = [
                 f"**{1e3 * x:.0f}**" if x > step * 2 / 3 else f"{1e3 * x:.0f}" for x in exchanges
             ]
-            lines.append(
-                f"| {devices} x {name} | {rate / 1e12:.0f} | {1e3 * step:.0f} | "
-                + " | ".join(cells)
-                + " |"
-            )
-    lines += [
-        "",
-        paragraph(
-            "A second machine of eight makes a step shorter where the link between the machines has more than "
-            + ", ".join(
-                f"{work.worth(16, rate, work.total(8, rate, max(LINKS.values()))) / 1e9:.1f} GB/s ({name})"
-                for name, rate in DEVICES.items()
-            )
-            + ", beside eight on the fastest link here; with less it pays where the batch grows with the devices, which "
-            "changes the recipe. FSDP would save what it shards: parameters, gradients and Adam's two moments, 16 bytes each, "
-            f"{16 * work.parameters / 1e9:.1f} GB in all and at most seven eighths of it on eight devices, for half as much "
-            "again to exchange. Activations take more and grow with the batch; `recompute=true` saves those. So it does not "
-            "pay here. SyncBN's exchanges, two small ones a layer, are left out above: they cost their links' latency, which "
-            "is not known."
-        ),
-        "",
-        "## Workers: what eight devices need",
-        "",
-        paragraph(
-            f"Simulated: 8 devices, 8 sentences each, {1e3 * each:.1f} ms a sample and worker with a spread of {SPREAD:.0%}, "
-            "200 steps; the share of time in which they wait."
-        ),
-        "",
-        "| workers a device | " + " | ".join(DEVICES) + " |",
+            first = f"| {devices} x {name} | {rate / 1e12:.0f} | {1e3 * step:.0f} | "
+            lines.append(first + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def second_machine(work: Work) -> str:
+    """Return the paragraph about a second machine and FSDP."""
+    fastest = max(LINKS.values())
+    bandwidths = ", ".join(
+        f"{work.worth(16, rate, work.total(8, rate, fastest)) / 1e9:.1f} GB/s ({name})"
+        for name, rate in DEVICES.items()
+    )
+    return paragraph(
+        "A second machine with eight devices shortens a step if the link between the machines is "
+        f"faster than {bandwidths}, compared with eight devices on the fastest link of the table. "
+        "With a slower link it only helps if the batch grows with the devices, which changes the "
+        "recipe. FSDP would shard parameters, gradients and Adam's two moments, 16 bytes per "
+        f"parameter, {16 * work.parameters / 1e9:.1f} GB in all. Eight devices would save at most "
+        "seven eighths of that, and would exchange half as much again. Activations take more "
+        "memory and grow with the batch; `recompute=true` saves those. FSDP is therefore not "
+        "worthwhile here. The exchanges of SyncBN, two small ones per layer, are not included: "
+        "they cost the latency of the links, which is unknown."
+    )
+
+
+def workers_table(work: Work, loading: float) -> tuple[str, str]:
+    """Return the shares of waiting by device and workers, and the paragraph below them."""
+    lines = [
+        "| workers per device | " + " | ".join(DEVICES) + " |",
         "|---:" + "|---:" * len(DEVICES) + "|",
     ]
     enough: dict[str, int] = {}
     for workers in (1, 2, 4, 6, 8):
         shares = {
-            name: waiting(work.step(BATCH // 8, rate), each, 8, BATCH // 8, workers)
+            name: waiting(work.step(BATCH // 8, rate), loading, 8, BATCH // 8, workers)
             for name, rate in DEVICES.items()
         }
-        lines.append(
-            f"| {workers} | " + " | ".join(f"{share:.0%}" for share in shares.values()) + " |"
-        )
+        cells = " | ".join(f"{share:.0%}" for share in shares.values())
+        lines.append(f"| {workers} | {cells} |")
         enough = {name: workers for name, share in shares.items() if share < 0.01} | enough
-    told = ", ".join(
-        f"{enough[name]} for {name}" if name in enough else f"more than 8 for {name}"
-        for name in DEVICES
-    )
-    lines += [
-        "",
-        paragraph(
-            f"Workers of a device after which it waits for less than 1%: {told}. Disks were not simulated."
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    needed = ", ".join(f"{enough.get(name, 'more than 8')} for {name}" for name in DEVICES)
+    below = f"Workers per device that reduce waiting to less than 1%: {needed}."
+    return "\n".join(lines), paragraph(f"{below} Disks were not simulated.")
 
 
-def paragraph(text: str) -> str:
-    """Return a text in lines."""
-    return textwrap.fill(text, 128)
-
-
-def growth() -> list[str]:
-    """Return how operations grow with the picture's side."""
-    sides = (256, 416, 640, 832)
-    counts = [count(side).forward for side in sides]
-    told = ", ".join(
-        f"{side} pixels {n / counts[1]:.2f}" for side, n in zip(sides, counts, strict=True)
-    )
-    return [
-        f"- Side of the picture, operations beside those at 416: {told}. Nearly its square: what",
-        "  attention between cells takes grows with the fourth power, and is a small part.",
-        "- Images and sentences: linearly. An epoch of RefCOCO is 42,404 refs, 662 steps of 64; evaluation encodes a picture",
-        "  once for its sentences, seven on average.",
-        "- Processes: the same steps, each with its share of the batch; what is exchanged does not shrink with the share.",
-    ]
-
-
-def loading(path: Path) -> float:
-    """Return the seconds of a sample and core that a benchmark found."""
+def loading_time(path: Path) -> float:
+    """Return the seconds per sample and core in the benchmark's ``speed.csv``."""
     with path.open(encoding="utf-8", newline="") as file:
-        found = [
-            float(row["value"])
-            for row in csv.DictReader(file)
-            if row["candidate"] == "whole sample, collated"
-        ]
-    if not found:
-        raise SystemExit(
-            f"error: {path} has no line 'whole sample, collated': python -m crislit.benchmark --data --output DIR"
-        )
-    return found[0]
+        for row in csv.DictReader(file):
+            if row["candidate"] == "whole sample, collated":
+                return float(row["value"])
+    raise SystemExit(
+        f"error: {path} has no line 'whole sample, collated': run python -m crislit.benchmark "
+        "--data --output DIR"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page."""
+    """Write the page to the standard output."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("speed", type=Path, help="the benchmark's speed.csv")
-    sys.stdout.write(page(count(), loading(parser.parse_args(arguments).speed)))
+    options = parser.parse_args(arguments)
+    sys.stdout.write(page(count(), loading_time(options.speed)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The house: files in the root are commands, folders are libraries, and imports go one way."""
+"""Files in the root are commands, folders are libraries, and imports go one way."""
 
 import ast
 import json
@@ -33,12 +33,7 @@ COMMANDS = {
 LIBRARIES_IN_THE_ROOT = {"__init__", "errors", "config"}
 KNOW_LIGHTNING = {"data", "training", "experiments", "benchmarks"}
 KNOW_HYDRA = {
-    "config",
-    "train",
-    "evaluate",
-    "training/program",
-    "training/build",
-    "experiments/sweep",
+    *("config", "train", "evaluate", "training/program", "training/build", "experiments/sweep"),
 }
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}
 
@@ -55,7 +50,7 @@ def tree_of(name: str) -> ast.Module:
 
 
 def imported_modules(tree: ast.Module, package: str) -> set[str]:
-    """Return full names of everything imported anywhere in a file, also inside functions."""
+    """Return the full names of all imports of a file, those inside functions included."""
     modules = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,17 +66,17 @@ def imported_modules(tree: ast.Module, package: str) -> set[str]:
 def imported_files(name: str, tree: ast.Module | None = None) -> set[str]:
     """Return the names of crislit's files that a file imports; ``__init__`` is the package."""
     package = ".".join(["crislit", *name.split("/")[:-1]])
-    found = set()
+    files = set()
     for module in imported_modules(tree or tree_of(name), package):
         if module.split(".")[0] != "crislit":
             continue
         path = module.split(".")[1:]
-        # "from crislit.data import shapes" names a file, "from crislit.errors import X" a thing.
+        # "from crislit.data import shapes" names a file, "from crislit.errors import X" does not.
         candidates = ["/".join(path[:end]) for end in range(len(path), 0, -1)]
         packages = [f"{candidate}/__init__" for candidate in candidates]
         known = (candidate for candidate in (*candidates, *packages) if candidate in FILES)
-        found.add(next(known, "__init__"))
-    return found
+        files.add(next(known, "__init__"))
+    return files
 
 
 def folder_of(name: str) -> str:
@@ -89,7 +84,7 @@ def folder_of(name: str) -> str:
 
 
 def forbidden(name: str, imports: set[str]) -> set[str]:
-    """Return the imported files that a file of this name may not import."""
+    """Return those of the imported files that a file may not import."""
     if name == "__init__":  # exports the public API, lazily
         return set()
     folder = folder_of(name)
@@ -136,13 +131,13 @@ def test_only_training_knows_lightning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - KNOW_HYDRA))
-def test_only_the_door_knows_hydra(name: str) -> None:
-    known = {word for node in ast.walk(tree_of(name)) for word in words_of(node)}
-    assert not known & {"hydra", "omegaconf", "DictConfig", "ListConfig", "OmegaConf"}
+def test_few_files_know_hydra(name: str) -> None:
+    words = {word for node in ast.walk(tree_of(name)) for word in words_of(node)}
+    assert not words & {"hydra", "omegaconf", "DictConfig", "ListConfig", "OmegaConf"}
 
 
 def words_of(node: ast.AST) -> set[str]:
-    """Return what a piece of code names; docstrings may mention anything."""
+    """Return the names in a node of code; docstrings may mention anything."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names = [*modules, *(alias.name for alias in node.names)]
@@ -157,7 +152,7 @@ def words_of(node: ast.AST) -> set[str]:
     return set()
 
 
-def test_every_way_to_write_an_import_is_seen() -> None:
+def test_every_form_of_import_is_recognised() -> None:
     source = """
 import crislit
 import crislit.training.metrics as m
@@ -172,12 +167,12 @@ def late():
     from crislit.checkpoints import checkpoint
 import crislitter
 """
-    found = imported_files("models/decoder", ast.parse(source))
-    assert found == {
+    imports = imported_files("models/decoder", ast.parse(source))
+    assert imports == {
         *("__init__", "training/metrics", "data/shapes", "data/refer_index", "models/cris"),
         *("errors", "models/neck", "training/task", "checkpoints/checkpoint"),
     }
-    assert forbidden("models/decoder", found) == {
+    assert forbidden("models/decoder", imports) == {
         *("training/metrics", "data/shapes", "data/refer_index", "training/task"),
         "checkpoints/checkpoint",
     }
@@ -208,7 +203,7 @@ def run_python(code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-def test_importing_the_package_starts_neither_torch_nor_lightning_nor_hydra_nor_open_clip() -> None:
+def test_importing_the_package_imports_no_large_library() -> None:
     result = run_python("import json, sys, crislit; print(json.dumps(sorted(sys.modules)))")
     loaded = {module.split(".")[0] for module in json.loads(result.stdout)}
     assert "crislit" in loaded
@@ -218,7 +213,7 @@ def test_importing_the_package_starts_neither_torch_nor_lightning_nor_hydra_nor_
 
 
 def test_imports_have_no_side_effects() -> None:
-    """Warning filters, loggers and the environment are the commands' business."""
+    """Only commands change warning filters, loggers and the environment."""
     libraries = [
         "crislit." + name.replace("/", ".").removesuffix(".__init__")
         for name in FILES

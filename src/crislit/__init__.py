@@ -1,9 +1,9 @@
-"""CRIS, CLIP-driven referring image segmentation: masks from sentences, as a PyTorch Lightning module library."""
+"""CLIP-driven referring image segmentation (CRIS): segments what a sentence refers to."""
 
 import importlib
-import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from crislit.config import VERSION
 
 if TYPE_CHECKING:
     from crislit.checkpoints.released import load_released
@@ -11,17 +11,10 @@ if TYPE_CHECKING:
     from crislit.models.cris import CRIS
     from crislit.transforms.tokenizer import tokenize
 
-try:
-    __version__ = version("crislit")
-except PackageNotFoundError:  # src/ on the path, and nothing installed
-    __version__ = "0+unknown"
+__version__ = VERSION
 __all__ = ["CRIS", "Segmenter", "__version__", "load", "load_released", "tokenize"]
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # else its import asks a server for the newest version
-
-_HOMES = {
+MODULES = {
     "CRIS": "crislit.models.cris",
     "Segmenter": "crislit.inference.segmenter",
     "load": "crislit.inference.segmenter",
@@ -31,7 +24,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and only then: `import crislit` alone stays quick."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that ``import crislit`` alone is fast."""
+    if name not in MODULES:
         raise AttributeError(f"module 'crislit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""python -m crislit.check_data FILE: check somebody's own data, and print what it holds and what is wrong with it."""
+"""python -m crislit.check_data FILE: checks custom data and summarizes it."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,55 +8,50 @@ from crislit.data.custom_check import find_notes, find_unreadable, summarize
 from crislit.errors import InputError, one_line_errors, printable
 
 EPILOG = """
-A JSON-lines file has an object of a picture in each line, with what is said of it; paths are relative to the file:
+Each line of a JSON-lines file is an object with an image and its sentences. Paths are relative to
+the file:
 
-  {"image": "photos/7.jpg", "sentences": ["the man in red"], "split": "train", "mask": "masks/7.png"}
-  {"image": "photos/8.jpg", "sentence": "leftmost dog", "split": "val", "polygons": [[10, 12, 80, 12, 80, 95]]}
+  {"image": "photos/7.jpg", "sentences": ["the man in red"], "split": "val", "mask": "7.png"}
+  {"image": "photos/8.jpg", "sentence": "leftmost dog", "polygons": [[10, 12, 80, 12, 80, 95]]}
   {"image": "photos/8.jpg", "sentence": "the cat", "rle": {"size": [480, 640], "counts": "..."}}
 
-mask: a picture of the same size, what is marked brighter than half (or 1 where it holds 0 and 1, or any but the first entry of
-a palette with colours). split: train where none is given; training needs a val too. A COCO instances file comes with a table:
+mask: an image of the same size. The marked pixels are those
+of any colour but the first with a colour palette, 1 in an image of 0 and 1, and values above 127
+otherwise. split: train by default; training needs val, too.
+
+A COCO instances file needs a CSV table of sentences:
 
   ann_id,sentence,split
   17,the man in red,train
 
-The exit code is 1 if a line cannot be used. Then: python -m crislit.train dataset=custom dataset.file=FILE
+The exit code is 1 if a line cannot be used. To train on the data:
+
+  python -m crislit.train dataset=custom dataset.file=FILE
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check what the command line names."""
+    """Check custom data, and print problems, a summary and notes."""
     parser = argparse.ArgumentParser(
         "python -m crislit.check_data",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", metavar="FILE", help="a JSON-lines file, or a COCO instances file")
-    parser.add_argument(
-        "--sentences", metavar="TABLE", help="the sentences of a COCO file's annotations, in CSV"
-    )
-    parser.add_argument(
-        "--images", metavar="DIR", help="the pictures of a COCO file (default: its own folder)"
-    )
-    parser.add_argument(
-        "--max-words",
-        type=int,
-        default=22,
-        help="tokens of a sentence that training reads (default: 22)",
-    )
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a JSON-lines file, or a COCO instances file")
+    add("--sentences", metavar="TABLE", help="CSV table of sentences, for a COCO file")
+    add("--images", metavar="DIR", help="images of a COCO file (default: the file's folder)")
+    add("--max-words", type=int, default=22, help="tokens per sentence in training (default: 22)")
     options = parser.parse_args(arguments)
     with one_line_errors():
         data = read_custom(options.file, options.sentences, options.images)
-        problems = sorted(
-            [*data.problems, *find_unreadable(data)], key=lambda problem: problem.line
-        )
-        bad = [f"line {problem.line}: {problem.reason}" for problem in problems]
-        for line in (
-            *bad,
-            *summarize(data),
-            *(f"note: {note}" for note in find_notes(data, options.max_words)),
-        ):
+        problems = [*data.problems, *find_unreadable(data)]
+        problems.sort(key=lambda problem: problem.line)
+        lines = [f"line {problem.line}: {problem.reason}" for problem in problems]
+        lines += summarize(data)
+        lines += [f"note: {note}" for note in find_notes(data, options.max_words)]
+        for line in lines:
             print(printable(line).replace("\n", r"\n"))
         if problems:
             raise InputError(

@@ -1,26 +1,33 @@
-"""Finds ``conf/`` and composes configurations."""
+"""The version, and the configuration: finds ``conf/`` and composes it."""
 
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+try:
+    VERSION = version("crislit")
+except PackageNotFoundError:  # src/ is on the path, and nothing is installed
+    VERSION = "0+unknown"
+
 
 def config_dir() -> str:
-    """Return the absolute path of ``conf/``: inside the wheel, or beside ``src/`` in a checkout or an editable install."""
-    here = Path(__file__).resolve().parent
-    for folder in (here.parents[1] / "conf", here / "conf"):
+    """Return the absolute path of ``conf/``: inside the wheel, or beside ``src/`` in a checkout."""
+    package = Path(__file__).resolve().parent
+    folders = (package.parents[1] / "conf", package / "conf")
+    for folder in folders:
         if (folder / "train.yaml").is_file():
             return str(folder)
     raise FileNotFoundError(
-        f"crislit's configuration is neither at {here.parents[1] / 'conf'} nor at {here / 'conf'}; install it again"
+        f"crislit's configuration is neither at {folders[0]} nor at {folders[1]}: install it again"
     )
 
 
 def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConfig":
-    """Compose a program's configuration without running it, for tests and notebooks.
+    """Compose a command's configuration without running it.
 
     Args:
         overrides: As on the command line, ``["model=rn101", "decoder.layers=2"]``.
@@ -33,8 +40,9 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConf
 
 
 def compose_config(overrides: Sequence[str] = (), name: str = "train") -> dict[str, Any]:
-    """Compose a program's configuration as plain dictionaries and lists, interpolations resolved; see :func:`load_config`."""
+    """Compose a configuration as plain dictionaries and lists, see :func:`load_config`."""
     from omegaconf import OmegaConf
 
-    settings: dict[str, Any] = OmegaConf.to_container(load_config(overrides, name), resolve=True)  # type: ignore[assignment]
-    return settings
+    return OmegaConf.to_container(  # type: ignore[return-value]
+        load_config(overrides, name), resolve=True
+    )

@@ -1,4 +1,4 @@
-"""python -m crislit.convert SRC DST: a checkpoint of the authors' code, or of a run, to safetensors, and back."""
+"""python -m crislit.convert SRC DST: converts checkpoints of the authors' code or of runs."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,36 +8,34 @@ from crislit.checkpoints.checkpoint import read_any, write_folder, write_release
 from crislit.errors import one_line_errors
 
 EPILOG = """
-SRC is one of: a checkpoint of the authors' code (.pth, .pt, .safetensors; sizes are read off its weights), a run's
-checkpoints/best.ckpt, a folder that this program wrote.
+SRC is one of: a checkpoint of the authors' code (.pth, .pt, .safetensors), whose sizes are inferred
+from its weights; a run's checkpoints/best.ckpt; a folder that this command wrote.
 
-DST is a folder, which gets model.safetensors and config.json; or the path of the safetensors file, beside which config.json
-goes. With --to released it is a .pth file as the authors' programs read it (under "state_dict", names beginning with
-"module."), or a .safetensors file with the bare names. Tensors are renamed, and otherwise stay bit for bit what they are.
+DST is a folder for model.safetensors and config.json, or the path of the safetensors file, beside
+which config.json is written. With --to released it is a .pth file that the authors' programs read
+(weights under "state_dict", with the prefix "module."), or a .safetensors file without the prefix.
+Tensors are renamed, and otherwise keep every bit.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert what the command line says."""
+    """Convert a checkpoint."""
     parser = argparse.ArgumentParser(
         "python -m crislit.convert",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="SRC")
-    parser.add_argument("target", type=Path, metavar="DST")
-    parser.add_argument(
-        "--to", choices=("crislit", "released"), default="crislit", help="the format of DST"
-    )
-    released = parser.add_argument_group("what a checkpoint of the authors' code does not tell")
+    add = parser.add_argument
+    add("source", type=Path, metavar="SRC")
+    add("target", type=Path, metavar="DST")
+    add("--to", choices=("crislit", "released"), default="crislit", help="the format of DST")
+    released = parser.add_argument_group("sizes that checkpoints of the authors' code do not store")
     released.add_argument(
-        "--max-words", type=int, help="tokens of a sentence: 17 (default), 22 for G-Ref"
+        "--max-words", type=int, help="tokens per sentence: 17 (default), 22 for G-Ref"
     )
-    released.add_argument(
-        "--decoder-heads", type=int, help="attention heads of the decoder (default 8)"
-    )
-    released.add_argument("--image-size", type=int, help="side of the square input (default 416)")
+    released.add_argument("--decoder-heads", type=int, help="attention heads (default 8)")
+    released.add_argument("--image-size", type=int, help="side of the input (default 416)")
     options = parser.parse_args(arguments)
     with one_line_errors():
         source, target = options.source.expanduser(), options.target.expanduser()
@@ -49,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         numbers = sum(value.numel() for value in checkpoint.weights.values())
         print(f"{options.target}: {numbers:,} numbers in {len(checkpoint.weights)} tensors")
         if options.to == "released":
-            heads, words = checkpoint.network.decoder_heads, checkpoint.network.max_tokens
+            network = checkpoint.network
             print(
-                f"this format does not tell: decoder heads {heads}, at most {words} words, {checkpoint.image_size} pixels"
+                f"this format does not store: {network.decoder_heads} decoder heads, "
+                f"{network.max_tokens} tokens per sentence, {checkpoint.image_size} pixels"
             )
 
 

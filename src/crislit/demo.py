@@ -1,4 +1,4 @@
-"""python -m crislit.demo: a page in the browser, where sentences mark what they mean in a picture."""
+"""python -m crislit.demo: a web page that segments what sentences refer to in an image."""
 
 import argparse
 import os
@@ -16,22 +16,17 @@ PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the page until interrupted."""
     parser = argparse.ArgumentParser("python -m crislit.demo", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", default="shapes-tiny", help="the network (default: the shipped shapes-tiny)"
-    )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to serve at (default: this machine alone; 0.0.0.0: all)",
-    )
-    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add = parser.add_argument
+    add("--checkpoint", default="shapes-tiny", help="network (default: the shipped shapes-tiny)")
+    add("--host", default="127.0.0.1", help="address (default: this machine only; 0.0.0.0: all)")
+    add("--port", type=int, help="port (default: the first free one from 7860)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
     with one_line_errors():
         if options.port is not None and not 0 < options.port < 65536:
             raise InputError(f"--port must be between 1 and 65535, got {options.port}")
         segmenter = load(options.checkpoint, device=options.device)
-        # Uploads lie in a folder of this page alone, and are deleted with it, however it is told to end.
+        # Uploads are stored in this folder, which is deleted at exit, also after SIGTERM.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         folder = tempfile.TemporaryDirectory(prefix="crislit-")
         os.environ["GRADIO_TEMP_DIR"] = folder.name
@@ -48,12 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 quiet=True,
                 prevent_thread_lock=True,
             )
-        except Exception as error:  # Gradio asks its own page for a sign of life, and lets the client's exceptions through
-            hint = (
-                "; NO_PROXY=localhost,127.0.0.1 leaves out a proxy"
-                if any(map(os.environ.get, PROXIES))
-                else ""
-            )
+        except Exception as error:  # Gradio requests its own page, and lets any exception through
+            has_proxy = any(map(os.environ.get, PROXIES))
+            hint = "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy" if has_proxy else ""
             raise InputError(f"cannot serve at {options.host}: {error}{hint}") from error
         print(f"the page is at {address} until Ctrl-C", flush=True)
         page.block_thread()

@@ -36,8 +36,7 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(f"error: {printable(str(error))}") from error
     except OSError as error:
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except OSError:  # Python would report the unwritten rest once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error
@@ -64,11 +63,9 @@ def check_integer(
     if is_integer and minimum <= value <= maximum and value % multiple_of == 0:
         return
     kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
-    too_large = is_integer and value > maximum
-    bound = f" and at most {maximum}" if too_large else ""
-    found = f"{value!r:.200}"
-    if too_large and value.bit_length() > 1000:  # Python refuses to print larger ones
-        found = f"a number of {value.bit_length()} bits"
+    bound = f" and at most {maximum}" if is_integer and value > maximum else ""
+    is_huge = is_integer and value.bit_length() > 1000  # Python may refuse to print it
+    found = f"a number of {value.bit_length()} bits" if is_huge else f"{value!r:.200}"
     raise InputError(f"{name} must be {kind}, at least {minimum}{bound}, got {found}")
 
 

@@ -238,7 +238,7 @@ def test_words_that_are_cut_off_are_told_once(
         (["PICTURE", "--sentences", "EMPTY"], "there is no sentence in"),
         (["PICTURE", "star", " "], "a sentence is empty"),
         (["PICTURE", "star", "&nbsp;"], "a sentence is empty: .* not '&nbsp;'"),
-        (["nowhere.jpg", "star"], "no picture at nowhere.jpg"),
+        (["nowhere.jpg", "star"], "no image at nowhere.jpg"),
         (["FOLDER", "star"], "no picture in"),
         (["PICTURE", "star", "--output", "PICTURE"], "cannot write to"),
         (["PICTURE", "star", "--checkpoint", "nowhere"], "no network 'nowhere'"),
@@ -346,7 +346,7 @@ def test_a_link_to_nothing_is_a_bad_file_of_a_folder_and_a_long_name_is_none(
                 str(tmp_path / "out"),
             ]
         )
-    assert "no picture at" in capsys.readouterr().err
+    assert "no image at" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 

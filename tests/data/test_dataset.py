@@ -14,7 +14,7 @@ import torch
 from crislit.data.dataset import ReferTrainSet, read_image
 from crislit.data.samplers import TrainKey
 from crislit.errors import InputError
-from crislit.io.images import decode_image
+from crislit.io.dataset_images import decode_image
 from crislit.transforms.augmentation import Augmentation
 from crislit.transforms.letterbox import letterbox_image, letterbox_mask
 from crislit.transforms.tokenizer import tokenize

@@ -1,4 +1,4 @@
-"""What a process that loads data reports, and what not."""
+"""Errors that worker processes report and ignore."""
 
 import os
 import socket
@@ -10,25 +10,22 @@ import pytest
 from crislit.data.workers import ignore_lost_connections
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="tensors are handed over by descriptors on Linux"
-)
-def test_a_worker_whose_reader_has_ended_does_not_report_the_lost_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shares tensors by descriptors")
+def test_a_worker_ignores_connections_lost_to_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[BaseException] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: reported.append(error))
-    for silent in (False, True):
-        if silent:
+    for ignore in (False, True):
+        if ignore:
             ignore_lost_connections()
         reported.clear()
-        handed = DupFd(1)  # as PyTorch hands over a batch, and a thread waits for who takes it
+        # Share a descriptor as PyTorch shares a batch, from a thread that waits for a reader.
+        shared = DupFd(1)
         with socket.socket(socket.AF_UNIX) as reader:
-            reader.connect(handed._id[0])  # type: ignore[attr-defined]
-        os.close(handed.detach())  # is answered after that
-        assert [isinstance(error, (ConnectionError, EOFError)) for error in reported] == (
-            [] if silent else [True]
-        )
-    error = ValueError("of its own")
+            reader.connect(shared._id[0])  # type: ignore[attr-defined]
+        # The thread serves one reader at a time, so the lost one has been handled after this.
+        os.close(shared.detach())
+        lost = [isinstance(error, (ConnectionError, EOFError)) for error in reported]
+        assert lost == ([] if ignore else [True])
+    error = ValueError("not a connection error")
     sys.excepthook(ValueError, error, None)
     assert reported == [error]

@@ -1,4 +1,4 @@
-"""Masks from sentences: any picture, many sentences, threads, and one clear error for what cannot be used."""
+"""Masks from any image and many sentences, and clear errors for bad input."""
 
 import io
 import os
@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ SENTENCES = ["the man in red", "leftmost dog", "star", "the big blue circle on t
 
 @pytest.fixture(scope="module")
 def model() -> CRIS:
-    """A network whose logits differ from pixel to pixel and from sentence to sentence."""
+    """A network whose logits vary over pixels and sentences."""
     torch.manual_seed(0)
     model = build_cris(
         CRISConfig(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
@@ -59,36 +60,33 @@ def segmenter(model: CRIS) -> Segmenter:
 
 
 def photo(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
-    """A picture of soft colours."""
+    """An image of smooth random colours."""
     rng = np.random.default_rng(seed)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return np.array(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
-def same(one: Segmentation, other: Segmentation, atol: float = 1e-5) -> None:
-    assert one.sentence == other.sentence
-    np.testing.assert_allclose(one.probability, other.probability, atol=atol)
-    assert one.score == pytest.approx(other.score, abs=10 * atol)
+def assert_same(result: Segmentation, expected: Segmentation, atol: float = 1e-5) -> None:
+    assert result.sentence == expected.sentence
+    np.testing.assert_allclose(result.probability, expected.probability, atol=atol)
+    assert result.score == pytest.approx(expected.score, abs=10 * atol)
 
 
-# -- What it computes ---------------------------------------------------------------------------------------------------------
+# -- Results
 
 
-def test_a_mask_is_the_networks_probability_above_the_threshold_at_the_pictures_own_size(
+def test_a_mask_is_the_probability_above_the_threshold_at_the_images_own_size(
     segmenter: Segmenter, model: CRIS
 ) -> None:
     image = photo()
-    threshold = float(
-        np.median(segmenter(image, SENTENCES[1])[0].probability)
-    )  # so that the masks say something
-    found = Segmenter(model, image_size=64, device="cpu", threshold=threshold)(image, SENTENCES)
-    assert [result.sentence for result in found] == SENTENCES
-    for result in found:
+    # The median, so that the mask is neither empty nor full.
+    threshold = float(np.median(segmenter(image, SENTENCES[1])[0].probability))
+    results = Segmenter(model, image_size=64, device="cpu", threshold=threshold)(image, SENTENCES)
+    assert [result.sentence for result in results] == SENTENCES
+    square = normalise(stack_images([letterbox_image(image, 64)]))
+    for result in results:
         with torch.no_grad():
-            logits = model(
-                normalise(stack_images([letterbox_image(image, 64)])),
-                crislit.tokenize([result.sentence], 17),
-            )
+            logits = model(square, crislit.tokenize([result.sentence], 17))
         (expected,) = probability_maps(logits, 64, [(50, 70)])
         np.testing.assert_allclose(result.probability, expected.clip(0, 1), atol=1e-5)
         assert result.probability.dtype == np.float32
@@ -96,16 +94,14 @@ def test_a_mask_is_the_networks_probability_above_the_threshold_at_the_pictures_
         assert result.probability.shape == result.mask.shape == (50, 70)
         clear = abs(expected - threshold) > 1e-4
         assert np.array_equal(result.mask[clear], expected[clear] > threshold)
-        assert result.score == pytest.approx(
-            result.probability[result.mask].mean() if result.mask.any() else 0
-        )
-    assert 0.3 < found[1].mask.mean() < 0.7
-    assert not np.allclose(found[0].probability, found[1].probability, atol=1e-2), (
-        "sentences differ"
-    )
+        score = result.probability[result.mask].mean() if result.mask.any() else 0
+        assert result.score == pytest.approx(score)
+    assert 0.3 < results[1].mask.mean() < 0.7
+    first, second = results[0].probability, results[1].probability
+    assert not np.allclose(first, second, atol=1e-2), "the sentence matters"
 
 
-def test_probabilities_stay_in_range_where_bicubic_steps_overshoot(
+def test_probabilities_stay_in_range_where_bicubic_interpolation_overshoots(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     square = np.where(np.arange(64)[:, None] % 8 < 4, 1.05, -0.05) * np.ones((64, 64))
@@ -113,109 +109,97 @@ def test_probabilities_stay_in_range_where_bicubic_steps_overshoot(
     monkeypatch.setattr(
         "crislit.inference.segmenter.probability_maps", lambda *_: iter([probability])
     )
-    (found,) = segmenter(photo(), "star")
-    assert (found.probability.min(), found.probability.max()) == (0, 1)
+    (result,) = segmenter(photo(), "star")
+    assert (result.probability.min(), result.probability.max()) == (0, 1)
 
 
-def test_sentences_and_pictures_together_equal_one_by_one(segmenter: Segmenter) -> None:
+def test_a_batch_gives_the_same_results_as_one_by_one(segmenter: Segmenter) -> None:
     images = [photo(50, 70, 1), photo(33, 90, 2), photo(64, 64, 3)]
-    asked = [
-        SENTENCES,
-        SENTENCES[1:2],
-        [f"{word} thing" for word in "abcdefghijklmnopqrstuvwxyz" * 2],
-    ]
-    together = segmenter.batch(images, asked)
-    assert [len(results) for results in together] == [4, 1, 52]
-    for image, sentences, results in zip(images, asked, together, strict=True):
+    things = [f"{letter} thing" for letter in "abcdefghijklmnopqrstuvwxyz" * 2]
+    lists = [SENTENCES, SENTENCES[1:2], things]
+    batch = segmenter.batch(images, lists)
+    assert [len(results) for results in batch] == [4, 1, 52]
+    for image, sentences, results in zip(images, lists, batch, strict=True):
         for sentence, result in list(zip(sentences, results, strict=True))[::7]:
-            same(result, segmenter(image, sentence)[0])
+            assert_same(result, segmenter(image, sentence)[0])
 
 
-def test_many_sentences_encode_the_picture_once(
+def test_many_sentences_encode_the_image_once(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     encode = segmenter.network.encode_images
 
-    def counted(images: torch.Tensor) -> Any:
+    def encode_and_count(images: torch.Tensor) -> Any:
         calls.append(len(images))
         return encode(images)
 
-    monkeypatch.setattr(segmenter.network, "encode_images", counted)
+    monkeypatch.setattr(segmenter.network, "encode_images", encode_and_count)
     segmenter(photo(), [f"number {i}" for i in range(70)])
     assert calls == [1]
     segmenter.batch([photo(seed=i) for i in range(5)], [SENTENCES] * 5)
     assert calls == [1, 5]
 
 
-def test_portions_keep_the_order_and_the_limit() -> None:
+def test_groups_keep_the_order_and_the_limit() -> None:
     assert list(group_by_sentences([10, 20, 5, 40, 1, 1], 32)) == [[0, 1], [2], [3], [4, 5]]
     assert list(group_by_sentences([0] * 40, 32)) == [list(range(32)), list(range(32, 40))]
     assert list(group_by_sentences([], 32)) == []
 
 
-def test_no_sentences_and_no_pictures_give_nothing(segmenter: Segmenter) -> None:
+def test_no_sentences_or_no_images_give_no_results(segmenter: Segmenter) -> None:
     assert segmenter(photo(), []) == []
     assert segmenter.batch([], []) == []
-    assert [len(results) for results in segmenter.batch([photo(), photo()], [[], ["star"]])] == [
-        0,
-        1,
-    ]
+    batch = segmenter.batch([photo(), photo()], [[], ["star"]])
+    assert [len(results) for results in batch] == [0, 1]
 
 
 def test_threads_get_their_own_results(segmenter: Segmenter) -> None:
     images = [photo(40 + i, 60, i) for i in range(12)]
-    alone = [segmenter(image, SENTENCES[i % 4])[0] for i, image in enumerate(images)]
+    expected = [segmenter(image, SENTENCES[i % 4])[0] for i, image in enumerate(images)]
+
+    def segment(i: int) -> Segmentation:
+        return segmenter(images[i], SENTENCES[i % 4])[0]
+
     with ThreadPoolExecutor(6) as pool:
-        together = list(
-            pool.map(lambda i: segmenter(images[i], SENTENCES[i % 4])[0], list(range(12)) * 3)
-        )
-    for i, result in enumerate(together):
-        same(result, alone[i % 12])
+        for i, result in enumerate(pool.map(segment, list(range(12)) * 3)):
+            assert_same(result, expected[i % 12])
 
 
 def test_half_precision_is_close(model: CRIS, segmenter: Segmenter) -> None:
-    half = Segmenter(model, image_size=64, device="cpu", precision="bfloat16")
-    assert (
-        abs(half(photo(), "star")[0].probability - segmenter(photo(), "star")[0].probability).mean()
-        < 0.05
-    )
+    (half,) = Segmenter(model, image_size=64, device="cpu", precision="bfloat16")(photo(), "star")
+    (full,) = segmenter(photo(), "star")
+    assert abs(half.probability - full.probability).mean() < 0.05
     assert segmenter.precision == "float32"
 
 
-# -- Pictures of every kind ---------------------------------------------------------------------------------------------------
+# -- Images of every kind
 
 
-def saved(picture: PIL.Image.Image, kind: str, **options: Any) -> io.BytesIO:
+def saved(image: PIL.Image.Image, kind: str, **options: Any) -> io.BytesIO:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     file.seek(0)
     return file
 
 
-def test_a_picture_is_the_same_as_path_file_pil_and_array(
+def test_an_image_is_the_same_as_path_file_pil_image_and_array(
     segmenter: Segmenter, tmp_path: Path
 ) -> None:
-    image = photo()
-    PIL.Image.fromarray(image).save(tmp_path / "photo.png")
-    with (tmp_path / "photo.png").open("rb") as file:
-        ways: list[ImageSource] = [
-            tmp_path / "photo.png",
-            str(tmp_path / "photo.png"),
-            file,
-            PIL.Image.fromarray(image),
-            image,
-        ]
-        for way in ways:
-            assert np.array_equal(open_image(way), image)
-    same(segmenter(tmp_path / "photo.png", "star")[0], segmenter(image, "star")[0], atol=0)
+    image, path = photo(), tmp_path / "photo.png"
+    PIL.Image.fromarray(image).save(path)
+    with path.open("rb") as file:
+        sources: list[ImageSource] = [path, str(path), file, PIL.Image.fromarray(image), image]
+        for source in sources:
+            assert np.array_equal(open_image(source), image)
+    assert_same(segmenter(path, "star")[0], segmenter(image, "star")[0], atol=0)
 
 
-def test_grey_pictures_of_8_and_16_bits_have_three_equal_channels() -> None:
+def test_grey_images_of_8_and_16_bits_have_three_equal_channels() -> None:
     grey = photo()[..., 0]
     expected = np.repeat(grey[..., None], 3, axis=2)
     deep = grey.astype(np.uint16) * 257
-    for picture in (
+    for image in (
         grey,
         deep,
         saved(PIL.Image.fromarray(grey), "PNG"),
@@ -223,47 +207,45 @@ def test_grey_pictures_of_8_and_16_bits_have_three_equal_channels() -> None:
         saved(PIL.Image.fromarray(deep), "TIFF"),
         PIL.Image.fromarray(deep.astype(np.int32)),
     ):
-        assert np.array_equal(open_image(picture), expected)
+        assert np.array_equal(open_image(image), expected)
     assert np.array_equal(open_image(deep[..., None]), expected)
-    assert np.array_equal(open_image(photo().astype(np.uint16) * 257), photo()), (
-        "colours of 16 bits, which PIL has not"
-    )
+    # PIL has no 16-bit colours.
+    assert np.array_equal(open_image(photo().astype(np.uint16) * 257), photo())
     one_bit = open_image(PIL.Image.fromarray(grey > 128))
     assert np.array_equal(one_bit, np.where(expected > 128, 255, 0))
 
 
-def test_transparency_is_laid_over_white() -> None:
+def test_transparency_is_shown_on_white() -> None:
     image = photo()
     alpha = np.zeros(image.shape[:2], dtype=np.uint8)
     alpha[:, :35] = 255
     rgba = np.dstack([image, alpha])
-    for picture in (
-        rgba,
-        saved(PIL.Image.fromarray(rgba), "PNG"),
-        saved(PIL.Image.fromarray(rgba), "WEBP", lossless=True),
-    ):
-        found = open_image(picture)
-        assert np.array_equal(found[:, :35], image[:, :35])
-        assert (found[:, 35:] == 255).all()
+    png = saved(PIL.Image.fromarray(rgba), "PNG")
+    webp = saved(PIL.Image.fromarray(rgba), "WEBP", lossless=True)
+    for source in (rgba, png, webp):
+        rgb = open_image(source)
+        assert np.array_equal(rgb[:, :35], image[:, :35])
+        assert (rgb[:, 35:] == 255).all()
     grey = PIL.Image.fromarray(np.dstack([image[..., 0], alpha]), "LA")
     assert (open_image(saved(grey, "PNG"))[:, 35:] == 255).all()
 
 
-def test_a_palette_and_its_transparent_colour_are_resolved() -> None:
+def test_a_palette_and_its_transparent_colour_are_converted() -> None:
     image = PIL.Image.fromarray(photo()).quantize(16)
-    assert np.array_equal(open_image(saved(image, "PNG")), np.array(image.convert("RGB")))
+    expected = np.array(image.convert("RGB"))
+    assert np.array_equal(open_image(saved(image, "PNG")), expected)
+    assert np.array_equal(open_image(saved(image, "GIF")), expected)
     first = np.array(image) == 0
-    found = open_image(saved(image, "PNG", transparency=0))
-    assert (found[first] == 255).all()
-    assert np.array_equal(found[~first], np.array(image.convert("RGB"))[~first])
-    assert np.array_equal(open_image(saved(image, "GIF")), np.array(image.convert("RGB")))
+    rgb = open_image(saved(image, "PNG", transparency=0))
+    assert (rgb[first] == 255).all()
+    assert np.array_equal(rgb[~first], expected[~first])
 
 
-def test_printers_colours_are_converted() -> None:
+def test_cmyk_is_converted() -> None:
     cmyk = PIL.Image.fromarray(photo()).convert("CMYK")
     for kind in ("JPEG", "TIFF"):
-        found = open_image(saved(cmyk, kind, quality=95))
-        assert abs(found.astype(int) - photo()).mean() < 6
+        rgb = open_image(saved(cmyk, kind, quality=95))
+        assert abs(rgb.astype(int) - photo()).mean() < 6
 
 
 @pytest.mark.parametrize(
@@ -279,7 +261,7 @@ def test_printers_colours_are_converted() -> None:
         (8, lambda x: np.rot90(x)),
     ],
 )
-def test_the_orientation_of_a_camera_is_honoured(
+def test_the_exif_orientation_is_applied(
     orientation: int, upright: Callable[[np.ndarray], np.ndarray], segmenter: Segmenter
 ) -> None:
     exif = PIL.Image.Exif()
@@ -291,22 +273,22 @@ def test_the_orientation_of_a_camera_is_honoured(
     assert segmenter(file, "star")[0].mask.shape == expected.shape[:2]
 
 
-def test_a_camera_whose_words_are_garbled_costs_no_picture() -> None:
-    file = saved(PIL.Image.fromarray(photo()), "PNG", exif=b"Exif\0\0not what a camera writes")
+def test_an_image_with_damaged_exif_is_read() -> None:
+    file = saved(PIL.Image.fromarray(photo()), "PNG", exif=b"Exif\0\0not valid")
     with pytest.warns(UserWarning, match="its EXIF cannot be read"):
         assert np.array_equal(open_image(file), photo())
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 400), (300, 9), (1000, 1500)])
-def test_any_size_from_8_pixels_on(height: int, width: int, segmenter: Segmenter) -> None:
+def test_any_size_from_8_pixels_is_segmented(height: int, width: int, segmenter: Segmenter) -> None:
     assert segmenter(photo(height, width), "star")[0].mask.shape == (height, width)
 
 
-# -- What cannot be used ------------------------------------------------------------------------------------------------------
+# -- Bad input
 
 
 def bomb() -> io.BytesIO:
-    """A PNG that says it has 30,000 x 30,000 pixels."""
+    """A PNG that claims to have 30,000 x 30,000 pixels."""
     file = saved(PIL.Image.new("1", (8, 8)), "PNG")
     content = bytearray(file.getvalue())
     content[16:24] = (30000).to_bytes(4, "big") * 2
@@ -315,16 +297,16 @@ def bomb() -> io.BytesIO:
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("source", "expected"),
     [
-        ("nowhere.jpg", "no picture at nowhere.jpg"),
-        (".", "of a kind that cannot be read"),
-        (io.BytesIO(b""), "no picture that can be read"),
-        (io.BytesIO(b"<html>not found</html>"), "no picture that can be read"),
+        ("nowhere.jpg", "no image at nowhere.jpg"),
+        (".", "in a format that cannot be read"),
+        (io.BytesIO(b""), "not an image that can be read"),
+        (io.BytesIO(b"<html>not found</html>"), "not an image that can be read"),
         (bomb(), "too large"),
         (np.zeros((7, 100, 3), np.uint8), "100 x 7 pixels; both sides need at least 8"),
         (np.zeros((100, 7, 3), np.uint8), "7 x 100 pixels"),
-        (np.zeros((0, 7, 3), np.uint8), "expected a picture as uint8 array"),
+        (np.zeros((0, 7, 3), np.uint8), "expected an image as uint8 array"),
         (np.zeros((20, 20, 3), np.float32), "got float32 of shape"),
         (np.zeros((3, 20, 20), np.uint8), "of shape"),
         (np.zeros((20, 20, 3), np.int32), "got int32"),
@@ -332,16 +314,14 @@ def bomb() -> io.BytesIO:
         (PIL.Image.fromarray(np.full((20, 20), 70000, np.int32)), "expected 16 bits"),
     ],
 )
-def test_what_is_no_picture_is_one_clear_error(
-    picture: Any, expected: str, segmenter: Segmenter
-) -> None:
+def test_a_bad_image_is_one_clear_error(source: Any, expected: str, segmenter: Segmenter) -> None:
     with pytest.raises(InputError, match=expected) as caught:
-        segmenter(picture, "star")
+        segmenter(source, "star")
     assert "\n" not in str(caught.value)
 
 
 class OnlyRead:
-    """What can be read, and nothing else."""
+    """A stream that cannot seek."""
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)
@@ -350,7 +330,7 @@ class OnlyRead:
         return self._file.read(size)
 
 
-def test_a_picture_may_come_from_a_pipe() -> None:
+def test_an_image_may_come_from_a_pipe() -> None:
     content = saved(PIL.Image.fromarray(photo()), "PNG").getvalue()
     assert np.array_equal(open_image(OnlyRead(content)), photo())  # type: ignore[arg-type]
     reader, writer = os.pipe()
@@ -360,55 +340,56 @@ def test_a_picture_may_come_from_a_pipe() -> None:
         assert np.array_equal(open_image(pipe), photo())
 
 
-def test_a_truncated_picture_is_damaged(segmenter: Segmenter, tmp_path: Path) -> None:
-    whole = saved(PIL.Image.fromarray(photo(200, 300)), "JPEG").getvalue()
+def test_a_truncated_image_is_an_input_error(segmenter: Segmenter, tmp_path: Path) -> None:
+    content = saved(PIL.Image.fromarray(photo(200, 300)), "JPEG").getvalue()
     for tenth in range(10):
         path = tmp_path / f"cut{tenth}.jpg"
-        path.write_bytes(whole[: len(whole) * tenth // 10])
+        path.write_bytes(content[: len(content) * tenth // 10])
         with pytest.raises(InputError, match=path.name):
             segmenter(path, "star")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "TIFF", "JPEG2000", "GIF", "ICO", "PPM"])
-def test_damaged_files_of_every_kind_are_one_error(kind: str) -> None:
-    whole = saved(PIL.Image.fromarray(photo(64, 64)), kind).getvalue()
-    rng, told = np.random.default_rng(0), []
+def test_damaged_files_of_every_kind_are_input_errors(kind: str) -> None:
+    content = saved(PIL.Image.fromarray(photo(64, 64)), kind).getvalue()
+    rng, messages = np.random.default_rng(0), []
     for _ in range(60):
-        damaged = bytearray(whole)
-        for place in rng.integers(0, len(whole), 8):
-            damaged[place] = rng.integers(256)
+        damaged = bytearray(content)
+        for position in rng.integers(0, len(content), 8):
+            damaged[position] = rng.integers(256)
         try:
-            picture = open_image(io.BytesIO(bytes(damaged[: rng.integers(1, len(whole) + 1)])))
-            assert picture.ndim == 3  # some damage only changes pixels
+            image = open_image(io.BytesIO(bytes(damaged[: rng.integers(1, len(content) + 1)])))
+            assert image.ndim == 3  # some damage only changes pixels
         except InputError as error:
-            told.append(str(error))
-    assert len(told) > 10
-    assert all(
-        re.search("is damaged|is no picture|is too large|has .* pixels", message)
-        for message in told
-    )
+            messages.append(str(error))
+    assert len(messages) > 10
+    for message in messages:
+        assert re.search("is damaged|is not an image|is too large|has .* pixels", message)
 
 
-def test_what_would_start_another_program_is_no_picture(tmp_path: Path) -> None:
+def test_formats_that_start_other_programs_are_refused(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (60, 40)).save(tmp_path / "drawn.eps")
-    with pytest.raises(InputError, match="no picture that can be read"):
+    with pytest.raises(InputError, match="not an image that can be read"):
         open_image(tmp_path / "drawn.eps")
 
 
-def test_results_come_one_by_one_from_one_encoding(
+def test_a_stream_computes_results_one_by_one(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = segmenter(photo(), SENTENCES)
-    cut: list[str] = []
-    original = Segmenter._cut
-    monkeypatch.setattr(
-        Segmenter, "_cut", lambda self, said, map: cut.append(said) or original(self, said, map)
-    )  # type: ignore[func-returns-value]
+    expected = segmenter(photo(), SENTENCES)
+    computed: list[str] = []
+    original = Segmenter._to_segmentation
+
+    def record(self: Segmenter, sentence: str, probability: np.ndarray) -> Segmentation:
+        computed.append(sentence)
+        return original(self, sentence, probability)
+
+    monkeypatch.setattr(Segmenter, "_to_segmentation", record)
     stream = segmenter.stream(photo(), SENTENCES)
     first = next(stream)
-    assert cut == SENTENCES[:1]
-    for one, other in zip([first, *stream], together, strict=True):
-        assert np.array_equal(one.probability, other.probability)
+    assert computed == SENTENCES[:1]
+    for result, reference in zip([first, *stream], expected, strict=True):
+        assert np.array_equal(result.probability, reference.probability)
 
 
 @pytest.mark.parametrize(
@@ -420,34 +401,30 @@ def test_a_bad_sentence_is_an_error(sentences: Any, expected: str, segmenter: Se
         segmenter(photo(), sentences)
 
 
-def test_lists_that_do_not_match_are_an_error(segmenter: Segmenter) -> None:
-    with pytest.raises(InputError, match="a list of sentences for each of 2 pictures, got 1 lists"):
+def test_different_numbers_of_images_and_lists_are_an_error(segmenter: Segmenter) -> None:
+    with pytest.raises(InputError, match="a list of sentences for each of 2 images, got 1 lists"):
         segmenter.batch([photo(), photo()], [["star"]])
     with pytest.raises(InputError, match=r"write \['star'\]"):
         segmenter.batch([photo()], ["star"])
 
 
-def test_words_that_are_cut_off_are_named(segmenter: Segmenter) -> None:
-    words = (
-        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-    )
+def test_truncated_words_are_named(segmenter: Segmenter) -> None:
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    words += " fifteen"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         segmenter(photo(), words)
-    with pytest.warns(
-        UserWarning, match="reads 15 tokens .* not read is 'sixteen seventeen'"
-    ) as caught:
-        (found,) = segmenter(photo(), f"{words} sixteen  seventeen")
-    assert found.sentence == f"{words} sixteen  seventeen"
+    message = "reads 15 tokens .* not read is 'sixteen seventeen'"
+    with pytest.warns(UserWarning, match=message) as caught:
+        (result,) = segmenter(photo(), f"{words} sixteen  seventeen")
+    assert result.sentence == f"{words} sixteen  seventeen"
     assert caught[0].filename == __file__, "the warning points at the caller"
     with pytest.warns(UserWarning, match="not read is 'sixteen'") as caught:
         segmenter.batch([photo()], [[f"{words} sixteen"]])
     assert caught[0].filename == __file__
-    same(
-        Segmentation(words, found.mask, found.probability, found.score),
-        segmenter(photo(), words)[0],
-    )
-    with pytest.warns(UserWarning, match="not read is 'turquoiseish'"):  # of which a part is read
+    assert_same(replace(result, sentence=words), segmenter(photo(), words)[0])
+    # A word is named even if a part of it is read.
+    with pytest.warns(UserWarning, match="not read is 'turquoiseish'"):
         segmenter(photo(), f"{words.removesuffix(' fifteen')} Turquoiseish")
 
 
@@ -465,15 +442,15 @@ def test_words_that_are_cut_off_are_named(segmenter: Segmenter) -> None:
     ],
 )
 def test_bad_settings_are_an_error(options: dict[str, Any], expected: str, model: CRIS) -> None:
-    given: dict[str, Any] = {"image_size": 64, "device": "cpu"} | options
+    settings: dict[str, Any] = {"image_size": 64, "device": "cpu"} | options
     with pytest.raises(InputError, match=expected):
-        Segmenter(model, **given)
+        Segmenter(model, **settings)
 
 
-# -- Where networks come from -------------------------------------------------------------------------------------------------
+# -- Loading
 
 
-def test_load_takes_a_folder_its_safetensors_and_the_authors_file(
+def test_load_reads_a_folder_its_safetensors_and_a_file_of_the_authors_code(
     model: CRIS, segmenter: Segmenter, tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint(model.config, model.state_dict(), 64, 0.4, "random")
@@ -486,54 +463,49 @@ def test_load_takes_a_folder_its_safetensors_and_the_authors_file(
         assert (loaded.image_size, loaded.threshold, loaded.model.training) == (64, 0.4, False)
         np.testing.assert_allclose(loaded(photo(), "star")[0].probability, expected, atol=1e-6)
     assert crislit.load(tmp_path / "net", device="cpu", threshold=0.5).threshold == 0.5
-    torch.save(
-        {f"module.{name}": value for name, value in to_released(model.state_dict()).items()},
-        tmp_path / "cris.pth",
-    )
+    state = to_released(model.state_dict())
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "cris.pth")
     released = crislit.load(tmp_path / "cris.pth", device="cpu", max_words=22)
     assert (released.image_size, released.threshold, released.model.max_tokens) == (416, 0.35, 22)
 
 
-def test_a_name_that_is_neither_file_nor_shipped_is_one_error(
+def test_a_name_that_is_neither_a_file_nor_shipped_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        InputError, match="no network 'shapes-huge': neither a file here nor one of the shipped"
-    ):
+    message = "no network 'shapes-huge': neither a file here nor one of the shipped"
+    with pytest.raises(InputError, match=message):
         crislit.load("shapes-huge")
     with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.ckpt"):
         crislit.load("runs/nowhere.ckpt")
 
 
-def test_bytes_are_a_picture_and_other_things_are_told(
-    segmenter: Segmenter, tmp_path: Path
-) -> None:
+def test_bytes_are_an_image_and_other_types_are_errors(segmenter: Segmenter) -> None:
     content = saved(PIL.Image.fromarray(photo()), "PNG").getvalue()
-    same(segmenter(content, "star")[0], segmenter(photo(), "star")[0])
+    assert_same(segmenter(content, "star")[0], segmenter(photo(), "star")[0])
     for other in (None, 7, [[1, 2]], {"a": 1}):
-        with pytest.raises(InputError, match=r"expected a picture: a path, .* or an array, got"):
+        with pytest.raises(InputError, match=r"expected an image: a path, .* or an array, got"):
             segmenter(other, "star")  # type: ignore[arg-type]
-    for told in (None, 5, b"star"):
+    for sentences in (None, 5, b"star"):
         with pytest.raises(InputError, match="expected a sentence or a list of them, got"):
-            segmenter(photo(), told)  # type: ignore[arg-type]
+            segmenter(photo(), sentences)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="a sentence is empty"):
         segmenter(photo(), "&nbsp;")
 
 
-def test_a_number_of_numpys_is_a_threshold(model: CRIS) -> None:
-    assert (
-        Segmenter(model, image_size=64, threshold=np.float32(0.25), device="cpu").threshold == 0.25
-    )  # type: ignore[arg-type]
+def test_a_numpy_number_is_a_threshold(model: CRIS) -> None:
+    threshold: Any = np.float32(0.25)
+    segmenter = Segmenter(model, image_size=64, threshold=threshold, device="cpu")
+    assert segmenter.threshold == 0.25
 
 
-def test_grey_of_16_bits_that_is_almost_black_is_warned_of() -> None:
+def test_16_bit_grey_that_is_almost_black_is_warned_about() -> None:
     deep = PIL.Image.fromarray(np.linspace(0, 4000, 900).reshape(30, 30).astype(np.uint16))
-    with pytest.warns(UserWarning, match="reach 4000 of 65535 and are read as almost black"):
+    with pytest.warns(UserWarning, match="reach only 4000 of 65535, which is almost black"):
         assert open_image(deep).max() == 16
 
 
-def test_transparency_of_grey_of_16_bits_and_of_multiplied_grey_is_laid_over_white() -> None:
+def test_transparency_of_16_bit_and_of_premultiplied_grey_is_shown_on_white() -> None:
     deep = PIL.Image.fromarray(np.full((10, 10), 20_000, np.uint16))
     deep.info["transparency"] = 20_000
     assert (open_image(deep) == 255).all()

@@ -1,4 +1,4 @@
-"""Sharing a network: a folder, a model card, and a stand-in for the Hub that speaks its protocol."""
+"""Sharing a network as a folder, with a model card, and through a fake Hub."""
 
 import base64
 import json
@@ -31,37 +31,29 @@ from tests.runs import environment, run
 def trained(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a run of one epoch."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    short = [
-        f"data_root={small_shapes}",
-        "batch_size=8",
-        "image_size=64",
-        "trainer.max_epochs=1",
-        "seed=3",
-    ]
+    overrides = [f"data_root={small_shapes}", "batch_size=8", "image_size=64", "seed=3"]
+    overrides += ["trainer.max_epochs=1", "model.clip_weights=null"]
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, folder, *short, "callbacks.pictures=0", "model.clip_weights=null")
+        run(patch, folder, *overrides)
     return folder / "checkpoints/best.ckpt"
 
 
-def test_a_shared_folder_holds_the_same_network_and_what_is_known_of_it(
+def test_a_shared_folder_holds_the_same_network_and_its_training(
     trained: Path, tmp_path: Path
 ) -> None:
     segmenter = crislit.load(trained, device="cpu")
     segmenter.save_pretrained(tmp_path / "net")
-    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    names = sorted(path.name for path in (tmp_path / "net").iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
     again = Segmenter.from_pretrained(tmp_path / "net", device="cpu")
     assert isinstance(segmenter.model, crislit.CRIS)
     assert isinstance(again.model, crislit.CRIS)
     for name, value in segmenter.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
-    assert np.array_equal(
-        again(photo(), "star")[0].probability, segmenter(photo(), "star")[0].probability
-    )
+    (result,), (expected,) = again(photo(), "star"), segmenter(photo(), "star")
+    assert np.array_equal(result.probability, expected.probability)
     results = json.loads((trained.parents[1] / "results.json").read_text())
+    assert again.about is not None
     assert again.about.results["splits"] == results["splits"]
     assert (again.about.steps, again.about.initial_weights) == (results["steps"], "random")
     again.save_pretrained(tmp_path / "copy", name="net")
@@ -69,7 +61,7 @@ def test_a_shared_folder_holds_the_same_network_and_what_is_known_of_it(
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "net" / name).read_bytes()
 
 
-def test_a_shared_folder_names_no_place_of_this_machine(
+def test_a_shared_folder_names_no_path_of_this_machine(
     trained: Path, small_shapes: Path, tmp_path: Path
 ) -> None:
     crislit.load(trained, device="cpu").save_pretrained(tmp_path / "net")
@@ -80,7 +72,7 @@ def test_a_shared_folder_names_no_place_of_this_machine(
     assert str(trained.parents[1]) not in written
 
 
-def test_paths_of_own_data_and_weights_are_cut_to_their_names() -> None:
+def test_paths_of_custom_data_and_weights_are_reduced_to_file_names() -> None:
     config = {
         "data_root": "/home/me/data",
         "model": {"clip_weights": "/home/me/RN50.pt", "clip": "RN50-quickgelu"},
@@ -103,110 +95,90 @@ def test_a_shared_folder_can_be_evaluated(
     trained: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crislit.load(trained, device="cpu").save_pretrained(tmp_path / "net")
-    options = [
-        f"checkpoint={tmp_path / 'net'}",
-        f"data_root={small_shapes}",
-        "split=val",
-        "callbacks.pictures=0",
-    ]
-    found = run(monkeypatch, tmp_path / "eval", *options, program="evaluate")
-    expected = json.loads((trained.parents[1] / "results.json").read_text())
-    assert found["splits"]["val"]["mIoU"] == pytest.approx(
-        expected["splits"]["val"]["mIoU"], abs=1e-6
-    )
+    overrides = [f"checkpoint={tmp_path / 'net'}", f"data_root={small_shapes}"]
+    overrides += ["split=val"]
+    results = run(monkeypatch, tmp_path / "eval", *overrides, program="evaluate")
+    expected = json.loads((trained.parents[1] / "results.json").read_text())["splits"]["val"]
+    assert results["splits"]["val"]["mIoU"] == pytest.approx(expected["mIoU"], abs=1e-6)
 
 
-def test_a_card_of_a_training_that_is_told_in_part_is_an_error(trained: Path) -> None:
+def test_a_card_needs_the_complete_configuration(trained: Path) -> None:
     checkpoint = replace(read_checkpoint(trained), config={"seed": 3})
-    with pytest.raises(
-        InputError,
-        match=r"does not tell enough of its training for a model card: there is no dataset.name",
-    ):
+    message = "does not describe its training well enough .*: there is no dataset.name"
+    with pytest.raises(InputError, match=message):
         model_card(checkpoint, "someone/net")
 
 
-def test_the_card_carries_metrics_data_recipe_licence_and_limits(trained: Path) -> None:
+def test_the_card_lists_metrics_data_recipe_licence_and_limits(trained: Path) -> None:
     checkpoint = read_checkpoint(trained)
     card = model_card(checkpoint, "someone/net")
     header, body = card.split("---\n", 2)[1:]
     assert "license: mit" in header
-    for split, values in json.loads((trained.parents[1] / "results.json").read_text())[
-        "splits"
-    ].items():
+    results = json.loads((trained.parents[1] / "results.json").read_text())
+    for split, values in results["splits"].items():
         (line,) = [line for line in body.splitlines() if line.startswith(f"| {split} |")]
         assert f"| {100 * values['mIoU']:.2f} |" in line
         assert f"| {100 * values['Pr@50']:.2f} |" in line
-    for words in (
-        "`shapes`",
-        "seed 3",
-        "64 pixels",
-        "Adam, ",
-        " epochs, ",
-        "encoders from: random",
-        "## Limits",
-        "nothing of photographs",
-    ):
+    training = ("`shapes`", "seed 3", "64 pixels", "Adam, ", " epochs, ", "encoders from: random")
+    for words in (*training, "## Limits", "nothing about photos"):
         assert words in body, words
     assert 'from_pretrained("someone/net")' in body
 
 
-def test_the_card_of_a_network_without_a_record_says_so(tmp_path: Path) -> None:
-    model = build_cris(
-        CRISConfig(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
-    )
+def test_the_card_of_a_network_without_results_says_so(tmp_path: Path) -> None:
+    sizes = {"decoder_layers": 1, "decoder_heads": 4, "decoder_ffn": 64}
+    model = build_cris(CRISConfig(clip=CLIP, neck=(16, 64, 32), **sizes))
     card = model_card(Checkpoint(model.config, {}, 64, 0.35, "random"), "net")
-    assert "Nothing is recorded" in card
+    assert "No results are stored" in card
     Segmenter(model, image_size=64, device="cpu").save_pretrained(tmp_path / "net")
-    assert "Nothing is recorded" in (tmp_path / "net/README.md").read_text()
+    assert "No results are stored" in (tmp_path / "net/README.md").read_text()
 
 
 def test_a_card_grants_and_claims_only_what_is_known(trained: Path) -> None:
-    known = read_checkpoint(trained)
-    others = {
-        "crowd workers": {"dataset": {"name": "refcoco", "folder": "refcoco", "embedded": False}},
-        "What its data were is not known": {
-            "dataset": {"name": "custom", "file": "mine.jsonl", "embedded": False}
-        },
-        "beyond what stands above": {},
+    trained_on_shapes = read_checkpoint(trained)
+    refcoco = {"name": "refcoco", "folder": "refcoco", "embedded": False}
+    custom = {"name": "custom", "file": "mine.jsonl", "embedded": False}
+    cases = {
+        "crowd workers": {"dataset": refcoco},
+        "Its training data is unknown": {"dataset": custom},
+        "beyond what this card says": {},
     }
-    for words, config in others.items():
-        card = model_card(
-            replace(known, config=known.config | config if config else {}, results={}), "net"
-        )
+    for words, changes in cases.items():
+        config = trained_on_shapes.config | changes
+        unevaluated = replace(trained_on_shapes, config=config if changes else {}, results={})
+        card = model_card(unevaluated, "net")
         assert words in card
         assert "license:" not in card
-        assert "None is given" in card
+        assert "No licence is given" in card
         assert 'from_pretrained("path/to/net")' in card
         assert ("exactly one object" in card) == (words == "crowd workers")
-        assert "license: cc-by-4.0" in model_card(
-            replace(known, config=known.config | config), "net", "cc-by-4.0"
-        )
+        licensed = model_card(replace(trained_on_shapes, config=config), "net", "cc-by-4.0")
+        assert "license: cc-by-4.0" in licensed
 
 
 @pytest.mark.parametrize(
     "source", ["openai (sha256 1)", "RN50.pt (sha256 1)", "tiny-clip (sha256 1)", "unknown"]
 )
-def test_a_card_grants_nothing_of_weights_that_began_as_others(source: str, trained: Path) -> None:
-    assert "license:" not in model_card(
-        replace(read_checkpoint(trained), initial_weights=source), "net"
-    )
+def test_a_card_grants_no_licence_for_initial_weights_of_others(source: str, trained: Path) -> None:
+    checkpoint = replace(read_checkpoint(trained), initial_weights=source)
+    assert "license:" not in model_card(checkpoint, "net")
 
 
-def test_a_card_grants_what_is_all_ours(trained: Path) -> None:
+def test_a_card_grants_a_licence_for_our_own_weights(trained: Path) -> None:
     shipped = read_checkpoint(Path("shapes-tiny")).initial_weights
     for source in ("random", shipped):
-        assert "license: mit" in model_card(
-            replace(read_checkpoint(trained), initial_weights=source), "net"
-        )
+        checkpoint = replace(read_checkpoint(trained), initial_weights=source)
+        assert "license: mit" in model_card(checkpoint, "net")
 
 
-def test_a_hub_out_of_reach_is_one_line(trained: Path, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_line(trained: Path, tmp_path: Path) -> None:
     code = f"""
 import crislit
 from crislit.errors import InputError
-for act in (crislit.load({str(trained)!r}, device="cpu").push_to_hub, crislit.Segmenter.from_pretrained):
+push_to_hub = crislit.load({str(trained)!r}, device="cpu").push_to_hub
+for transfer in (push_to_hub, crislit.Segmenter.from_pretrained):
     try:
-        act("someone/net")
+        transfer("someone/net")
     except InputError as error:
         print(error)
 """
@@ -216,34 +188,34 @@ for act in (crislit.load({str(trained)!r}, device="cpu").push_to_hub, crislit.Se
     assert second.startswith("no network at someone/net: ")
 
 
-def test_results_of_another_checkpoint_are_not_taken(trained: Path) -> None:
+def test_results_of_another_checkpoint_are_ignored(trained: Path) -> None:
     assert read_checkpoint(trained).results
     assert not read_checkpoint(trained.with_name("last.ckpt")).results
 
 
-def test_nothing_is_written_over(trained: Path, tmp_path: Path) -> None:
+def test_no_file_is_overwritten(trained: Path, tmp_path: Path) -> None:
     segmenter = crislit.load(trained, device="cpu")
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(InputError, match=r"README\.md exists, and nothing is written over"):
+    with pytest.raises(InputError, match=r"README\.md exists and is never overwritten"):
         segmenter.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
-def test_what_is_neither_a_folder_nor_a_repository_is_one_error(
+def test_a_source_that_is_neither_a_folder_nor_a_repository_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="neither a folder here nor within reach on the Hub"):
-        Segmenter.from_pretrained("nobody/nothing")
+    with pytest.raises(InputError, match="not a folder here, and the Hub did not provide it"):
+        Segmenter.from_pretrained("someone/nothing")
     with pytest.raises(InputError, match="no network 'nothing'"):
         Segmenter.from_pretrained("nothing")
 
 
-# -- The Hub ------------------------------------------------------------------------------------------------------------------
+# -- The Hub
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as it takes to make a repository, commit files to it and download them."""
+    """A minimal Hub: creates a repository, commits files to it and serves them."""
 
     files: dict[str, bytes]
     requests: list[str]
@@ -251,11 +223,8 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, content: Any, headers: dict[str, str] | None = None, code: int = 200) -> None:
         body = json.dumps(content).encode() if isinstance(content, (dict, list)) else content
         self.send_response(code)
-        for name, value in {
-            "Content-Length": str(len(body)),
-            "X-Repo-Commit": "c" * 40,
-            **(headers or {}),
-        }.items():
+        sent = {"Content-Length": str(len(body)), "X-Repo-Commit": "c" * 40, **(headers or {})}
+        for name, value in sent.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -263,31 +232,22 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        repository = f"http://{self.headers['Host']}/someone/net"
         self.requests.append(self.path)
         if self.headers.get("Authorization") != "Bearer secret":
             self.answer({"error": "who are you?"}, code=401)
         elif self.path == "/api/repos/create":
-            self.answer(
-                {"url": f"http://{self.headers['Host']}/someone/net", "name": "someone/net"}
-            )
+            self.answer({"url": repository, "name": "someone/net"})
         elif "/preupload/" in self.path:
-            wanted = json.loads(body)["files"]
-            self.answer(
-                {
-                    "files": [
-                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
-                        for f in wanted
-                    ]
-                }
-            )
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            files = json.loads(body)["files"]
+            self.answer({"files": [{"path": file["path"], **mode} for file in files]})
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            here = f"http://{self.headers['Host']}/someone/net"
-            self.answer(
-                {"commitUrl": f"{here}/commit/{'c' * 40}", "commitOid": "c" * 40, "success": True}
-            )
+            commit = {"commitUrl": f"{repository}/commit/{'c' * 40}", "commitOid": "c" * 40}
+            self.answer(commit | {"success": True})
         else:
             self.answer({})
 
@@ -296,12 +256,9 @@ class Hub(BaseHTTPRequestHandler):
         if "/resolve/" in self.path and name in self.files:
             self.answer(self.files[name], {"ETag": f'"{name}"'})
         elif "/tree/" in self.path:
-            self.answer(
-                [
-                    {"type": "file", "path": name, "size": len(f), "oid": name}
-                    for name, f in self.files.items()
-                ]
-            )
+            sizes = {name: len(content) for name, content in self.files.items()}
+            entries = [{"type": "file", "path": n, "size": s, "oid": n} for n, s in sizes.items()]
+            self.answer(entries)
         elif self.path.startswith("/api/models/"):
             self.answer({"id": "someone/net", "sha": "c" * 40, "siblings": []})
         else:
@@ -324,28 +281,17 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
 
 
 def python(code: str, hub: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a process that takes our server for the Hub."""
-    given = [
-        ("HF_ENDPOINT", hub),
-        ("HF_HUB_OFFLINE", "0"),
-        ("HF_HOME", str(home)),
-        ("HF_HUB_DISABLE_XET", "1"),
-    ]
-    given += [
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-        ("NO_PROXY", "127.0.0.1"),
-        ("no_proxy", "127.0.0.1"),
-    ]
+    """Run code in a process whose Hub is our server."""
+    variables = [("HF_ENDPOINT", hub), ("HF_HUB_OFFLINE", "0"), ("HF_HOME", str(home))]
+    variables += [("HF_HUB_DISABLE_XET", "1"), ("HF_HUB_DISABLE_TELEMETRY", "1")]
+    variables += [("NO_PROXY", "127.0.0.1"), ("no_proxy", "127.0.0.1")]
+    command = [sys.executable, "-c", code]
     return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(given),
-        capture_output=True,
-        text=True,
-        check=False,
+        command, env=environment(variables), capture_output=True, text=True, check=False
     )
 
 
-def test_a_network_goes_to_the_hub_and_comes_back(
+def test_a_network_is_uploaded_and_downloaded(
     trained: Path, hub: tuple[str, type[Hub]], tmp_path: Path
 ) -> None:
     address, handler = hub
@@ -362,13 +308,13 @@ print(segmenter.about.initial_weights, segmenter.about.steps, total)
     assert b"# someone/net" in handler.files["README.md"]
     checkpoint = read_checkpoint(trained)
     total = sum(float(value.double().sum()) for value in checkpoint.weights.values())
-    where, *words = done.stdout.split()
-    assert where == f"{address}/someone/net"
-    assert words[:2] == ["random", str(checkpoint.steps)]
-    assert float(words[2]) == pytest.approx(total)
+    url, initial_weights, steps, downloaded_total = done.stdout.split()
+    assert url == f"{address}/someone/net"
+    assert (initial_weights, steps) == ("random", str(checkpoint.steps))
+    assert float(downloaded_total) == pytest.approx(total)
 
 
-def test_without_write_access_the_hubs_refusal_is_one_line(
+def test_missing_write_access_is_one_line(
     trained: Path, hub: tuple[str, type[Hub]], tmp_path: Path
 ) -> None:
     code = f"""

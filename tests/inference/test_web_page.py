@@ -160,7 +160,7 @@ def test_bad_requests_are_one_clear_message(
         segment(segmenter, None, "star")
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(
-        InputError, match=r"^The file is no picture that can be read$"
+        InputError, match=r"^The file is not an image that can be read$"
     ):  # and not where it lies
         segment(segmenter, str(tmp_path / "notes.png"), "star")
     monkeypatch.setattr(web_page, "MAX_MAP_PIXELS", 30_000)
@@ -364,7 +364,7 @@ def test_a_bad_upload_gets_a_message_without_paths_and_the_page_goes_on(
     (tmp_path / "notes.png").write_text("not a picture")
     for name, message in (
         ("broken.png", "The file is damaged"),
-        ("notes.png", "The file is no picture that can be read"),
+        ("notes.png", "The file is not an image that can be read"),
     ):
         visit.set_input_files("input[type=file]", str(tmp_path / name))
         visit.wait_for_timeout(1500)

@@ -109,20 +109,20 @@ def bad() -> Iterator[Request]:
     picture = encoded(photo(60, 80))
     kinds = [
         Request("none", None, "star", "There is no picture yet"),
-        Request("notes.png", b"not a picture", "star", "The file is no picture that can be read"),
+        Request("notes.png", b"not a picture", "star", "The file is not an image that can be read"),
         Request(
             "script.svg",
             b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>",
             "star",
-            "The file is no picture",
+            "The file is not an image",
         ),
         Request(
             "page.eps",
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
             "star",
-            "The file is no picture",
+            "The file is not an image",
         ),
-        Request("nothing.png", b"", "star", "The file is no picture that can be read"),
+        Request("nothing.png", b"", "star", "The file is not an image that can be read"),
         Request("half.png", picture[: len(picture) // 2], "star", "The file is damaged"),
         Request("half.jpg", encoded(photo(200, 200), "JPEG")[:2000], "star", "The file is damaged"),
         Request("wide.png", claiming(30_000, 30_000), "star", "The file is too large: "),

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder."""
+"""Plots of samples, and the printed table of results."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from crislit.training.evaluation import print_results
 from crislit.training.metrics import METRICS
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 @pytest.mark.parametrize(
     "sentence", ["the $_$ sign", "cost $5 {or $10", "50 % \\frac", "猫", "a < b & c"]
 )
@@ -17,15 +18,11 @@ def test_any_sentence_can_be_drawn(sentence: str, tmp_path: Path) -> None:
     image = np.full((40, 60, 3), 100, dtype=np.uint8)
     mask = np.zeros((40, 60), dtype=np.uint8)
     mask[10:20, 10:30] = 1
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for prediction in (mask, np.zeros_like(mask), np.ones_like(mask)):
-            draw_sample(image, sentence, mask, prediction).savefig(tmp_path / "sample.png")
+    for prediction in (mask, np.zeros_like(mask), np.ones_like(mask)):
+        draw_sample(image, sentence, mask, prediction).savefig(tmp_path / "sample.png")
 
 
-def test_the_table_fits_eighty_columns_and_shows_every_number(
+def test_the_table_of_results_fits_eighty_columns_and_has_every_number(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -1,4 +1,4 @@
-"""What needs a GPU: mixed precision, and the same masks as on the CPU (make test-gpu)."""
+"""Training on a GPU, and evaluation on a GPU and the CPU (make test-gpu)."""
 
 from pathlib import Path
 
@@ -10,30 +10,18 @@ from tests.runs import run
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 
 
-def test_a_gpu_trains_in_mixed_precision_and_evaluates_like_the_cpu(
+def test_mixed_precision_training_on_a_gpu_evaluates_as_on_the_cpu(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = run(
-        monkeypatch,
-        tmp_path / "gpu",
-        "trainer=gpu",
-        "batch_size=8",
-        "recipe.epochs=2",
-        f"data_root={small_shapes}",
-    )
+    data = f"data_root={small_shapes}"
+    gpu = run(monkeypatch, tmp_path / "gpu", "trainer=gpu", "batch_size=8", "recipe.epochs=2", data)
     assert torch.cuda.get_device_name() in gpu["hardware"]
-    cpu = run(
-        monkeypatch,
-        tmp_path / "cpu",
-        "trainer=cpu",
-        f"checkpoint={gpu['checkpoint']}",
-        f"data_root={small_shapes}",
-        program="evaluate",
-    )
+    checkpoint = f"checkpoint={gpu['checkpoint']}"
+    cpu = run(monkeypatch, tmp_path / "cpu", "trainer=cpu", checkpoint, data, program="evaluate")
     for split, values in gpu["splits"].items():
         assert cpu["splits"][split]["samples"] == values["samples"]
         for metric in METRICS:

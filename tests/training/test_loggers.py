@@ -1,8 +1,10 @@
-"""What runs show in Weights & Biases (read back from the offline run's file), TensorBoard and CSV."""
+"""The content of Weights & Biases (read from the offline run's file), TensorBoard and CSV logs."""
 
 import csv
+import importlib.util
 import json
 import logging
+import os
 import re
 import struct
 import time
@@ -27,6 +29,7 @@ SHORT = (
     "recipe.epochs=1",
     "trainer.log_every_n_steps=1",
     "callbacks.pictures=2",
+    "model.clip_weights=null",
 )
 SCALARS = {
     "train/loss",
@@ -41,7 +44,11 @@ SCALARS = {
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """Read a run's file: blocks of 32 KiB of chunks, each with checksum, length and kind (whole, first, middle, last)."""
+    """Yield the records of a run's file.
+
+    The file has blocks of 32 KiB. A record is one or several chunks, each with its checksum, length
+    and kind: 1 full, 2 first, 3 middle, 4 last.
+    """
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
@@ -66,32 +73,31 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def finished_records(path: Path, seconds: float = 60) -> list[Any]:
-    """Read a run's file when its writer, a process of its own, has written the last record."""
+    """Read a run's file once its writer, another process, has written the last record."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             records = list(wandb_records(path))
-        except (DecodeError, struct.error):  # the last one is still being written
+        except (DecodeError, struct.error):  # the last record is incomplete
             records = []
         if any(record.WhichOneof("record_type") == "exit" for record in records):
             return records
-        assert time.monotonic() < deadline, f"{path} never ended"
+        assert time.monotonic() < deadline, f"{path} has no last record"
         time.sleep(0.2)
 
 
-def test_an_offline_run_of_weights_and_biases_holds_everything(
+def parse_items(items: Any) -> dict[str, Any]:
+    """Return the values of a record by their dotted names."""
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def test_an_offline_wandb_run_has_scalars_configuration_and_samples(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_GROUP", "a sweep")
     folder = tmp_path / "run"
-    results = run(
-        monkeypatch,
-        folder,
-        *SHORT,
-        f"data_root={small_shapes}",
-        "logger=wandb",
-        "model.clip_weights=null",
-    )
+    options = (*SHORT, f"data_root={small_shapes}", "logger=wandb")
+    results = run(monkeypatch, folder, *options)
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     history: dict[str, list[Any]] = {}
     config: dict[str, Any] = {}
@@ -99,21 +105,13 @@ def test_an_offline_run_of_weights_and_biases_holds_everything(
     for record in finished_records(file):
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            for item in record.history.item:
-                history.setdefault(".".join(item.nested_key) or item.key, []).append(
-                    json.loads(item.value_json)
-                )
+            for name, value in parse_items(record.history.item).items():
+                history.setdefault(name, []).append(value)
         elif kind == "config":
-            config |= {
-                ".".join(item.nested_key) or item.key: json.loads(item.value_json)
-                for item in record.config.update
-            }
+            config |= parse_items(record.config.update)
         elif kind == "run":
             groups.add(record.run.run_group)
-            config |= {
-                ".".join(item.nested_key) or item.key: json.loads(item.value_json)
-                for item in record.run.config.update
-            }
+            config |= parse_items(record.run.config.update)
     assert set(history) >= SCALARS
     assert history["val/mIoU"][-1] == pytest.approx(results["splits"]["val"]["mIoU"], abs=1e-6)
     assert len(history["train/loss"]) == results["steps"]
@@ -122,52 +120,39 @@ def test_an_offline_run_of_weights_and_biases_holds_everything(
     assert config["model"] == results["config"]["model"]
     assert config["recipe"] == results["config"]["recipe"]
     assert config["batch_size"] == 16
-    # The samples: a table, pictures with two masks each that can be switched, and the drawn figures.
+    # The samples: a table, images with two masks each, and plots.
     media = folder.glob("wandb/offline-run-*/files/media/**/*.*")
     names = [path.relative_to(folder).as_posix().split("/media/")[1] for path in media]
     assert sum(name.startswith("images/overlays") for name in names) == 2
-    masks = [
-        set(np.unique(np.array(Image.open(path))).tolist())
-        for path in folder.glob("**/media/images/mask/overlays*")
-    ]
-    assert len(masks) == 4
-    assert (
-        sum(labels == {0, 1} for labels in masks) == 2
-    )  # the truths; predictions have a label of their own
-    assert sum(labels <= {0, 2} for labels in masks) == 2
     assert sum(name.startswith("images/figures") for name in names) == 2
+    masks = [np.array(Image.open(p)) for p in folder.glob("**/media/images/mask/overlays*")]
+    labels = [set(np.unique(mask).tolist()) for mask in masks]
+    assert len(labels) == 4
+    assert labels.count({0, 1}) == 2  # targets; predictions have label 2
+    assert sum(values <= {0, 2} for values in labels) == 2
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/samples*.table.json")
     rows = json.loads(table.read_text())
-    assert rows["columns"] == ["sample", "sentence", "picture", "IoU"]
+    assert rows["columns"] == ["sample", "sentence", "image", "IoU"]
     assert len(rows["data"]) == 2
 
 
-def test_tensorboard_gets_the_same_scalars_and_pictures(
+def test_tensorboard_has_the_same_scalars_and_samples(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tmp_path / "run"
-    run(
-        monkeypatch,
-        folder,
-        *SHORT,
-        f"data_root={small_shapes}",
-        "logger=tensorboard",
-        "model.clip_weights=null",
-    )
+    run(monkeypatch, folder, *SHORT, f"data_root={small_shapes}", "logger=tensorboard")
     events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
     assert set(events.Tags()["scalars"]) >= SCALARS
     assert len([tag for tag in events.Tags()["images"] if tag.startswith("samples/")]) == 2
 
 
-def test_csv_gets_the_same_scalars_and_the_configuration(
+def test_csv_has_the_same_scalars_and_the_configuration(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    results = run(
-        monkeypatch, folder, *SHORT, f"data_root={small_shapes}", "model.clip_weights=null"
-    )
+    results = run(monkeypatch, folder, *SHORT, f"data_root={small_shapes}")
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) >= SCALARS
@@ -175,129 +160,110 @@ def test_csv_gets_the_same_scalars_and_the_configuration(
     assert len(list((folder / "figures").glob("sample_*.png"))) == 2
 
 
-# -- Online or offline --------------------------------------------------------------------------------------------------------
+# -- Online or offline
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without a key, and an environment without a choice."""
+    """A home folder and an environment without a key or a mode."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
-def mode(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str | None:
-    import os
-
+def chosen_mode(monkeypatch: pytest.MonkeyPatch, folder: Path = Path("run")) -> str | None:
+    """Return the mode that is chosen for a run, and reset it."""
     loggers.choose_wandb_mode(folder)
-    found = os.environ.get("WANDB_MODE")
+    mode = os.environ.get("WANDB_MODE")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    return found
+    return mode
 
 
-def test_without_a_key_it_logs_offline_and_says_how_to_send_it(
+def test_without_a_key_wandb_logs_offline_and_the_warning_names_the_upload_command(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert mode(monkeypatch, Path("runs/7")) == "offline"
+        assert chosen_mode(monkeypatch, Path("runs/7")) == "offline"
     assert "no WANDB_API_KEY" in caplog.text
     assert "wandb sync runs/7/wandb/offline-run-*" in caplog.text
 
 
-def test_with_a_key_and_no_network_it_logs_offline(
+def test_with_a_key_and_no_connection_wandb_logs_offline(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with caplog.at_level(logging.WARNING):
-        assert mode(monkeypatch, Path("run")) == "offline"
+        assert chosen_mode(monkeypatch) == "offline"
     assert "127.0.0.1:9 does not answer" in caplog.text
 
 
-def test_with_a_key_and_a_server_it_stays_online(
+def test_with_a_key_and_a_connection_wandb_logs_online(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / ".netrc").write_text("machine api.wandb.ai login user password x\n")
     monkeypatch.setattr(loggers, "unreachable", lambda _: "")
-    assert mode(monkeypatch, Path("run")) is None
+    assert chosen_mode(monkeypatch) is None
 
 
-def test_a_key_counts_for_its_own_server_wherever_it_is_kept(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_is_used_for_its_server_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "unreachable", lambda _: "")
     (home / "keys").write_text("machine boards.example.org login user password x\n")
     monkeypatch.setenv("NETRC", str(home / "keys"))
-    assert mode(monkeypatch, Path("run")) == "offline"
+    assert chosen_mode(monkeypatch) == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "https://boards.example.org:8443/x")
-    assert mode(monkeypatch, Path("run")) is None
+    assert chosen_mode(monkeypatch) is None
     (home / "keys").write_text("mach")
-    assert mode(monkeypatch, Path("run")) == "offline"
+    assert chosen_mode(monkeypatch) == "offline"
 
 
-def test_the_users_own_choice_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_in_the_environment_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert mode(monkeypatch, Path("run")) == "disabled"
+    assert chosen_mode(monkeypatch) == "disabled"
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_the_checkpoint_becomes_an_artifact_online_only(
+def test_the_checkpoint_is_uploaded_online_only(
     offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lightning.pytorch.loggers import WandbLogger
 
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
-    handed: list[Any] = []
-    experiment = SimpleNamespace(id="7", offline=offline, log_artifact=handed.append)
+    uploaded: list[Any] = []
+    experiment = SimpleNamespace(id="7", offline=offline, log_artifact=uploaded.append)
     monkeypatch.setattr(WandbLogger, "experiment", property(lambda self: experiment))
     loggers.log_checkpoint([WandbLogger.__new__(WandbLogger)], checkpoint, {"commit": "abc"})
-    assert len(handed) == (0 if offline else 1)
-    if handed:
-        assert handed[0].name == "crislit-7"
-        assert handed[0].type == "model"
-        assert list(handed[0].manifest.entries) == ["best.ckpt"]
+    assert len(uploaded) == (0 if offline else 1)
+    for artifact in uploaded:
+        assert (artifact.name, artifact.type) == ("crislit-7", "model")
+        assert list(artifact.manifest.entries) == ["best.ckpt"]
 
 
-# -- The workspace ------------------------------------------------------------------------------------------------------------
+# -- The workspace
 
 
 # wandb-workspaces 0.4 on pydantic 2: see pydantic's migration guide, "Validator and root_validator"
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style")
 @pytest.mark.filterwarnings("ignore:Support for class-based")
-def test_the_workspace_shows_what_the_runs_log() -> None:
+def test_the_workspace_shows_only_logged_metrics() -> None:
     pytest.importorskip("wandb_workspaces")
-    import importlib.util
-
     path = Path(__file__).parents[2] / "scripts/wandb_dashboard.py"
     spec = importlib.util.spec_from_file_location("wandb_dashboard", path)
     assert spec is not None
     assert spec.loader is not None
     dashboard = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(dashboard)
-    built = dashboard.workspace("me", "crislit")
-    assert [section.name for section in built.sections] == ["Training", "Table 1", "Samples"]
-    text = built._to_model().model_dump_json(by_alias=True)
+    workspace = dashboard.workspace("me", "crislit")
+    assert [section.name for section in workspace.sections] == ["Training", "Table 1", "Samples"]
+    text = workspace._to_model().model_dump_json(by_alias=True)
     logged = {"train/loss", "lr-Adam/encoders", "lr-Adam/rest", "trainer/global_step"}
-    logged |= {
-        f"{split}/{metric}"
-        for split in ("val", "testA", "testB", "test", "val-blind")
-        for metric in METRICS
-    }
-    named = set(re.findall(r"[\w-]+/[\w@]+", text)) - {"crislit/", "me/"}
-    assert {name for name in named if not name.startswith(("me/", "http"))} <= logged, (
-        "only what runs log is shown"
-    )
-    for shown in (
-        "train/loss",
-        "val/mIoU",
-        "testA/mIoU",
-        "val-blind/mIoU",
-        "overlays",
-        "figures",
-        "lr-Adam/encoders",
-    ):
-        assert shown in text
-    assert "loss.value.contrastive" in text  # runs are grouped by table 1's columns
+    splits = ("val", "testA", "testB", "test", "val-blind")
+    logged |= {f"{split}/{metric}" for split in splits for metric in METRICS}
+    metrics = set(re.findall(r"[\w-]+/[\w@]+", text))
+    assert {name for name in metrics if not name.startswith(("me/", "http"))} <= logged
+    shown = ("train/loss", "val/mIoU", "testA/mIoU", "val-blind/mIoU", "lr-Adam/encoders")
+    assert all(name in text for name in (*shown, "overlays", "figures"))
+    assert "loss.value.contrastive" in text  # runs are grouped by the columns of table 1
     assert compose_config(["logger=wandb"])["logger"]["project"] == "crislit"

@@ -1,4 +1,4 @@
-"""Where one of a run's processes ends, the others do: shown by processes that do nothing else."""
+"""All processes of a run end together, shown with processes that do nothing else."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 PROGRAM = """
 import os, subprocess, sys, time
@@ -19,25 +19,26 @@ from crislit.errors import InputError
 processes.start_watchdog()
 if "LOCAL_RANK" not in os.environ:
     os.environ["LOCAL_RANK"] = "0"
-    started = [
-        subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {{"LOCAL_RANK": str(rank)}}) for rank in range(1, 4)
-    ]
-    processes.watch_children(started)
+    children = []
+    for other in range(1, 4):
+        environment = os.environ | {{"LOCAL_RANK": str(other)}}
+        children.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
+    processes.watch_children(children)
 rank = int(os.environ["LOCAL_RANK"])
 print(rank, os.getpid(), flush=True)
-def together(moment):
-    Path(moment + str(rank)).touch()
-    while not all(Path(moment + str(other)).exists() for other in range(4)):
+def barrier(name):
+    Path(name + str(rank)).touch()
+    while not all(Path(name + str(other)).exists() for other in range(4)):
         time.sleep(0.05)
-together("begun")
-{then}
+barrier("started")
+{body}
 """
+"""Starts three children of itself, waits for all of them, and runs ``body`` in all four."""
 
 
-def start(folder: Path, then: str) -> "subprocess.Popen[str]":
-    """Start a program that starts itself three times more."""
+def start_program(folder: Path, body: str) -> "subprocess.Popen[str]":
     program = folder / "program.py"
-    program.write_text(PROGRAM.format(then=then))
+    program.write_text(PROGRAM.format(body=body))
     return subprocess.Popen(
         [sys.executable, str(program)],
         cwd=folder,
@@ -47,56 +48,56 @@ def start(folder: Path, then: str) -> "subprocess.Popen[str]":
     )
 
 
-def end_of(first: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    """Wait until none of its processes is left, as their output ends only then; return exit code, output and errors."""
-    told, errors = first.communicate(timeout=50)
-    return first.returncode, told, errors
+def wait_for_all(main_process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Wait for all processes, whose pipes close last; return exit code, output and errors."""
+    output, errors = main_process.communicate(timeout=50)
+    return main_process.returncode, output, errors
 
 
 @pytest.mark.parametrize("killed", [0, 1, 3])
-def test_where_one_of_four_processes_is_killed_the_others_end_and_one_says_so(
+def test_if_one_of_four_processes_is_killed_the_others_end_and_one_reports_it(
     killed: int, tmp_path: Path
 ) -> None:
-    first = start(tmp_path, "time.sleep(600)")
-    assert first.stdout is not None
-    places = dict(first.stdout.readline().split() for _ in range(4))
-    os.kill(int(places[str(killed)]), signal.SIGKILL)
-    code, _, errors = end_of(first)
+    main_process = start_program(tmp_path, "time.sleep(600)")
+    assert main_process.stdout is not None
+    ids = dict(main_process.stdout.readline().split() for _ in range(4))
+    os.kill(int(ids[str(killed)]), signal.SIGKILL)
+    code, _, errors = wait_for_all(main_process)
     assert code == (1 if killed else -signal.SIGKILL)
-    expected = (
-        f"error: process {killed} of 4,"
-        if killed
-        else "error: the first process of this run has ended"
-    )
-    assert errors.startswith(expected)
+    child, main = f"process {killed} of 4,", "the main process of this run has ended"
+    assert errors.startswith(f"error: {child if killed else main}")
     assert errors.count("\n") == 1
 
 
-def test_a_process_that_fails_by_itself_has_said_why_and_takes_the_others_along(
-    tmp_path: Path,
-) -> None:
-    code, _, errors = end_of(start(tmp_path, "sys.exit('no' if rank == 2 else time.sleep(600))"))
+def test_a_process_that_fails_reports_the_reason_itself_and_ends_the_others(tmp_path: Path) -> None:
+    program = start_program(tmp_path, "sys.exit('no' if rank == 2 else time.sleep(600))")
+    code, _, errors = wait_for_all(program)
     assert (code, errors) == (1, "no\n")
 
 
-def test_a_process_that_ends_in_order_lets_the_others_go_on(tmp_path: Path) -> None:
-    then = "if rank == 0: [process.wait() for process in started]\ntime.sleep(0.3 * rank)\nprint('done')"
-    code, told, errors = end_of(start(tmp_path, then))
+@pytest.mark.parametrize(
+    "body",
+    [
+        # The main process waits for its children, which end one after the other.
+        "if rank == 0: [child.wait() for child in children]\ntime.sleep(0.3 * rank)",
+        # Detached children outlive the main process.
+        "processes.detach()\nbarrier('detached')\ntime.sleep(2.0 if rank else 0.0)",
+    ],
+    ids=["a child ends first", "the main process ends first"],
+)
+def test_a_process_that_succeeds_does_not_end_the_others(body: str, tmp_path: Path) -> None:
+    code, output, errors = wait_for_all(start_program(tmp_path, f"{body}\nprint('done')"))
     assert (code, errors) == (0, "")
-    assert told.count("done") == 4
+    assert output.count("done") == 4
 
 
-def test_a_process_that_needs_the_first_no_more_may_outlive_it(tmp_path: Path) -> None:
-    then = "processes.detach()\ntogether('alone')\ntime.sleep(2.0 if rank else 0.0)\nprint('done')"
-    code, told, errors = end_of(start(tmp_path, then))
-    assert (code, errors) == (0, "")
-    assert told.count("done") == 4
-
-
-@pytest.mark.parametrize(("fails", "patience"), [("True", 30), ("rank == 0", 30), ("rank == 2", 1)])
-def test_an_error_of_all_processes_or_of_one_is_told_once(
-    fails: str, patience: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("condition", "patience"), [("True", 30), ("rank == 0", 30), ("rank == 2", 1)]
+)
+def test_an_error_of_one_or_all_processes_is_reported_once(
+    condition: str, patience: int, tmp_path: Path
 ) -> None:
-    then = f"processes.PATIENCE = {patience}\nif {fails}: _exit_with_error(InputError('this image is damaged'))\ntime.sleep(600)"
-    code, _, errors = end_of(start(tmp_path, then))
+    error = "_exit_with_error(InputError('this image is damaged'))"
+    body = f"processes.PATIENCE = {patience}\nif {condition}: {error}\ntime.sleep(600)"
+    code, _, errors = wait_for_all(start_program(tmp_path, body))
     assert (code, errors) == (1, "error: this image is damaged\n")

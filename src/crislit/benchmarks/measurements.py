@@ -45,7 +45,7 @@ class Measurement:
 
     Attributes:
         part: Part of the benchmark.
-        candidate: What was measured.
+        candidate: The measured network, kind of step or stage.
         value: Median over the rounds.
         unit: Unit of the value.
         ratio: How many times better than the part's reference.
@@ -112,8 +112,9 @@ def measurement_table(part: str, rows: Sequence[Measurement]) -> Table:
     """Lay rows out as a table."""
     table = Table(title=part)
     for column in ("", "median", "unit", "ratio", "floor", "memory", "spread", "difference"):
-        justify = "left" if column in ("", "unit") else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("", "unit") else "right", no_wrap=True
+        )
     formats = {"ratio": ".2f", "floor": ".4f", "moved": ".4f", "spread": ".0%", "difference": ".1e"}
     for row in rows:
         numbers = [(getattr(row, name), spec) for name, spec in formats.items()]

@@ -1,1 +1,1 @@
-"""Networks on disk."""
+"""Trained networks on disk."""

@@ -6,6 +6,7 @@ A run writes Lightning checkpoints. Networks are shared as a folder with ``model
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,9 @@ import torch
 from open_clip.model import CLIPTextCfg
 from torch import Tensor
 
-import crislit
 from crislit.checkpoints.released import parse_released, to_released
-from crislit.errors import InputError, check_integer
+from crislit.config import VERSION
+from crislit.errors import InputError, check_integer, first_line
 from crislit.io.assets import shipped_networks
 from crislit.io.files import Writer, refuse_existing, text_writer, write_files
 from crislit.io.tensors import (
@@ -84,15 +85,14 @@ class Checkpoint:
         Raises:
             InputError: If they do not, with the file's name.
         """
-        layers = count_layers(self.network.to_dict())
-        if layers > len(self.weights):  # building them may take years
-            raise InputError(
-                f"{self.source} does not describe a network of crislit: {layers} layers, "
-                f"{len(self.weights)} tensors"
-            )
         check_storage(self.weights, self.source)
-        name = f"{self.source}: image_size"
-        check_integer(name, self.image_size, 32, multiple_of=32, maximum=MAX_IMAGE_SIZE)
+        check_integer(
+            f"{self.source}: image_size",
+            self.image_size,
+            minimum=32,
+            multiple_of=32,
+            maximum=MAX_IMAGE_SIZE,
+        )
         if not 0 <= self.threshold < 1:
             raise InputError(
                 f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}"
@@ -104,14 +104,14 @@ class Checkpoint:
         try:
             model = build_cris(self.network)
         except Exception as error:  # whatever odd sizes lead PyTorch and open_clip to
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise InputError(
-                f"{self.source} does not describe a network of crislit: {reason}"
+                f"{self.source} does not describe a network of crislit: {first_line(error)}"
             ) from error
-        nothing = torch.zeros(0, device="meta")
-        weights = {n: v if isinstance(v, Tensor) else nothing for n, v in self.weights.items()}
-        complaint = f"the weights in {self.source} do not fit the network that it describes"
-        check_names(weights, model.state_dict(), complaint)
+        check_names(
+            self.weights,
+            model.state_dict(),
+            f"the weights in {self.source} do not fit the network that it describes",
+        )
         return model
 
     def build(self) -> CRIS:
@@ -125,15 +125,6 @@ class Checkpoint:
         model = self._build_untrained()
         model.load_state_dict(self.weights)
         return model.eval()
-
-
-def count_layers(values: Any) -> int:
-    """Return how many layers a network's stored sizes ask for, as far as they are numbers."""
-    if not isinstance(values, Mapping):
-        return 0
-    asked = [value for name, value in values.items() if name in ("layers", "decoder_layers")]
-    counts = [n for value in asked for n in (value if isinstance(value, list) else [value])]
-    return sum(n for n in counts if isinstance(n, int)) + sum(map(count_layers, values.values()))
 
 
 # -- Reading
@@ -170,8 +161,7 @@ def read_any(
     heads = 8 if decoder_heads is None else decoder_heads
     state = to_state_dict(content, str(path))
     network, weights = parse_released(state, str(path), max_tokens, heads)
-    source = f"released checkpoint {path.name}"
-    return Checkpoint(network, weights, size, 0.35, initial_weights=source)
+    return Checkpoint(network, weights, size, 0.35, f"released checkpoint {path.name}")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -183,11 +173,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     content = _read(path)
     if not isinstance(content, Checkpoint):
-        found = type(content).__name__
-        if isinstance(content, dict):
-            found = ", ".join(map(str, list(content)[:4])) or "nothing"
+        if zipfile.is_zipfile(path):  # a damaged name would look like another program's
+            check_checksums(path)
+        entries = list(content)[:4] if isinstance(content, dict) else [type(content).__name__]
         raise InputError(
-            f"{path} is not a checkpoint of crislit: expected the entry {KEY!r}, found {found}. "
+            f"{path} is not a checkpoint of crislit: expected the entry {KEY!r}, found "
+            f"{', '.join(map(str, entries)) or 'nothing'}. "
             "`python -m crislit.convert` reads those of the authors' code"
         )
     return content
@@ -196,24 +187,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read(path: Path) -> Any:
     """Read a file once: return a :class:`Checkpoint` if crislit wrote it, else its content."""
     path = find_network(path.expanduser())
-    if path.is_dir():
-        return _read_folder(path / WEIGHTS, path)
-    if not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise InputError(
             f"no checkpoint at {path}; a run keeps checkpoints/best.ckpt and checkpoints/last.ckpt"
         )
-    if path.suffix == ".safetensors":
-        return _read_folder(path, path)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return _read_shared(path)
     content = read_torch(path)
     if not isinstance(content, dict) or KEY not in content:
         return content
     check_checksums(path)
     try:
         metadata, state = content[KEY], content["state_dict"]
-        weights = {name: value for name, value in state.items() if name.startswith("model.")}
         return Checkpoint(
             network=CRISConfig.from_dict(require_dict(metadata["settings"])),
-            weights={name.removeprefix("model."): value for name, value in weights.items()},
+            weights={
+                name.removeprefix("model."): value
+                for name, value in state.items()
+                if name.startswith("model.")
+            },
             image_size=int(metadata["config"]["image_size"]),
             threshold=float(metadata["config"]["threshold"]),
             initial_weights=str(metadata["initial_weights"]),
@@ -226,16 +218,20 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path} lacks a part of crislit's checkpoints: {error}") from error
 
 
-def _read_folder(weights: Path, source: Path) -> Any:
-    """Read safetensors and the ``config.json`` beside them; without it, return the tensors."""
+def _read_shared(path: Path) -> Any:
+    """Read safetensors and the ``config.json`` beside them; without it, return the tensors.
+
+    Args:
+        path: The safetensors file, or a folder with both files.
+    """
+    weights = path / WEIGHTS if path.is_dir() else path
     config = weights.with_name(CONFIG)
-    if source.is_dir():
-        for file in (weights, config):
-            if not file.is_file():
-                raise InputError(
-                    f"{source} is not a network of crislit: there is no {file}. "
-                    "`python -m crislit.convert` makes both files"
-                )
+    for file in (weights, config):
+        if path.is_dir() and not file.is_file():
+            raise InputError(
+                f"{path} is not a network of crislit: there is no {file}. "
+                "`python -m crislit.convert` makes both files"
+            )
     tensors = read_safetensors(weights)
     is_released = any(name.removeprefix("module.").startswith("backbone.") for name in tensors)
     if not config.is_file() or is_released:
@@ -251,7 +247,7 @@ def _read_folder(weights: Path, source: Path) -> Any:
             steps=int(stored["steps"]),
             config=require_run_config(stored["training"]),
             results=require_dict(stored.get("results", {})),  # absent in version 0.1
-            source=str(source),
+            source=str(path),
         )
     except (*MALFORMED, OSError) as error:
         reason = str(error) if isinstance(error, InputError) else repr(error)
@@ -294,8 +290,7 @@ def require_run_config(value: Any) -> dict[str, Any]:
 def results_beside(path: Path) -> dict[str, Any]:
     """Return what a run measured with one of its checkpoints, empty if that is unknown."""
     try:
-        file = path.parents[1] / "results.json"
-        results = json.loads(file.read_bytes()) if file.is_file() else {}
+        results = json.loads((path.parents[1] / "results.json").read_bytes())
         is_of_this = Path(results["checkpoint"]).name == path.name
         return {name: results[name] for name in RESULTS} if is_of_this else {}
     except (OSError, IndexError, ValueError, KeyError, TypeError, RecursionError):
@@ -309,8 +304,11 @@ def checkpoint_metadata(
     network: CRISConfig, config: Mapping[str, Any], initial_weights: str
 ) -> dict[str, Any]:
     """Return what a Lightning checkpoint stores under :data:`KEY`."""
-    stored = {"config": dict(config), "initial_weights": initial_weights}
-    return {"settings": network.to_dict(), **stored}
+    return {
+        "settings": network.to_dict(),
+        "config": dict(config),
+        "initial_weights": initial_weights,
+    }
 
 
 def write_folder(
@@ -335,7 +333,7 @@ def write_folder(
         )
     weights = target if target.suffix == ".safetensors" else target / WEIGHTS
     stored = {
-        KEY: crislit.__version__,
+        KEY: VERSION,
         "network": checkpoint.network.to_dict(),
         "image_size": checkpoint.image_size,
         "threshold": checkpoint.threshold,
@@ -345,8 +343,10 @@ def write_folder(
         "results": checkpoint.results,
     }
     texts = {CONFIG: json.dumps(stored, indent=2) + "\n", **(texts or {})}
-    files: dict[Path, Writer] = {weights: lambda part: save_tensors(checkpoint.weights, part)}
-    files |= {weights.with_name(name): text_writer(text) for name, text in texts.items()}
+    files: dict[Path, Writer] = {
+        weights: lambda part: save_tensors(checkpoint.weights, part),
+        **{weights.with_name(name): text_writer(text) for name, text in texts.items()},
+    }
     refuse_existing(*files)
     write_files(files)
 

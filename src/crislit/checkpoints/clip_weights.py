@@ -1,4 +1,4 @@
-"""CLIP's weights for both encoders: open_clip's download, OpenAI's archive, a state dict, or safetensors (section 4.2)."""
+"""CLIP's weights for both encoders: downloads by open_clip, archives by OpenAI, state dicts."""
 
 import urllib.error
 import urllib.request
@@ -16,95 +16,88 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor
 
 from crislit.checkpoints.released import clip_sizes, from_released, to_released
-from crislit.errors import InputError
+from crislit.errors import InputError, first_line
 from crislit.io.assets import shipped_weights
 from crislit.io.files import sha256
 from crislit.io.tensors import check_names, read_state_dict
 from crislit.models.cris import CRIS
 
 OPENAI = "openai"
+OPENAI_MODELS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
+"""OpenAI's models with a ResNet, by their names in open_clip."""
 NON_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-"""What archives keep beside the weights: OpenAI's numbers, and the mask of a traced text encoder."""
+"""Entries of archives that are not weights: OpenAI's numbers, a traced text encoder's mask."""
 
 
 def load_clip_weights(model: CRIS, source: str) -> str:
-    """Start both encoders of a network from CLIP's weights; the pooling's shortcut, which CLIP has not, stays as it is.
+    """Initialise both encoders from CLIP's weights (section 4.2).
 
-    The text encoder keeps all of CLIP's positions and uses the first L; the pooling keeps its native grid and resizes it when
-    it is used. Half precision becomes float32.
+    The text encoder keeps all of CLIP's positions and uses the first L; the pooling keeps its
+    native grid and resizes it when it is used. The pooling's shortcut, which CLIP does not have,
+    stays as it is. Half precision becomes float32.
 
     Args:
         model: The network.
-        source: ``openai`` for open_clip's download of the model that the network was built from; the bare name of weights in
-            :data:`SHIPPED`; or a path to OpenAI's TorchScript archive (``RN50.pt``), a state dict that PyTorch saved, or
-            safetensors.
+        source: ``openai`` for open_clip's download of the network's model; the bare name of weights
+            that ship with the package; or a path to OpenAI's TorchScript archive (``RN50.pt``), a
+            state dict that PyTorch saved, or safetensors.
 
     Returns:
-        What ``results.json`` shall say: the source, and the beginning of its SHA-256.
+        The source and the beginning of its SHA-256, for ``results.json``.
 
     Raises:
-        InputError: If there are no such weights, or they are another architecture's.
+        InputError: If there are no such weights, or they belong to another architecture.
     """
     path = find_weights(model.config.clip, source)
     state = read_clip(path)
-    ours = to_released(
-        {
-            k: v
-            for k, v in model.state_dict().items()
-            if k.startswith(("image_encoder.", "text_encoder."))
-        }
-    )
-    wanted = {
+    parts = ("image_encoder.", "text_encoder.")
+    encoders = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    expected = {
         name.removeprefix("backbone."): value
-        for name, value in ours.items()
+        for name, value in to_released(encoders).items()
         if ".connect." not in name
     }
-    found, built = clip_sizes(state, str(path)), clip_sizes(wanted, "the network")
-    if found != built:
+    stored, built = clip_sizes(state, str(path)), clip_sizes(expected, "the network")
+    if stored != built:
         raise InputError(
-            f"{path} holds the weights of {describe_clip(found)}, and the network is built on {describe_clip(built)}"
+            f"{path} holds the weights of {describe_clip(stored)}, and the network is built on "
+            f"{describe_clip(built)}"
         )
-    # What nothing uses may be missing.
-    unused = {
-        name: value
-        for name, value in wanted.items()
-        if name.endswith(("num_batches_tracked", "logit_scale"))
-    }
-    state = unused | state
-    check_names(state, wanted, f"{path} is not all of CLIP")
-    model.load_state_dict(
-        from_released({f"backbone.{name}": value for name, value in state.items()}), strict=False
-    )
+    unused = ("num_batches_tracked", "logit_scale")  # may be missing
+    state = {name: value for name, value in expected.items() if name.endswith(unused)} | state
+    check_names(state, expected, f"{path} is not a complete CLIP")
+    renamed = from_released({f"backbone.{name}": value for name, value in state.items()})
+    model.load_state_dict(renamed, strict=False)
     return identify_weights(source, path)
 
 
 def identify_weights(source: str, path: Path) -> str:
-    """Return how ``results.json`` says what a network started from."""
+    """Return a network's initial weights as ``results.json`` records them."""
     return f"{source} (sha256 {sha256(path)[:16]})"
 
 
 def find_weights(clip: str | Mapping[str, Any], source: str) -> Path:
-    """Return the file of the weights that ``model.clip_weights`` names, for a model.
+    """Return the file of ``model.clip_weights``, for a model of CLIP.
 
     Raises:
-        InputError: If it is neither here nor within reach.
+        InputError: If there is none, and it cannot be downloaded.
     """
     path = find_openai(clip) if source == OPENAI else find_weights_file(source)
     if not path.is_file():
         raise InputError(
-            f"no weights at {path}: model.clip_weights is openai, the path of a .pt, .pth or .safetensors file, or one of the "
-            f"shipped {', '.join(shipped_weights()) or '(none)'}"
+            f"no weights at {path}: model.clip_weights is openai, the path of a .pt, .pth or "
+            f".safetensors file, or one of the shipped {', '.join(shipped_weights()) or '(none)'}"
         )
     return path
 
 
 def find_weights_file(source: str) -> Path:
-    """Return the file of shipped weights, which are called by a bare name, or of a path."""
+    """Return the file of shipped weights by their bare name, or of any others by their path."""
     return shipped_weights().get(source) or Path(source).expanduser()
 
 
 def fingerprint_source(source: str | None) -> str | None:
-    """Return what identifies weights on every machine: a file's SHA-256, or their name."""
+    """Return what identifies weights on every machine: their file's SHA-256, or their name."""
     if source in (None, OPENAI):
         return source
     path = find_weights_file(str(source))
@@ -117,13 +110,9 @@ def read_clip(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: If there is none, or it is damaged.
     """
-    if not path.is_file() or not is_torchscript(path):
-        state = read_state_dict(path)
-    else:
+    if path.is_file() and is_torchscript(path):
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # PyTorch 2.14 says that TorchScript has no future; OpenAI's files are what they are
+            with warnings.catch_warnings():  # TorchScript is deprecated, but OpenAI's files use it
                 warnings.simplefilter("ignore", FutureWarning)
                 warnings.simplefilter("ignore", DeprecationWarning)
                 state = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
@@ -132,11 +121,13 @@ def read_clip(path: Path) -> dict[str, Tensor]:
             raise InputError(
                 f"cannot read {path}: it is a damaged TorchScript archive ({reason})"
             ) from error
+    else:
+        state = read_state_dict(path)
     return {name: value for name, value in state.items() if name not in NON_WEIGHTS}
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, code and all, not a state dict."""
+    """Whether a file is a TorchScript archive, which holds code, rather than a state dict."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -144,51 +135,58 @@ def is_torchscript(path: Path) -> bool:
 
 
 def find_openai(clip: str | Mapping[str, Any]) -> Path:
-    """Return OpenAI's weights of a model: where OpenAI's own package keeps them, or as open_clip downloads them.
+    """Return OpenAI's weights of a model.
+
+    They are looked for where OpenAI's own package keeps them, then in open_clip's cache, and else
+    downloaded by open_clip.
 
     Raises:
-        InputError: If OpenAI published no such model, or it is neither here nor within reach.
+        InputError: If OpenAI published no such model, or it cannot be downloaded.
     """
     name = clip.removesuffix("-quickgelu") if isinstance(clip, str) else ""
-    known = open_clip.get_pretrained_cfg(name, OPENAI) if name else {}
-    if not known.get("url"):
+    published = open_clip.get_pretrained_cfg(name, OPENAI) if name else {}
+    url = published.get("url")
+    if not url:
         raise InputError(
             f"OpenAI published no weights of model.clip={clip}: set model.clip_weights to a path"
         )
-    place: Path = Path.home() / ".cache" / "clip" / known["url"].rsplit("/", 1)[-1]
-    if place.is_file():
-        expected = known["url"].split("/")[-2]  # OpenAI's addresses hold the checksum
-        if sha256(place) != expected:
+    *_, checksum, file_name = url.split("/")
+    archive = Path.home() / ".cache" / "clip" / file_name
+    if archive.is_file():
+        if sha256(archive) != checksum:
             raise InputError(
-                f"{place} is not OpenAI's file, whose SHA-256 is {expected}: fetch it again from {known['url']}"
+                f"{archive} is not OpenAI's file, whose SHA-256 is {checksum}: download it again "
+                f"from {url}"
             )
-        return place
-    repository = known.get("hf_hub", "").rstrip("/")
+        return archive
+    repository = published.get("hf_hub", "").rstrip("/")
     for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME) if repository else ():
         cached = huggingface_hub.try_to_load_from_cache(repository, file)
         if isinstance(cached, str):
-            return Path(str(cached))
-    reason = (
-        "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
-    )
+            return Path(cached)
+    is_offline = constants.HF_HUB_OFFLINE
+    reason = "HF_HUB_OFFLINE is set" if is_offline else unreachable(constants.ENDPOINT)
     if not reason:
         try:
-            return Path(open_clip.download_pretrained(known))
+            return Path(open_clip.download_pretrained(published))
         except (OSError, RuntimeError) as error:
-            reason = str(error)
+            reason = first_line(error)
     raise InputError(
-        f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine and cannot be fetched ({reason}). "
-        f"Fetch {known['url']} (or {HF_SAFE_WEIGHTS_NAME} of {constants.ENDPOINT}/{repository}) where there is a network, and "
-        f"put it at {place}, or anywhere with model.clip_weights=PATH"
+        f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine and cannot "
+        f"be downloaded ({reason}). Download {url} (or {HF_SAFE_WEIGHTS_NAME} of "
+        f"{constants.ENDPOINT}/{repository}) on a machine with a network, and put it at {archive}, "
+        "or anywhere with model.clip_weights=PATH"
     )
 
 
 def unreachable(address: str, seconds: float = 5) -> str:
-    """Return why a server does not answer, or nothing if it does: open_clip's own download takes a minute to find out."""
+    """Return why a server does not answer, or an empty string if it does.
+
+    open_clip's own download takes a minute to give up.
+    """
+    request = urllib.request.Request(address, method="HEAD")
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(address, method="HEAD"), timeout=seconds
-        ).close()
+        urllib.request.urlopen(request, timeout=seconds).close()
     except urllib.error.HTTPError:
         return ""  # it answers
     except OSError as error:
@@ -197,33 +195,20 @@ def unreachable(address: str, seconds: float = 5) -> str:
 
 
 def describe_clip(sizes: Mapping[str, Any]) -> str:
-    """Return an architecture's name if it is one of OpenAI's, and what distinguishes it."""
+    """Return an architecture's sizes in words, with its name if OpenAI published it."""
     vision, text = sizes["vision_cfg"], sizes["text_cfg"]
-    names = [
-        name
-        for name in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
-        if _published(name) == _key(sizes)
-    ]
-    parts = (
+    details = (
         f"stages {vision['layers']} of width {vision['width']} at {vision['image_size']} pixels, "
         f"embedding {sizes['embed_dim']}, text {text['layers']} layers of width {text['width']}, "
         f"context {text['context_length']}, vocabulary {text['vocab_size']}"
     )
-    return (
-        f"CLIP's {names[0]} ({parts})" if names else f"a CLIP that OpenAI did not publish ({parts})"
-    )
+    for name in OPENAI_MODELS:
+        if _main_sizes(open_clip.get_model_config(name)) == _main_sizes(sizes):
+            return f"CLIP's {name} ({details})"
+    return f"a CLIP that OpenAI did not publish ({details})"
 
 
-def _published(name: str) -> tuple[Any, ...]:
-    config: dict[str, Any] = open_clip.get_model_config(name)
-    return _key(config)
-
-
-def _key(sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+def _main_sizes(sizes: Mapping[str, Any]) -> tuple[Any, ...]:
     vision = sizes["vision_cfg"]
-    return (
-        sizes["embed_dim"],
-        tuple(vision["layers"]),
-        vision["width"],
-        sizes["text_cfg"]["width"],
-    )
+    layers, text_width = tuple(vision["layers"]), sizes["text_cfg"]["width"]
+    return sizes["embed_dim"], layers, vision["width"], text_width

@@ -23,7 +23,7 @@ from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
 
 log = logging.getLogger(__name__)
-PREFIXES = (  # released, ours; the first that fits counts, either way
+PREFIXES = (
     ("backbone.visual.attnpool.connect.", "image_encoder.pool.shortcut."),
     ("backbone.visual.attnpool.", "image_encoder.pool."),
     ("backbone.visual.", "image_encoder.resnet."),
@@ -45,7 +45,8 @@ PREFIXES = (  # released, ours; the first that fits counts, either way
     ("proj.vis.", "image_projector."),
     ("proj.txt.", "head.linear."),
 )
-INNER = (  # within a decoder layer
+"""Released prefixes and ours; the first match counts, in both directions."""
+INNER = (
     (".norm1.", ".self_norm_in."),
     (".norm2.", ".cross_norm_in."),
     (".norm3.", ".ffn_norm_in."),
@@ -54,8 +55,17 @@ INNER = (  # within a decoder layer
     (".multihead_attn.", ".cross_attention."),
     (".cross_attn_norm.", ".cross_norm_out."),
 )
+"""Released names and ours within a decoder layer."""
 LOGIT_SCALE = "backbone.logit_scale"
-"""CLIP's temperature: in every released checkpoint, and used by nothing."""
+"""CLIP's temperature: stored in every released checkpoint, but never used."""
+CLIP_SIZE_WEIGHTS = {
+    "stem": "visual.layer1.0.conv1.weight",
+    "joint": "visual.attnpool.c_proj.weight",
+    "grid": "visual.attnpool.positional_embedding",
+    "context": "positional_embedding",
+    "vocabulary": "token_embedding.weight",
+}
+"""The weights of CLIP, under OpenAI's names, that determine its sizes."""
 
 
 def rename_released(name: str) -> str:
@@ -91,7 +101,7 @@ def _rename(
                 for theirs, ours in inner:
                     name = name.replace(theirs, ours)
             return name
-    raise KeyError(f"{name!r} is no parameter of {network}")
+    raise KeyError(f"{name!r} is not a parameter of {network}")
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,8 +158,8 @@ def parse_released(
 ) -> tuple[CRISConfig, dict[str, Tensor]]:
     """Return the network that a released state dict belongs to, and its weights by our names.
 
-    See :func:`load_released`; ``max_tokens=None`` stands for RefCOCO's 17, or the text encoder's
-    context if that is shorter.
+    See :func:`load_released`. ``max_tokens=None`` means RefCOCO's 17, or the text encoder's context
+    if that is shorter.
     """
     if any(name.removeprefix("model.").startswith("image_encoder.") for name in state):
         raise InputError(
@@ -159,7 +169,7 @@ def parse_released(
     network = infer_config(state, source, max_tokens, decoder_heads)
     if LOGIT_SCALE not in state:
         log.warning(
-            "%s lacks %s, which nothing uses; CLIP's initial value takes its place",
+            "%s lacks %s, which is never used; it is set to CLIP's initial value",
             source,
             LOGIT_SCALE,
         )
@@ -191,8 +201,8 @@ def infer_config(
     layers = count_blocks(state, "decoder.layers.")
     if layers:
         needed["ffn"] = "decoder.layers.0.ffn.0.weight"
-    telling = (*needed.values(), *clip_needed("backbone.").values())
-    if any(key not in state for key in telling):
+    deciding = [*needed.values(), *(f"backbone.{name}" for name in CLIP_SIZE_WEIGHTS.values())]
+    if any(name not in state for name in deciding):
         check_parts(state, source)  # names everything missing, not only what determines a size
     clip = clip_sizes(state, source, "backbone.")
     size = {name: shape[0] for name, shape in _shapes(state, needed, source).items()}
@@ -211,7 +221,7 @@ def infer_config(
         with torch.device("meta"):  # shapes only
             expected = to_released(build_cris(network).state_dict())
     except InputError as error:
-        found = ", ".join(f"{key} ({format_shape(state[key])})" for key in telling)
+        found = ", ".join(f"{name} ({format_shape(state[name])})" for name in deciding)
         raise InputError(f"{complaint}: {error}; sizes are inferred from {found}") from error
     if LOGIT_SCALE not in state:
         del expected[LOGIT_SCALE]
@@ -220,113 +230,99 @@ def infer_config(
 
 
 def check_parts(state: Mapping[str, Tensor], source: str) -> None:
-    """Compare the names alone of a released state dict with those of a network of as many blocks, whatever their sizes.
+    """Check the names of a released state dict, whatever its sizes.
+
+    They are compared with those of a tiny network with the same number of blocks.
 
     Raises:
-        InputError: Naming what is missing or unexpected.
+        InputError: With the names that are missing or unexpected.
     """
-    if "backbone.visual.class_embedding" in state:
-        raise InputError(
-            f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50"
-        )
-    stages = [
-        max(count_blocks(state, f"backbone.visual.layer{stage}."), 1) for stage in (1, 2, 3, 4)
-    ]
-    texts = max(count_blocks(state, "backbone.transformer.resblocks."), 1)
+    _refuse_vision_transformer(state, source, "backbone.")
+    stages, text_layers = _clip_layers(state, "backbone.")
+    vision = {"layers": stages, "width": 2, "image_size": 32}
+    text = {"context_length": 3, "vocab_size": 1, "width": 4, "heads": 1, "layers": text_layers}
+    tiny = CRISConfig(
+        clip={"embed_dim": 1, "vision_cfg": vision, "text_cfg": text},
+        neck=(1, 4, 1),
+        decoder_layers=count_blocks(state, "decoder.layers."),
+        decoder_heads=1,
+        decoder_ffn=1,
+        max_tokens=3,
+    )
     with torch.device("meta"):
-        smallest = build_cris(
-            CRISConfig(
-                clip={
-                    "embed_dim": 1,
-                    "vision_cfg": {"layers": stages, "width": 2, "image_size": 32},
-                    "text_cfg": {
-                        "context_length": 3,
-                        "vocab_size": 1,
-                        "width": 4,
-                        "heads": 1,
-                        "layers": texts,
-                    },
-                },
-                neck=(1, 4, 1),
-                decoder_layers=count_blocks(state, "decoder.layers."),
-                decoder_heads=1,
-                decoder_ffn=1,
-                max_tokens=3,
-            )
-        )
-        names = to_released(smallest.state_dict())
+        names = to_released(build_cris(tiny).state_dict())
     if LOGIT_SCALE not in state:
         del names[LOGIT_SCALE]
-    expected = {name: state.get(name, value) for name, value in names.items()}  # of whatever shapes
+    expected = {name: state.get(name, value) for name, value in names.items()}  # of any shape
     check_names(state, expected, f"{source} is not the released CRIS network")
 
 
-def clip_needed(prefix: str) -> dict[str, str]:
-    """Return which of CLIP's weights tell its sizes."""
-    needed = {
-        "stem": "visual.layer1.0.conv1.weight",
-        "joint": "visual.attnpool.c_proj.weight",
-        "grid": "visual.attnpool.positional_embedding",
-        "context": "positional_embedding",
-        "words": "token_embedding.weight",
-    }
-    return {name: prefix + key for name, key in needed.items()}
-
-
 def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> dict[str, Any]:
-    """Read CLIP's sizes off its weights, under OpenAI's names after a prefix, as a mapping in open_clip's format.
+    """Infer CLIP's sizes from its weights, as a mapping in open_clip's format.
+
+    Args:
+        state: The weights, under OpenAI's names after a prefix.
+        source: Their file's name, for errors.
+        prefix: The prefix.
 
     Raises:
-        InputError: If they are no CLIP with a ResNet, or lack what tells a size.
+        InputError: If they are not a CLIP with a ResNet, or lack one that determines a size.
     """
-    if f"{prefix}visual.class_embedding" in state:
-        raise InputError(
-            f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as RN50"
-        )
-    shapes = _shapes(state, clip_needed(prefix), source)
-    if any(len(shapes[name]) < 2 for name in ("context", "words")):
+    _refuse_vision_transformer(state, source, prefix)
+    shapes = _shapes(state, {key: prefix + name for key, name in CLIP_SIZE_WEIGHTS.items()}, source)
+    if any(len(shapes[key]) < 2 for key in ("context", "vocabulary")):
         raise InputError(f"{source} is damaged: its embeddings have no width")
-    width = shapes["words"][1]
+    stages, text_layers = _clip_layers(state, prefix)
+    vocab_size, width = shapes["vocabulary"][:2]
     return {
         "embed_dim": shapes["joint"][0],
         "vision_cfg": {
-            "layers": [
-                max(count_blocks(state, f"{prefix}visual.layer{stage}."), 1)
-                for stage in (1, 2, 3, 4)
-            ],
+            "layers": stages,
             "width": shapes["stem"][0],
             "image_size": 32 * round((shapes["grid"][0] - 1) ** 0.5),
         },
         "text_cfg": {
             "context_length": shapes["context"][0],
-            "vocab_size": shapes["words"][0],
+            "vocab_size": vocab_size,
             "width": width,
             "heads": max(width // 64, 1),  # CLIP's rule
-            "layers": max(
-                count_blocks(state, f"{prefix}transformer.resblocks."), 1
-            ),  # CLIP has no fewer
+            "layers": text_layers,
         },
     }
 
 
 def count_blocks(state: Mapping[str, Any], prefix: str) -> int:
-    """Return how many numbered blocks there are under a prefix."""
-    return len(
-        {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-    )
+    """Return the number of numbered blocks under a prefix."""
+    names = (name.removeprefix(prefix) for name in state if name.startswith(prefix))
+    return len({name.split(".")[0] for name in names})
+
+
+def _clip_layers(state: Mapping[str, Tensor], prefix: str) -> tuple[list[int], int]:
+    """Return the blocks per ResNet stage and the text encoder's layers, at least one of each."""
+    stages = [count_blocks(state, f"{prefix}visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+    text_layers = count_blocks(state, f"{prefix}transformer.resblocks.")
+    return [max(blocks, 1) for blocks in stages], max(text_layers, 1)
+
+
+def _refuse_vision_transformer(state: Mapping[str, Tensor], source: str, prefix: str) -> None:
+    if f"{prefix}visual.class_embedding" in state:
+        raise InputError(
+            f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, "
+            "such as RN50"
+        )
 
 
 def _shapes(
     state: Mapping[str, Tensor], needed: Mapping[str, str], source: str
 ) -> dict[str, tuple[int, ...]]:
-    missing = [key for key in needed.values() if key not in state]
+    missing = [name for name in needed.values() if name not in state]
     if missing:
         raise InputError(
             f"{source} does not hold the expected network: missing {join_names(missing)}"
         )
-    flat = [key for key in needed.values() if not state[key].ndim or not state[key].numel()]
-    if flat:
+    empty = [name for name in needed.values() if not state[name].ndim or not state[name].numel()]
+    if empty:
         raise InputError(
-            f"{source} is damaged: {join_names(flat)} should have dimensions, and none of them zero"
+            f"{source} is damaged: {join_names(empty)} should have dimensions, none of them zero"
         )
-    return {name: tuple(state[key].shape) for name, key in needed.items()}
+    return {key: tuple(state[name].shape) for key, name in needed.items()}

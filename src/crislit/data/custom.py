@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from crislit.data.refer_annotations import index_by_id, parse_segmentation
 from crislit.errors import InputError
+from crislit.io.dataset_images import read_upright_size
 from crislit.io.files import read_json
-from crislit.io.images import read_upright_size
 from crislit.io.masks import read_mask
 from crislit.transforms.tokenizer import has_words
 

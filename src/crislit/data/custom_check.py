@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from crislit.data.custom import CustomData, Problem
 from crislit.errors import InputError
-from crislit.io.images import decode_image
+from crislit.io.dataset_images import decode_image
 from crislit.transforms.tokenizer import truncated_words
 
 

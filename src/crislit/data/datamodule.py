@@ -1,9 +1,10 @@
 """Splits and loaders of one data set."""
 
+import functools
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -81,26 +82,29 @@ class ReferDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_integer("image_size", image_size, 32, multiple_of=32)
-        check_integer("dataset.max_words", max_tokens, 3)
-        check_integer("workers", 0 if workers is None else workers, 0)
-        positive = {
-            "dataset.sentences_per_image": sentences_per_image,
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "batch_size_per_device": 1 if batch_size_per_device is None else batch_size_per_device,
-            "dataset.max_images": 1 if max_images is None else max_images,
+        required = {
+            "dataset.max_words": (max_tokens, 3),
+            "dataset.sentences_per_image": (sentences_per_image, 1),
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
         }
-        for name, value in positive.items():
-            check_integer(name, value, 1)
+        optional = {
+            "workers": (workers, 0),
+            "batch_size_per_device": (batch_size_per_device, 1),
+            "dataset.max_images": (max_images, 1),
+        }
+        for name, (value, minimum) in (required | optional).items():
+            if value is not None or name in required:
+                check_integer(name, value, minimum)
         if batch_size % sentences_per_image:
             raise InputError(
                 f"batch_size={batch_size} must be a multiple of "
                 f"dataset.sentences_per_image={sentences_per_image}, which train on one image"
             )
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"dataset.on_error must be raise or skip, got {on_error!r}")
-        if protocol not in ("all_sentences", "first_sentence"):
-            raise InputError(f"protocol must be all_sentences or first_sentence, got {protocol!r}")
+        choices = {"dataset.on_error": (on_error, OnError), "protocol": (protocol, Protocol)}
+        for name, (choice, literal) in choices.items():
+            if choice not in get_args(literal):
+                raise InputError(f"{name} must be {' or '.join(get_args(literal))}, got {choice!r}")
         if not isinstance(select_split, str):
             raise InputError(f"dataset.select_split must be a name, got {select_split!r:.200}")
         listed = [] if evaluation_splits is None else evaluation_splits
@@ -113,8 +117,7 @@ class ReferDataModule(L.LightningDataModule):
         self.image_size, self.max_tokens = image_size, max_tokens
         self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
         self.eval_batch_size = eval_batch_size
-        self.evaluation_splits = list(listed)
-        self.select_split = select_split
+        self.evaluation_splits, self.select_split = list(listed), select_split
         self.blind_splits: list[str] = []
         self.protocol = protocol
         self.sentences_per_image, self.max_images = sentences_per_image, max_images
@@ -122,7 +125,6 @@ class ReferDataModule(L.LightningDataModule):
         self.seed = seed
         self.on_error = on_error
         self.augmentation = augmentation
-        self._index: ReferIndex | None = None
 
     # -- The data set
 
@@ -130,13 +132,11 @@ class ReferDataModule(L.LightningDataModule):
         """Write and index the data set: in one process, before the others read it."""
         self.index  # noqa: B018
 
-    @property
+    @functools.cached_property
     def index(self) -> ReferIndex:
         """The data set's index."""
-        if self._index is None:
-            evaluates_train = "train" in (*self.evaluation_splits, self.select_split)
-            self._index = self.source.open(self.on_error == "skip" and not evaluates_train)
-        return self._index
+        evaluates_train = "train" in (*self.evaluation_splits, self.select_split)
+        return self.source.open(self.on_error == "skip" and not evaluates_train)
 
     def setup(self, stage: str) -> None:
         """Check that the splits of a stage exist and their images are there.
@@ -151,8 +151,9 @@ class ReferDataModule(L.LightningDataModule):
             except InputError as error:
                 if self.on_error == "raise" or split in evaluated:
                     raise
-                reason = printable(str(error))
-                log.warning("%s; training without them (dataset.on_error=skip)", reason)
+                log.warning(
+                    "%s; training without them (dataset.on_error=skip)", printable(str(error))
+                )
         if stage == "fit":
             self._check_training()
 
@@ -207,7 +208,8 @@ class ReferDataModule(L.LightningDataModule):
             }
             given = " and ".join(f"{name}={value}" for name, value in limits.items() if value)
             raise InputError(
-                f"batch_size={self.batch_size} does not divide over {processes} devices with {given}"
+                f"batch_size={self.batch_size} does not divide over {processes} devices with "
+                f"{given}"
             )
         if per_device == 1:
             raise InputError(
@@ -255,8 +257,8 @@ class ReferDataModule(L.LightningDataModule):
     def never_usable(self) -> list[SkippedSample]:
         """Return the training samples that ``on_error=skip`` leaves out from the start."""
         empty = self.index.without_pixels(self.split_refs("train"))
-        ids = [self.index.ref_id(int(ref)) for ref in empty]
-        return [*self.index.skipped, *(SkippedSample(f"ref {n}", "its mask is empty") for n in ids)]
+        names = [f"ref {self.index.ref_id(int(ref))}" for ref in empty]
+        return self.index.skipped + [SkippedSample(name, "its mask is empty") for name in names]
 
     # -- Evaluation
 
@@ -266,8 +268,10 @@ class ReferDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader per split to evaluate, then one per blind control."""
-        blind = [self.evaluation_loader(split, blind=True) for split in self.blind_splits]
-        return [self.evaluation_loader(split) for split in self.splits] + blind
+        return [
+            *(self.evaluation_loader(split) for split in self.splits),
+            *(self.evaluation_loader(split, blind=True) for split in self.blind_splits),
+        ]
 
     def evaluation_loader(self, split: str, blind: bool = False) -> DataLoader[Any]:
         """Return the loader of a split, or of its blind control."""
@@ -299,21 +303,19 @@ class ReferDataModule(L.LightningDataModule):
     def _loader(self, data: Any, collate: Any, **batches: Any) -> DataLoader[Any]:
         # Starting a worker takes longer than loading 64 samples.
         workers = min(self.workers, max(len(data) // 64, 1)) if self.workers else 0
-        is_training = "sampler" in batches
         return DataLoader(
             data,
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=init_worker,
-            persistent_workers=workers > 0 and is_training,
+            persistent_workers=workers > 0 and "sampler" in batches,  # in training
             # Forked workers share the index; Python 3.14 would send a copy to each.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             **batches,
         )
 
     def _rank(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 def completed_batches(trainer: L.Trainer) -> int:

@@ -14,7 +14,8 @@ from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import TrainKey, epoch_order
 from crislit.errors import InputError
-from crislit.io.images import Image, decode_image, decode_pixels, read_image_file
+from crislit.io.dataset_images import decode_image, decode_pixels, read_image_file
+from crislit.io.images import Image
 from crislit.transforms.augmentation import Augmentation
 from crislit.transforms.letterbox import letterbox_image, letterbox_mask, stack_images
 from crislit.transforms.tokenizer import tokenize
@@ -29,7 +30,7 @@ class TrainBatch:
     """The input of a training step. Pixels stay bytes until they are on the training device.
 
     Attributes:
-        images: (B/k, 3, S, S) uint8 RGB; the first k sentences belong to the first image, and so on.
+        images: (B/k, 3, S, S) uint8 RGB; the first k sentences belong to the first image, etc.
         tokens: (B, L) long.
         masks: (B, 1, S, S) uint8, 0 to 255, soft at the edges.
         skipped: Samples that were replaced by others.
@@ -91,8 +92,7 @@ class ReferTrainSet(Dataset[TrainBatch]):
         self.index = index
         self.image_size, self.max_tokens = image_size, max_tokens
         self.sentences_per_image = sentences_per_image
-        self.seed = seed
-        self.augmentation = augmentation
+        self.seed, self.augmentation = seed, augmentation
         # Refs grouped by image. A sample is (first row, last row + 1, its number) in its group.
         images = index.image_ids(np.asarray(refs, dtype=np.int64))
         order = np.argsort(images, kind="stable")
@@ -130,31 +130,32 @@ class ReferTrainSet(Dataset[TrainBatch]):
         squares = np.empty((len(keys), s, s, 3), dtype=np.uint8)
         masks = np.zeros((len(keys), self.sentences_per_image, s, s), dtype=np.uint8)
         if self.augmentation is None:
-            for refs, rows in zip(drawn, masks, strict=True):
-                for ref, row in zip(refs, rows, strict=True):
-                    letterbox_mask(255 * self.index.mask(ref), s, row)
+            drawn_refs = [ref for refs in drawn for ref in refs]
+            for ref, mask in zip(drawn_refs, masks.reshape(-1, s, s), strict=True):
+                letterbox_mask(255 * self.index.mask(ref), s, mask)
             for file, place, square in zip(files, places, squares, strict=True):
                 letterbox_image(decode_pixels(file, *place), s, square)
         else:
             for i, (key, refs) in enumerate(zip(keys, drawn, strict=True)):
-                image = decode_pixels(files[i], *places[i])
-                originals = np.stack([255 * self.index.mask(ref) for ref in refs])
                 squares[i], masks[i] = self.augmentation.apply(
-                    image, originals, s, mirrored[i], self.sample_seed(key)
+                    decode_pixels(files[i], *places[i]),
+                    np.stack([255 * self.index.mask(ref) for ref in refs]),
+                    s,
+                    mirrored[i],
+                    self.sample_seed(key),
                 )
         images = torch.from_numpy(squares).permute(0, 3, 1, 2)
         return TrainBatch(images, tokens, torch.from_numpy(masks.reshape(-1, 1, s, s)))
 
     def draw_words(self, keys: Sequence[TrainKey]) -> tuple[list[list[int]], list[bool], Tensor]:
-        """Return each sample's k refs, whether it is mirrored, and the sentences' tokens, (B, L)."""
+        """Return each sample's k refs, whether it is mirrored, and all tokens, (B, L)."""
         drawn = [self.draw_refs(key) for key in keys]
         mirrored, sentences = [], []
         for key, refs in zip(keys, drawn, strict=True):
             rows = [self.draw_sentence(key.epoch, ref, visit) for visit, ref in enumerate(refs)]
             texts = [self.index.sentence(row) for row in rows]
-            changed = None
-            if self.augmentation is not None:
-                changed = self.augmentation.mirror(texts, self.sample_seed(key))
+            augment = self.augmentation
+            changed = augment.mirror(texts, self.sample_seed(key)) if augment else None
             mirrored.append(changed is not None)
             sentences += changed or texts
         return drawn, mirrored, tokenize(sentences, self.max_tokens)
@@ -178,11 +179,10 @@ class ReferTrainSet(Dataset[TrainBatch]):
 
     def names(self, key: TrainKey) -> list[str]:
         """Return the names of a sample's sentences, for messages."""
-        names = []
-        for visit, ref in enumerate(self.draw_refs(key)):
-            row = self.draw_sentence(key.epoch, ref, visit)
-            names.append(sentence_name(self.index, ref, row))
-        return names
+        return [
+            sentence_name(self.index, ref, self.draw_sentence(key.epoch, ref, visit))
+            for visit, ref in enumerate(self.draw_refs(key))
+        ]
 
 
 def keep_batch(batch: TrainBatch) -> TrainBatch:
@@ -220,9 +220,12 @@ class SkippingTrainSet(Dataset[TrainBatch]):
             return self.data.__getitems__(keys)
         except InputError:
             batches = [self[key] for key in keys]
-        parts = ("images", "tokens", "masks")
-        images, tokens, masks = (torch.cat([getattr(b, part) for b in batches]) for part in parts)
-        return TrainBatch(images, tokens, masks, tuple(s for b in batches for s in b.skipped))
+        return TrainBatch(
+            images=torch.cat([batch.images for batch in batches]),
+            tokens=torch.cat([batch.tokens for batch in batches]),
+            masks=torch.cat([batch.masks for batch in batches]),
+            skipped=tuple(sample for batch in batches for sample in batch.skipped),
+        )
 
     def names(self, key: TrainKey) -> list[str]:
         """Return the names of the sentences of a sample or its replacement, for messages."""
@@ -237,9 +240,10 @@ class SkippingTrainSet(Dataset[TrainBatch]):
             try:
                 return other, replace(self.data[other], skipped=tuple(skipped))
             except InputError as error:
-                for ref in dict.fromkeys(self.data.draw_refs(other)):
-                    name = f"ref {self.data.index.ref_id(ref)}"
-                    skipped.append(SkippedSample(name, str(error)))
+                skipped += [
+                    SkippedSample(f"ref {self.data.index.ref_id(ref)}", str(error))
+                    for ref in dict.fromkeys(self.data.draw_refs(other))
+                ]
         raise InputError(
             f"none of {len(self)} training samples can be used; {skipped[0].sample}: "
             f"{skipped[0].reason}"
@@ -277,8 +281,8 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
         self.index = index
         self.image_size, self.max_tokens = image_size, max_tokens
         groups = group_by_image(index, refs)
-        same = {ref: ref for group in groups for ref in group}
-        targets = rotated_targets(groups) if blind else same
+        # The ref whose target each ref's sentences meet.
+        targets = rotated_targets(groups) if blind else {ref: ref for g in groups for ref in g}
         sentences = slice(1) if protocol == "first_sentence" else slice(None)
         # One (ref of the target, row of the sentence) per sample.
         self.samples = np.array(
@@ -328,10 +332,12 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
         images, tokens, targets, numbers = zip(*samples, strict=True)
         is_new = [i == 0 or image is not images[i - 1] for i, image in enumerate(images)]
         unique = [image for image, new in zip(images, is_new, strict=True) if new]
-        image_indices = torch.tensor(is_new).cumsum(0) - 1
-        stacked = stack_images(unique)
         return EvaluationBatch(
-            stacked, torch.stack(tokens), image_indices, list(targets), list(numbers)
+            images=stack_images(unique),
+            tokens=torch.stack(tokens),
+            image_indices=torch.tensor(is_new).cumsum(0) - 1,
+            targets=list(targets),
+            samples=list(numbers),
         )
 
 

@@ -1,9 +1,9 @@
-"""Referring expressions for the embedded scenes: what may be said of an object so that it is true of no other.
+"""Generates referring expressions that fit exactly one object of an embedded scene.
 
-A sentence names attributes (shape, colour, pattern), and where these leave several candidates adds a size, a place in the
-picture or a relation to a landmark. Every predicate is three-valued: clearly true, clearly false, or borderline. A sentence is
-used only if it is clearly true of its target and clearly false of every other object, so that nobody has to argue about
-borderline cases.
+A sentence names attributes (shape, colour, pattern). If they fit several objects, it adds a size, a
+place in the image or a relation to a landmark. Every predicate is clearly true, clearly false or
+borderline; a sentence is used only if it is clearly true of its target and clearly false of every
+other object.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Style = Literal["absolute", "attributes", "relations"]
-"""Which extras a data set's sentences use: places (``shapes``), none but size (``shapes+``), relations (``gshapes``)."""
+"""How sentences tell objects with the same attributes apart.
+
+By place or size in ``shapes``, by size in ``shapes+``, by relation in ``gshapes``.
+"""
 MAX_WORDS = 14
-"""Words that a sentence may have: what can be said is in a text encoder's reach, uncut."""
+"""Maximum words per sentence, so that text encoders need not truncate any."""
 WIDTH, HEIGHT = 320, 240
 """The size of a scene in pixels."""
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -52,55 +55,21 @@ SIZE_WORDS = {
     "big": ("big", "large", "bigger", "biggest", "largest"),
     "small": ("small", "little", "smaller", "smallest"),
 }
-PLACE_WORDS = {  # {} stands for the noun phrase
-    "left": (
-        "left {}",
-        "leftmost {}",
-        "{} on the left",
-        "{} on the far left",
-        "{} on the left side",
-    ),
-    "right": (
-        "right {}",
-        "rightmost {}",
-        "{} on the right",
-        "{} on the far right",
-        "{} on the right side",
-    ),
-    "top": ("top {}", "{} at the top", "topmost {}", "highest {}", "{} up high"),
-    "bottom": ("bottom {}", "{} at the bottom", "lowest {}", "{} down low"),
-    "top left": (
-        "top left {}",
-        "{} in the top left corner",
-        "upper left {}",
-        "{} at the upper left",
-    ),
-    "top right": (
-        "top right {}",
-        "{} in the top right corner",
-        "upper right {}",
-        "{} at the upper right",
-    ),
-    "bottom left": (
-        "bottom left {}",
-        "{} in the bottom left corner",
-        "lower left {}",
-        "{} at the lower left",
-    ),
-    "bottom right": (
-        "bottom right {}",
-        "{} in the bottom right corner",
-        "lower right {}",
-        "{} at the lower right",
-    ),
-    "middle": (
-        "middle {}",
-        "center {}",
-        "{} in the middle",
-        "{} in the center",
-        "{} nearest to the center",
-    ),
+# {} is the noun phrase.
+_PLACES = {
+    "left": "left {}; leftmost {}; {} on the left; {} on the far left; {} on the left side",
+    "right": "right {}; rightmost {}; {} on the right; {} on the far right; {} on the right side",
+    "top": "top {}; {} at the top; topmost {}; highest {}; {} up high",
+    "bottom": "bottom {}; {} at the bottom; lowest {}; {} down low",
+    "top left": "top left {}; {} in the top left corner; upper left {}; {} at the upper left",
+    "top right": "top right {}; {} in the top right corner; upper right {}; {} at the upper right",
+    "bottom left": "bottom left {}; {} in the bottom left corner; "
+    "lower left {}; {} at the lower left",
+    "bottom right": "bottom right {}; {} in the bottom right corner; "
+    "lower right {}; {} at the lower right",
+    "middle": "middle {}; center {}; {} in the middle; {} in the center; {} nearest to the center",
 }
+PLACE_WORDS = {place: tuple(phrases.split("; ")) for place, phrases in _PLACES.items()}
 RELATION_WORDS = {
     "left of": ("left of", "left of", "to the left of"),
     "right of": ("right of", "right of", "to the right of"),
@@ -112,9 +81,16 @@ RELATION_WORDS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as a viewer sees it.
+    """An object as a viewer sees it.
 
-    ``x`` and ``y`` are the centre of its visible pixels, ``visible`` their number, ``full`` what it would be unoccluded.
+    Attributes:
+        shape: One of :data:`SHAPES`.
+        colour: One of :data:`COLOURS`.
+        pattern: One of :data:`PATTERNS`.
+        x: Horizontal centre of its visible pixels.
+        y: Vertical centre of its visible pixels.
+        visible: Number of its visible pixels.
+        full: Number of its pixels, including hidden ones.
     """
 
     shape: str
@@ -127,8 +103,8 @@ class Thing:
 
 
 Attributes = tuple[str, ...]
-"""Names of the attributes that a noun phrase mentions, a subset of ``("colour", "pattern", "shape")``."""
-# How often a combination of attributes is preferred: people name the shape and the colour first.
+"""The attributes that a noun phrase mentions: any of ``colour``, ``pattern`` and ``shape``."""
+# Relative frequencies; people prefer to name the shape and the colour.
 MENTIONS: dict[Attributes, float] = {
     ("shape",): 3.0,
     ("colour", "shape"): 4.0,
@@ -139,43 +115,48 @@ MENTIONS: dict[Attributes, float] = {
     ("pattern",): 0.4,
     (): 0.6,
 }
+# Relative frequencies for landmarks, which have shorter names.
 LANDMARKS: dict[Attributes, float] = {
     ("shape",): 2.0,
     ("colour", "shape"): 1.0,
     ("colour", "pattern", "shape"): 0.2,
 }
-"""How a landmark may be named, and how often that is preferred: in few words where few will do."""
 
 
 def candidates(things: Sequence[Thing], target: Thing, mention: Attributes) -> list[Thing]:
     """Return the other things that share every mentioned attribute with the target."""
-    return [
-        t
-        for t in things
-        if t is not target and all(getattr(t, a) == getattr(target, a) for a in mention)
-    ]
+
+    def is_alike(thing: Thing) -> bool:
+        return all(getattr(thing, a) == getattr(target, a) for a in mention)
+
+    return [thing for thing in things if thing is not target and is_alike(thing)]
 
 
 def has_size(size: str, target: Thing, others: Sequence[Thing]) -> bool:
-    """Whether the target is clearly the biggest (or smallest) among the others, by its visible and by its full area."""
+    """Whether the target is clearly the biggest or smallest, by visible and by full area.
+
+    Args:
+        size: ``big`` or ``small``.
+        target: The target.
+        others: Things that the target is compared with.
+    """
     if size == "big":
         return all(target.visible >= 1.4 * other.full for other in others)
     return all(1.4 * target.full <= other.visible for other in others)
 
 
 def has_place(place: str, target: Thing, others: Sequence[Thing]) -> bool:
-    """Whether the target is in that part of the picture, and more so than each of the others."""
+    """Whether the target is in a part of the image, and further in than each of the others."""
     x, y = target.x / WIDTH, target.y / HEIGHT
     rest = [(other.x / WIDTH, other.y / HEIGHT) for other in others]
     if place == "middle":
 
-        def off_centre(u: float, v: float) -> float:  # in picture widths
+        def off_centre(u: float, v: float) -> float:  # in image widths
             return float(np.hypot(u - 0.5, (v - 0.5) * HEIGHT / WIDTH))
 
-        return off_centre(x, y) < 0.14 and all(
-            off_centre(u, v) > off_centre(x, y) + 0.12 for u, v in rest
-        )
-    # Every other place is a half or a quarter of the picture: mirror it, so that it is the left or the top.
+        distance = off_centre(x, y)
+        return distance < 0.14 and all(off_centre(u, v) > distance + 0.12 for u, v in rest)
+    # The other places are halves and quarters of the image: mirror them to the left and the top.
     if "right" in place:
         x, rest = 1 - x, [(1 - u, v) for u, v in rest]
     if "bottom" in place:
@@ -188,14 +169,14 @@ def has_place(place: str, target: Thing, others: Sequence[Thing]) -> bool:
 
 
 def clarity(relation: str, thing: Thing, landmark: Thing) -> float:
-    """Return how clearly the relation holds, in units of the margin that makes it clear (above 1: true, below 0: false)."""
+    """Return how clearly a relation holds: clearly true above 1, clearly false below 0."""
     dx, dy = (landmark.x - thing.x) / WIDTH, (landmark.y - thing.y) / HEIGHT
     signed = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
     return (signed - 0.03) / 0.07
 
 
 def is_related(relation: str, target: Thing, others: Sequence[Thing], landmark: Thing) -> bool:
-    """Whether the target clearly stands in the relation to the landmark, and none of the others does."""
+    """Whether a relation to the landmark is clearly true of the target and false of the others."""
     others = [other for other in others if other is not landmark]
     if relation == "closest to":
 
@@ -203,31 +184,39 @@ def is_related(relation: str, target: Thing, others: Sequence[Thing], landmark: 
             return float(np.hypot(thing.x - landmark.x, thing.y - landmark.y)) / WIDTH
 
         return all(distance(other) > distance(target) + 0.08 for other in others)
-    return clarity(relation, target, landmark) > 1 and all(
-        clarity(relation, o, landmark) < 0 for o in others
-    )
+    is_clear = clarity(relation, target, landmark) > 1
+    return is_clear and all(clarity(relation, other, landmark) < 0 for other in others)
 
 
 def noun_phrase(rng: np.random.Generator, thing: Thing, mention: Attributes, size: str = "") -> str:
-    """Put the mentioned attributes (and a size) into words, without an article."""
+    """Return the mentioned attributes and the size in words, without an article."""
     after = ""
     words = [pick(rng, SIZE_WORDS[size])] if size else []
-    described = []
+    adjectives = []
     if "colour" in mention:
-        described.append(pick(rng, COLOUR_WORDS[thing.colour]))
+        adjectives.append(pick(rng, COLOUR_WORDS[thing.colour]))
     if "pattern" in mention:
         if rng.random() < 0.35:
             after = " " + pick(rng, AFTER[thing.pattern])
         else:
-            described.insert(
-                int(rng.integers(len(described) + 1)), pick(rng, BEFORE[thing.pattern])
-            )
-    noun = pick(rng, NOUNS[thing.shape]) if "shape" in mention else pick(rng, ANYTHING)
-    return " ".join([*words, *described, noun]) + after
+            position = int(rng.integers(len(adjectives) + 1))
+            adjectives.insert(position, pick(rng, BEFORE[thing.pattern]))
+    noun = pick(rng, NOUNS[thing.shape] if "shape" in mention else ANYTHING)
+    return " ".join([*words, *adjectives, noun]) + after
 
 
-class Saying(NamedTuple):
-    """One thing that is true of the target alone; ``landmark_mention`` says how its landmark is named."""
+class Description(NamedTuple):
+    """A description that is true of the target alone.
+
+    Attributes:
+        weight: Relative frequency.
+        mention: The target's mentioned attributes.
+        size: ``big``, ``small`` or empty.
+        place: A key of :data:`PLACE_WORDS`, or empty.
+        relation: A key of :data:`RELATION_WORDS`, or empty.
+        landmark: The thing that the relation refers to.
+        landmark_mention: The landmark's mentioned attributes.
+    """
 
     weight: float
     mention: Attributes
@@ -238,84 +227,78 @@ class Saying(NamedTuple):
     landmark_mention: Attributes = ()
 
 
-def sayings(things: Sequence[Thing], target: Thing, style: Style) -> Iterator[Saying]:
-    """Yield everything that a data set of this style may say of the target."""
+def find_descriptions(
+    things: Sequence[Thing], target: Thing, style: Style
+) -> Iterator[Description]:
+    """Yield the descriptions of the target in a style."""
     for mention, weight in MENTIONS.items():
-        others = candidates(things, target, mention)
         if style == "relations":
+            # Relations are long enough without more attributes.
             if "shape" in mention:
-                yield from related_sayings(
-                    things, target, mention, weight / len(mention) ** 2
-                )  # relations are long enough
+                yield from find_relations(things, target, mention, weight / len(mention) ** 2)
             continue
+        others = candidates(things, target, mention)
         if mention and not others:
-            yield Saying(2 * weight, mention)
+            yield Description(2 * weight, mention)
         for size in SIZE_WORDS if others and mention else ():
             if has_size(size, target, others):
-                yield Saying(weight, mention, size=size)
+                yield Description(weight, mention, size=size)
         for place in PLACE_WORDS if style == "absolute" else ():
-            if has_place(place, target, others):  # likelier where it tells candidates apart
-                yield Saying(weight * (1.2 if others else 0.3), mention, place=place)
+            if has_place(place, target, others):
+                # Prefer places that are needed to tell objects apart.
+                yield Description(weight * (1.2 if others else 0.3), mention, place=place)
 
 
-def related_sayings(
+def find_relations(
     things: Sequence[Thing], target: Thing, mention: Attributes, weight: float
-) -> Iterator[Saying]:
-    """Yield the relations of the target to landmarks that are themselves unmistakable."""
+) -> Iterator[Description]:
+    """Yield the relations of the target to landmarks that are unambiguous themselves."""
     others = candidates(things, target, mention)
     for landmark in things:
-        for told, brevity in LANDMARKS.items():
-            if landmark is target or candidates(things, landmark, told):
+        for landmark_mention, brevity in LANDMARKS.items():
+            if landmark is target or candidates(things, landmark, landmark_mention):
                 continue
             for relation in RELATION_WORDS:
-                if others and is_related(relation, target, others, landmark):
-                    yield Saying(
-                        weight * brevity,
+                if others:
+                    preference = 1.0
+                    is_true = is_related(relation, target, others, landmark)
+                else:
+                    preference = 0.25
+                    is_true = relation != "closest to" and clarity(relation, target, landmark) > 1
+                if is_true:
+                    yield Description(
+                        preference * weight * brevity,
                         mention,
                         relation=relation,
                         landmark=landmark,
-                        landmark_mention=told,
-                    )
-                elif (
-                    not others
-                    and relation != "closest to"
-                    and clarity(relation, target, landmark) > 1
-                ):
-                    yield Saying(
-                        0.25 * weight * brevity,
-                        mention,
-                        relation=relation,
-                        landmark=landmark,
-                        landmark_mention=told,
+                        landmark_mention=landmark_mention,
                     )
 
 
-def realise(rng: np.random.Generator, target: Thing, saying: Saying) -> str:
-    """Put a saying into words."""
-    phrase = noun_phrase(rng, target, saying.mention, saying.size)
-    if saying.landmark is not None:
-        link = pick(rng, ("", "", "", "", "", "", "that is ", "which is ")) + pick(
-            rng, RELATION_WORDS[saying.relation]
-        )
-        landmark = noun_phrase(rng, saying.landmark, saying.landmark_mention)
+def to_sentence(rng: np.random.Generator, target: Thing, description: Description) -> str:
+    """Put a description into words."""
+    phrase = noun_phrase(rng, target, description.mention, description.size)
+    if description.landmark is not None:
+        link = pick(rng, ("", "", "", "", "", "", "that is ", "which is "))
+        relation = pick(rng, RELATION_WORDS[description.relation])
+        landmark = noun_phrase(rng, description.landmark, description.landmark_mention)
         article = pick(rng, ("the", "the", "an" if phrase[0] in "aeiou" else "a"))
-        return f"{article} {phrase} {link} the {landmark}"
-    if saying.place:
-        phrase = pick(rng, PLACE_WORDS[saying.place]).format(phrase)
+        return f"{article} {phrase} {link}{relation} the {landmark}"
+    if description.place:
+        phrase = pick(rng, PLACE_WORDS[description.place]).format(phrase)
     return "the " + phrase if rng.random() < 0.4 else phrase
 
 
 def describe(
     rng: np.random.Generator, things: Sequence[Thing], target: Thing, style: Style, count: int
 ) -> list[str]:
-    """Write up to ``count`` different sentences, each true of the target alone (fewer where no more can be said)."""
-    known = list(sayings(things, target, style))
+    """Return up to ``count`` different sentences, each true of the target alone."""
+    descriptions = list(find_descriptions(things, target, style))
     sentences: list[str] = []
-    while known and len(sentences) < count:
-        weights = np.array([saying.weight for saying in known])
-        sentence = realise(
-            rng, target, known.pop(int(rng.choice(len(known), p=weights / weights.sum())))
-        )
+    while descriptions and len(sentences) < count:
+        weights = np.array([description.weight for description in descriptions])
+        drawn = int(rng.choice(len(descriptions), p=weights / weights.sum()))
+        sentence = to_sentence(rng, target, descriptions.pop(drawn))
         if sentence not in sentences and len(sentence.split()) <= MAX_WORDS:
             sentences.append(sentence)
     return sentences

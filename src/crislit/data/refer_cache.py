@@ -80,8 +80,7 @@ def join_arrays(parts: Sequence[npt.NDArray[Any]], dtype: type) -> tuple[npt.NDA
 
 def cache_key(*paths: Path) -> str:
     """Return a digest of the annotation files' paths, sizes and times."""
-    stats = [(str(path.resolve()), path.stat()) for path in paths]
-    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(repr((FORMAT, facts)).encode()).hexdigest()[:16]
 
 
@@ -97,8 +96,7 @@ def read_cache(path: Path) -> tuple[IndexArrays, list[SkippedSample]] | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            names = [field.name for field in fields(IndexArrays)]
-            arrays = IndexArrays(**{name: file.get_tensor(name) for name in names})
+            arrays = IndexArrays(*(file.get_tensor(field.name) for field in fields(IndexArrays)))
             skipped = json.loads((file.metadata() or {}).get("skipped", "[]"))
         check_arrays(arrays)
         return arrays, [SkippedSample(parse_text(s), parse_text(reason)) for s, reason in skipped]
@@ -109,67 +107,63 @@ def read_cache(path: Path) -> tuple[IndexArrays, list[SkippedSample]] | None:
 
 def write_cache(arrays: IndexArrays, folder: Path, name: str, skipped: list[SkippedSample]) -> None:
     """Write a cache beside the data, or in the user's cache folder if that is not possible."""
-    tensors = {field.name: getattr(arrays, field.name) for field in fields(IndexArrays)}
     metadata = {"skipped": json.dumps(skipped)} if skipped else None
-    beside, home = cache_places(folder, name)
+    places = cache_places(folder, name)
     is_writable = folder.stat().st_mode & 0o222  # root may write to read-only folders, too
-    for path in (beside, home) if is_writable else (home,):
+    for path in places if is_writable else places[1:]:
         try:
-            write_files({path: lambda part: save_file(tensors, part, metadata)})
+            write_files({path: lambda part: save_file(vars(arrays), part, metadata)})
             return
         except InputError as error:
             log.info("cannot cache the index: %s", error)
     log.warning("the index of %s could not be cached; every start builds it again", folder)
 
 
-def check_arrays(arrays: IndexArrays) -> None:
+def check_arrays(a: IndexArrays) -> None:
     """Check that the arrays describe a data set: a cache may come with untrusted data.
 
     Raises:
         ValueError: If they do not.
     """
-    a = arrays
-    for name in (field.name for field in fields(a)):
-        array = getattr(a, name)
+    for name, array in vars(a).items():
         dtype = np.float64 if name == "points" else TYPES.get(name, np.int64)
         _require(array.dtype == dtype, f"{name} has type {array.dtype}")
         _require(array.ndim == (2 if name == "image_size" else 1), f"{name} is {array.ndim}-D")
     refs, images = len(a.ref_id), len(a.image_id)
     per_ref = (a.split, a.ref_image, a.ref_sentences_ends, a.ref_polygons_ends, a.ref_runs_ends)
-    same = all(len(array) == refs for array in per_ref) and a.image_size.shape == (images, 2)
-    same = same and len(a.file_names_ends) == images and len(a.sentences_ends) == len(a.sentence_id)
-    _require(same, "its arrays differ in length")
-    flat = {name: len(getattr(a, name)) for name in (*TYPES, "runs")}
+    fits = (
+        all(len(array) == refs for array in per_ref)
+        and a.image_size.shape == (images, 2)
+        and len(a.file_names_ends) == images
+        and len(a.sentences_ends) == len(a.sentence_id)
+    )
+    _require(fits, "its arrays differ in length")
     ends = {
-        **{f"{name}_ends": length for name, length in flat.items() if name != "runs"},
-        "ref_runs_ends": flat["runs"],
+        **{f"{name}_ends": len(getattr(a, name)) for name in TYPES},
+        "ref_runs_ends": len(a.runs),
         "ref_sentences_ends": len(a.sentence_id),
         "polygons_ends": len(a.points),
         "ref_polygons_ends": len(a.polygons_ends),
     }
     for name, length in ends.items():
         values = getattr(a, name)
-        last = values[-1] if len(values) else 0
-        ascending = (np.diff(values, prepend=0) >= 0).all()
-        _require(ascending and last == length, f"{name} is inconsistent")
+        is_ascending = (np.diff(values, prepend=0) >= 0).all()
+        _require(is_ascending and values.max(initial=0) == length, f"{name} is inconsistent")
     for rows, count in ((a.split, len(a.split_names_ends)), (a.ref_image, images)):
-        within = not len(rows) or 0 <= rows.min() <= rows.max() < count
-        _require(within, "a ref has no split or no image")
+        _require(((rows >= 0) & (rows < count)).all(), "a ref has no split or no image")
     for name in _split_texts(a.file_names, a.file_names_ends):
         parse_file_name(name)
     _split_texts(a.split_names, a.split_names_ends)  # raises if it is not text
     _split_texts(a.sentences, a.sentences_ends)
     _require((np.diff(a.ref_sentences_ends, prepend=0) > 0).all(), "a ref has no sentence")
-    sizes = a.image_size
-    sound = not images or (0 < sizes.min() <= sizes.max() <= MAX_SIDE)
-    _require(sound and sizes.prod(axis=1).max(initial=0) <= MAX_PIXELS, "an image is too large")
+    sides = ((a.image_size > 0) & (a.image_size <= MAX_SIDE)).all()
+    _require(sides and (a.image_size.prod(axis=1) <= MAX_PIXELS).all(), "an image is too large")
     _check_runs(a)
     _check_polygons(a)
 
 
 def _check_runs(a: IndexArrays) -> None:
-    sound = not len(a.runs) or 0 <= a.runs.min() <= a.runs.max() <= MAX_SIDE**2
-    _require(sound, "a run length is out of its range")
+    _require(((a.runs >= 0) & (a.runs <= MAX_SIDE**2)).all(), "a run length is out of its range")
     pixels = a.image_size.prod(axis=1)[a.ref_image]
     filled = np.diff(np.concatenate([[0], a.runs.cumsum()])[a.ref_runs_ends], prepend=0)
     _require(((filled == 0) | (filled == pixels)).all(), "run lengths do not fill their image")
@@ -178,11 +172,12 @@ def _check_runs(a: IndexArrays) -> None:
 def _check_polygons(a: IndexArrays) -> None:
     lengths = np.diff(a.polygons_ends, prepend=0)
     _require((lengths >= 6).all() and (lengths % 2 == 0).all(), "a polygon has too few points")
-    near = (np.abs(a.points) <= MAX_DISTANCE * MAX_SIDE).all()  # False for NaN
-    _require(near, "a point of a polygon is far outside its image, or NaN")
+    _require(
+        (np.abs(a.points) <= MAX_DISTANCE * MAX_SIDE).all(),
+        "a point of a polygon is far outside its image, or NaN",
+    )
     steps = np.abs(np.diff(a.points.reshape(-1, 2), axis=0, prepend=0)).max(axis=1)
-    starts = (a.polygons_ends - lengths) // 2
-    steps[starts] = 0  # not a side: from another polygon
+    steps[(a.polygons_ends - lengths) // 2] = 0  # not a side: from another polygon
     along = np.concatenate([[0.0], steps.cumsum()])
     ends = np.concatenate([[0], a.polygons_ends])[a.ref_polygons_ends] // 2
     outlines = np.diff(along[ends], prepend=0)
@@ -195,5 +190,5 @@ def _require(condition: Any, message: str) -> None:
 
 
 def _split_texts(characters: Bytes, ends: Ints) -> list[str]:
-    spans = itertools.pairwise([0, *ends.tolist()])
-    return [characters[start:end].tobytes().decode() for start, end in spans]
+    text = characters.tobytes()
+    return [text[start:end].decode() for start, end in itertools.pairwise([0, *ends.tolist()])]

@@ -6,7 +6,7 @@ flat arrays, cached on disk. Masks are decoded on demand.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from crislit.data.refer_annotations import (
-    Bytes,
     Ints,
     Mask,
     index_by_id,
@@ -51,8 +50,8 @@ TREE = """  {root}/
     images/train2014/COCO_train2014_*.jpg   (or images/mscoco/images/train2014/)
     {folder}/instances.json
     {folder}/{refs}"""
-HOW_TO_GET = """In crislit's repository, `python scripts/download_refer.py FOLDER` downloads all of it.
-By hand: COCO's train2014 images from cocodataset.org, and refcoco, refcoco+ and refcocog of the
+HOW_TO_GET = """In crislit's repository, `python scripts/download_refer.py FOLDER` downloads all of
+it. By hand: COCO's train2014 images from cocodataset.org, and refcoco, refcoco+ and refcocog of the
 REFER project (github.com/lichengunc/refer), in this layout. Then set data_root=FOLDER or
 CRISLIT_DATA=FOLDER."""
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError)
@@ -72,17 +71,18 @@ class ReferIndex:
     """
 
     def __init__(
-        self, arrays: IndexArrays, image_folder: Path, annotations_path: Path | None
+        self,
+        arrays: IndexArrays,
+        image_folder: Path,
+        annotations_path: Path | None,
+        skipped: Sequence[SkippedSample] = (),
     ) -> None:
-        self._arrays = arrays
-        self.image_folder = image_folder
-        self.annotations_path = annotations_path
-        self.skipped: list[SkippedSample] = []
-        count = len(arrays.split_names_ends)
-        self._split_names = [self._text("split_names", i) for i in range(count)]
-        usual = {name: place for place, name in enumerate(SPLIT_ORDER)}
-        by_place = sorted(self._split_names, key=lambda name: (usual.get(name, 9), name))
-        self.splits: tuple[str, ...] = tuple(by_place)
+        self._arrays, self.skipped = arrays, list(skipped)
+        self.image_folder, self.annotations_path = image_folder, annotations_path
+        rows = range(len(arrays.split_names_ends))
+        self._split_names = [self._text("split_names", row) for row in rows]
+        usual = [name for name in SPLIT_ORDER if name in self._split_names]
+        self.splits = (*usual, *sorted(set(self._split_names) - set(usual)))
 
     @classmethod
     def open(cls, root: Path, folder: str, refs: str, skip_unusable: bool = False) -> "ReferIndex":
@@ -99,10 +99,11 @@ class ReferIndex:
             InputError: If a file is missing or cannot be used.
         """
         instances_path, refs_path = root / folder / "instances.json", root / folder / refs
-        image_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+        folders = [root / name for name in IMAGE_FOLDERS]
+        image_folder = next(filter(Path.is_dir, folders), folders[0])
         missing = [str(path) for path in (instances_path, refs_path) if not path.is_file()]
-        missing += [str(root / IMAGE_FOLDERS[0])] if image_folder is None else []
-        if image_folder is None or missing:
+        missing += [] if image_folder.is_dir() else [str(image_folder)]
+        if missing:
             tree = TREE.format(root=root, folder=folder, refs=refs)
             raise InputError(
                 f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n{tree}\n"
@@ -112,29 +113,29 @@ class ReferIndex:
         complete, incomplete = f"{stem}.crislit", f"{stem}.skip.crislit"
         for name in (complete, incomplete) if skip_unusable else (complete,):
             for path in cache_places(refs_path.parent, name):
-                cached = read_cache(path)
-                if cached is not None:
-                    index = cls(cached[0], image_folder, instances_path)
-                    index.skipped = cached[1]
-                    return index
+                if cached := read_cache(path):
+                    return cls(cached[0], image_folder, instances_path, cached[1])
         log.info("indexing %s (once)", refs_path)
-        skipped: list[SkippedSample] | None = [] if skip_unusable else None
         content, instances = load_pickle(refs_path), read_json(instances_path)
-        index = cls(
-            build_index(content, instances, refs_path, skipped=skipped),
-            image_folder,
-            instances_path,
+        skipped: list[SkippedSample] = []
+        arrays = build_index(
+            content, instances, refs_path, skipped=skipped if skip_unusable else None
         )
-        index.skipped = skipped or []
-        name = incomplete if index.skipped else complete
-        write_cache(index._arrays, refs_path.parent, name, index.skipped)
-        return index
+        write_cache(arrays, refs_path.parent, incomplete if skipped else complete, skipped)
+        return cls(arrays, image_folder, instances_path, skipped)
 
     @classmethod
-    def of(cls, refs: Any, instances: Any, source: Path, image_folder: Path) -> "ReferIndex":
+    def of(
+        cls,
+        refs: Any,
+        instances: Any,
+        source: Path,
+        image_folder: Path,
+        skipped: Sequence[SkippedSample] = (),
+    ) -> "ReferIndex":
         """Index refs and annotations in memory; file names of images may be paths."""
         arrays = build_index(refs, instances, source, plain_names=False)
-        return cls(arrays, image_folder, None)
+        return cls(arrays, image_folder, None, skipped)
 
     def __len__(self) -> int:
         return len(self._arrays.ref_id)
@@ -193,9 +194,8 @@ class ReferIndex:
 
     def without_pixels(self, refs: Ints) -> Ints:
         """Return those of the refs whose mask is empty."""
-        polygons = np.diff(self._arrays.ref_polygons_ends, prepend=0)
-        runs = np.diff(self._arrays.ref_runs_ends, prepend=0)
-        empty: Ints = refs[(polygons + runs)[refs] == 0]
+        ends = self._arrays.ref_polygons_ends + self._arrays.ref_runs_ends
+        empty: Ints = refs[np.diff(ends, prepend=0)[refs] == 0]
         return empty
 
     def check_images(self, refs: Ints) -> None:
@@ -207,8 +207,11 @@ class ReferIndex:
         present = {entry.name for entry in os.scandir(self.image_folder)}
         rows = np.unique(self._arrays.ref_image[refs])
         names = [self._text("file_names", int(row)) for row in rows]
-        absent = [name for name in names if name not in present]
-        missing = [name for name in absent if not (self.image_folder / name).is_file()]
+        missing = [
+            name
+            for name in names
+            if name not in present and not (self.image_folder / name).is_file()
+        ]
         if missing:
             some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise InputError(
@@ -217,10 +220,8 @@ class ReferIndex:
             )
 
     def _text(self, name: str, row: int) -> str:
-        characters: Bytes = getattr(self._arrays, name)
-        return (
-            characters[slice(*_span(getattr(self._arrays, name + "_ends"), row))].tobytes().decode()
-        )
+        start, end = _span(getattr(self._arrays, f"{name}_ends"), row)
+        return bytes(getattr(self._arrays, name)[start:end]).decode()
 
 
 def _span(ends: Ints, row: int) -> tuple[int, int]:
@@ -247,8 +248,8 @@ class _Ref:
     @property
     def length(self) -> int:
         """What it takes of :data:`MAX_INDEX`."""
-        numbers = sum(map(len, self.polygons)) + len(self.runs)
-        return 100 * len(self.sentences) + 4 * numbers + sum(len(s) for s, _ in self.sentences)
+        characters = sum(100 + len(sentence) for sentence, _ in self.sentences)
+        return characters + 4 * (sum(map(len, self.polygons)) + len(self.runs))
 
 
 def build_index(
@@ -276,14 +277,13 @@ def build_index(
     if not isinstance(refs, list):
         raise InputError(f"{source} should hold a list of refs, and holds {type(refs).__name__}")
     parse_name = parse_file_name if plain_names else parse_text
-    parsed: list[_Ref] = []
-    ids: set[int] = set()
+    parsed: dict[int, _Ref] = {}
     length = 0
-    title, quiet = f"indexing {source.name}", len(refs) < 5000
-    for place, item in enumerate(tqdm(refs, title, unit="ref", mininterval=1, disable=quiet)):
+    title, is_short = f"indexing {source.name}", len(refs) < 5000
+    for place, item in enumerate(tqdm(refs, title, unit="ref", mininterval=1, disable=is_short)):
         try:
             ref = _parse_ref(item, images, annotations, parse_name, MAX_INDEX - length)
-            if ref.ref_id in ids:
+            if ref.ref_id in parsed:
                 raise InputError("its ref_id occurs twice, and it would count twice")
         except MALFORMED as error:
             reason = f": {first_line(error)}"
@@ -296,15 +296,14 @@ def build_index(
                 raise InputError(f"{source}: {message}") from error
             printed = message.encode("utf-8", "backslashreplace").decode()
             skipped.append(SkippedSample(f"entry {place + 1} of {source.name}", printed))
-            continue
-        length += ref.length
-        ids.add(ref.ref_id)
-        parsed.append(ref)
-    empty = [str(ref.ref_id) for ref in parsed if not ref.polygons and not len(ref.runs)]
+        else:
+            length += ref.length
+            parsed[ref.ref_id] = ref
+    empty = [str(i) for i, ref in parsed.items() if not ref.polygons and not len(ref.runs)]
     if empty:
         shown = ", ".join(empty[:20])
         log.warning("%s: %d refs have an empty mask: ref_id %s", source, len(empty), shown)
-    return _to_arrays(parsed)
+    return _to_arrays(list(parsed.values()))
 
 
 def _parse_ref(
@@ -322,20 +321,18 @@ def _parse_ref(
         )
     size = parse_size(image)
     polygons, runs = parse_segmentation(annotation["segmentation"], size)
-    split = parse_text(ref["split"])
-    sentences = []
-    if 100 * len(ref["sentences"]) <= room:  # a few bytes can name one sentence a million times
-        sentences = [(parse_text(s["sent"]), parse_integer(s["sent_id"])) for s in ref["sentences"]]
+    # A few bytes can name one sentence a million times.
+    sentences = ref["sentences"] if 100 * len(ref["sentences"]) <= room else []
     parsed = _Ref(
         ref_id=parse_integer(ref["ref_id"]),
-        split=split,
+        split=parse_text(ref["split"]),
         image_key=ref["image_id"],
         image_id=parse_integer(ref["image_id"]),
         size=size,
         file_name=parse_name(image["file_name"]),
         polygons=polygons,
         runs=np.array(runs, dtype=np.int64),
-        sentences=sentences,
+        sentences=[(parse_text(s["sent"]), parse_integer(s["sent_id"])) for s in sentences],
     )
     if len(sentences) < len(ref["sentences"]) or parsed.length > room:
         raise InputError(f"up to it there are more than {MAX_INDEX:,} characters and numbers")
@@ -345,19 +342,18 @@ def _parse_ref(
 
 
 def _to_arrays(refs: list[_Ref]) -> IndexArrays:
-    split_rows: dict[str, int] = {}
-    image_rows: dict[Any, int] = {}
-    images: list[_Ref] = []  # the first ref of each
+    first_refs: dict[Any, _Ref] = {}  # of each image
     for ref in refs:
-        split_rows.setdefault(ref.split, len(split_rows))
-        if image_rows.setdefault(ref.image_key, len(images)) == len(images):
-            images.append(ref)
+        first_refs.setdefault(ref.image_key, ref)
+    images = list(first_refs.values())
+    image_rows = {key: row for row, key in enumerate(first_refs)}
+    split_rows = {split: row for row, split in enumerate(dict.fromkeys(ref.split for ref in refs))}
     numbers = {
         "split": [split_rows[ref.split] for ref in refs],
         "ref_id": [ref.ref_id for ref in refs],
         "ref_image": [image_rows[ref.image_key] for ref in refs],
         "image_id": [image.image_id for image in images],
-        "image_size": [image.size for image in images],
+        "image_size": np.reshape([image.size for image in images], (-1, 2)),
         "sentence_id": [number for ref in refs for _, number in ref.sentences],
     }
     texts = {
@@ -366,7 +362,6 @@ def _to_arrays(refs: list[_Ref]) -> IndexArrays:
         "sentences": [sentence for ref in refs for sentence, _ in ref.sentences],
     }
     arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in numbers.items()}
-    arrays["image_size"] = arrays["image_size"].reshape(-1, 2)
     for name, strings in texts.items():
         encoded = [np.frombuffer(string.encode(), dtype=np.uint8) for string in strings]
         arrays[name], arrays[name + "_ends"] = join_arrays(encoded, np.uint8)

@@ -75,8 +75,8 @@ class TrainSampler(Sampler[TrainKey]):
     def _batches(self) -> Ints:
         """Return this process's batches of the epoch, (batches, samples)."""
         order = epoch_order(self.seed, self.epoch, self.size)
-        used = order[: self.size // self.batch_size * self.batch_size]
-        return used.reshape(-1, self.processes, self.per_device)[:, self.rank]
+        used = self.size // self.batch_size * self.batch_size
+        return order[:used].reshape(-1, self.processes, self.per_device)[:, self.rank]
 
     def __len__(self) -> int:
         return self.size // self.batch_size * (self.batch_size // self.processes)

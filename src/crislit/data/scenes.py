@@ -25,9 +25,9 @@ HUES = {
     "pink": 322,
 }
 AREA = (2600.0, 8200.0)
-"""Area of an unoccluded object in pixels, drawn log-uniformly: 3.4 to 10.7 % of the picture."""
+"""Area of an unoccluded object in pixels, drawn log-uniformly: 3.4 to 10.7 % of the image."""
 MIN_VISIBLE = 0.6
-"""At least this much of every object is visible."""
+"""Minimum visible share of each object."""
 
 
 def _star(u: Coordinate, v: Coordinate) -> BoolMask:
@@ -35,18 +35,14 @@ def _star(u: Coordinate, v: Coordinate) -> BoolMask:
     angle = np.minimum(angle, 2 * np.pi / 5 - angle)
     inner, tip = 0.48, np.pi / 5
     # The edge runs from the tip (radius 1, angle 0) to the notch (radius 0.48, angle pi/5).
-    edge = (
-        inner
-        * np.sin(tip)
-        / (np.sin(angle) * (1 - inner * np.cos(tip)) + inner * np.sin(tip) * np.cos(angle))
-    )
+    denominator = np.sin(angle) * (1 - inner * np.cos(tip)) + inner * np.sin(tip) * np.cos(angle)
+    edge = inner * np.sin(tip) / denominator
     inside: BoolMask = np.hypot(u, v) <= edge
     return inside
 
 
-OUTLINES: dict[
-    str, Callable[[Coordinate, Coordinate], BoolMask]
-] = {  # u to the right, v down, within [-1, 1]
+# Whether a point belongs to the shape: u to the right, v down, both in [-1, 1].
+OUTLINES: dict[str, Callable[[Coordinate, Coordinate], BoolMask]] = {
     "circle": lambda u, v: np.hypot(u, v) <= 1,
     "square": lambda u, v: np.maximum(abs(u), abs(v)) <= 1,
     "triangle": lambda u, v: (v <= 0.85) & (abs(u) <= (v + 0.9) / 1.75),
@@ -70,7 +66,15 @@ UNIT_AREA = {shape: _unit_area(shape) for shape in SHAPES}
 
 @dataclass
 class Drawn:
-    """An object on the canvas: its attributes, its full mask and, under the later ones, its visible mask."""
+    """An object on the canvas.
+
+    Attributes:
+        shape: One of :data:`SHAPES`.
+        colour: One of :data:`COLOURS`.
+        pattern: One of :data:`PATTERNS`.
+        full: Its mask, (h, w).
+        visible: The part of the mask that no later object covers, (h, w).
+    """
 
     shape: str
     colour: str
@@ -83,19 +87,18 @@ class Drawn:
         columns, rows = self.visible.sum(axis=0), self.visible.sum(axis=1)
         area = int(columns.sum())
         x, y = float(columns @ np.arange(WIDTH)) / area, float(rows @ np.arange(HEIGHT)) / area
-        return Thing(
-            self.shape, self.colour, self.pattern, x, y, area, int(np.count_nonzero(self.full))
-        )
+        full = int(np.count_nonzero(self.full))
+        return Thing(self.shape, self.colour, self.pattern, x, y, area, full)
 
 
 def bounding_slices(mask: BoolMask) -> tuple[slice, slice]:
-    """Return the rows and columns that hold the mask."""
+    """Return the rows and columns of the mask's bounding box."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def row_hull(mask: BoolMask) -> BoolMask:
-    """Fill each row between its first and its last pixel, which closes a ring's hole."""
+    """Fill each row between its first and last pixel, which closes a ring's hole."""
     from_left = np.logical_or.accumulate(mask, axis=1)
     from_right = np.logical_or.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
     hull: BoolMask = from_left & from_right
@@ -103,20 +106,17 @@ def row_hull(mask: BoolMask) -> BoolMask:
 
 
 def draw_ground(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Draw a pale or dark textured ground without a clear hue, (h, w, 3) in [0, 255]."""
+    """Draw a light or dark texture without a clear hue, (h, w, 3) in [0, 255]."""
     texture = 3 * rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
     for _ in range(3):
-        angle, frequency, phase = (
-            rng.uniform(0, np.pi),
-            2 * np.pi / rng.uniform(8, 120),
-            rng.uniform(0, 2 * np.pi),
-        )
+        angle = rng.uniform(0, np.pi)
+        frequency = 2 * np.pi / rng.uniform(8, 120)
+        phase = rng.uniform(0, 2 * np.pi)
         across = frequency * np.cos(angle) * np.arange(WIDTH)
         down = frequency * np.sin(angle) * np.arange(HEIGHT)[:, None] + phase
-        # A slanted wave, sin(across + down), from two outer products.
-        texture += rng.uniform(3, 11) * (
-            np.sin(down) * np.cos(across) + np.cos(down) * np.sin(across)
-        )
+        # sin(across + down), by outer products.
+        wave = np.sin(down) * np.cos(across) + np.cos(down) * np.sin(across)
+        texture += rng.uniform(3, 11) * wave
     tint = rng.uniform(70, 190) + rng.uniform(-8, 8, size=3)
     return tint.astype(np.float32) + texture[..., None]
 
@@ -124,24 +124,30 @@ def draw_ground(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 def place_object(
     rng: np.random.Generator, shape: str, area: float
 ) -> tuple[BoolMask, float, float]:
-    """Lay an outline of this area anywhere in the picture; return its mask (h, w) and its centre (x, y) in pixels."""
+    """Place a shape at random, and return its mask (h, w) and its centre (x, y) in pixels."""
     radius = float(np.sqrt(area / UNIT_AREA[shape]))
     cx, cy = (rng.uniform(radius + 3, side - radius - 3) for side in (WIDTH, HEIGHT))
     xs, ys = (np.arange(int(c - radius) - 1, int(c + radius) + 2) for c in (cx, cy))
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1] = OUTLINES[shape](
-        (xs - cx) / radius, ((ys - cy) / radius)[:, None]
-    )
+    u, v = (xs - cx) / radius, (ys - cy) / radius
+    mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1] = OUTLINES[shape](u, v[:, None])
     return mask, cx, cy
 
 
 def paint(
     rng: np.random.Generator, colour: str, pattern: str, across: Coordinate, down: Coordinate
 ) -> npt.NDArray[np.float64]:
-    """Return the colours of an object's pixels, (n, 3) in [0, 255]; the patterns' period is 14 pixels."""
-    rgb = 255 * np.array(
-        colorsys.hsv_to_rgb(HUES[colour] / 360, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0))
-    )
+    """Return the colours of an object's pixels, (n, 3) in [0, 255].
+
+    Args:
+        rng: Draws saturation and brightness.
+        colour: One of :data:`COLOURS`.
+        pattern: One of :data:`PATTERNS`; their period is 14 pixels.
+        across: Horizontal distance of each pixel from the object's centre, (n,).
+        down: Vertical distance of each pixel from the object's centre, (n,).
+    """
+    hsv = HUES[colour] / 360, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0)
+    rgb = 255 * np.array(colorsys.hsv_to_rgb(*hsv))
     if pattern == "striped":
         dark = np.floor(down / 7) % 2 == 0
     elif pattern == "checkered":
@@ -156,19 +162,20 @@ def paint(
 def draw_scene(
     rng: np.random.Generator, unlike: bool = False, objects: int | None = None
 ) -> tuple[Image, list[Drawn]]:
-    """Draw 4 to 7 objects, or so many, of few shapes and colours, so that most share one with another.
+    """Draw a scene of 4 to 7 objects.
 
-    An object that would hide too much of another is drawn anew; a scene too full for its last object goes without it.
+    Shapes and colours come from a few, so that most objects share one with another object. An
+    object that would hide too much of another is redrawn; if a scene has no space for all of its
+    objects, the last ones are left out.
 
     Args:
-        rng: Decides everything.
-        unlike: Of many shapes instead.
-        objects: How many, instead of 4 to 7.
+        rng: Draws everything.
+        unlike: Whether to use many shapes.
+        objects: Number of objects, instead of 4 to 7.
     """
     count = int(rng.integers(4, 8)) if objects is None else objects
-    shapes = rng.choice(
-        SHAPES, size=int(rng.integers(4, 7)) if unlike else int(rng.integers(2, 5)), replace=False
-    )
+    shape_count = int(rng.integers(4, 7)) if unlike else int(rng.integers(2, 5))
+    shapes = rng.choice(SHAPES, size=shape_count, replace=False)
     colours = rng.choice(COLOURS, size=int(rng.integers(2, 5)), replace=False)
     canvas = draw_ground(rng)
     drawn: list[Drawn] = []
@@ -177,34 +184,38 @@ def draw_scene(
         tries += 1
         shape, colour = str(rng.choice(shapes)), str(rng.choice(colours))
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"
-        if (
-            any((d.shape, d.colour, d.pattern) == (shape, colour, pattern) for d in drawn)
-            and rng.random() < 0.7
-        ):
+        attributes = [(d.shape, d.colour, d.pattern) for d in drawn]
+        if (shape, colour, pattern) in attributes and rng.random() < 0.7:
             continue
         full, cx, cy = place_object(rng, shape, float(np.exp(rng.uniform(*np.log(AREA)))))
-        left = [d.visible & ~full for d in drawn]  # what the new object would leave of each
-        outside = [mask & ~row_hull(full) for mask in left] if shape == "ring" else left
+        # The visible parts of the other objects below the new one.
+        remaining = [d.visible & ~full for d in drawn]
         shares = [
             np.count_nonzero(mask) / np.count_nonzero(d.full)
-            for mask, d in zip(left, drawn, strict=True)
+            for mask, d in zip(remaining, drawn, strict=True)
         ]
-        # What shows only through a ring's hole looks like a disc, whatever it is.
-        if min(shares, default=1) >= MIN_VISIBLE and all(
-            np.count_nonzero(mask) > 300 for mask in outside
+        # An object that only shows through a ring's hole looks like a disc.
+        outside = [mask & ~row_hull(full) for mask in remaining] if shape == "ring" else remaining
+        if min(shares, default=1) < MIN_VISIBLE or any(
+            np.count_nonzero(mask) <= 300 for mask in outside
         ):
-            rows, columns = bounding_slices(full)
-            ys, xs = np.nonzero(full[rows, columns])
-            ys, xs = ys + rows.start, xs + columns.start
-            canvas[ys, xs] = paint(rng, colour, pattern, xs - cx, ys - cy)
-            for d, mask in zip(drawn, left, strict=True):
-                d.visible = mask
-            drawn.append(Drawn(shape, colour, pattern, full, full))
+            continue
+        rows, columns = bounding_slices(full)
+        ys, xs = np.nonzero(full[rows, columns])
+        ys, xs = ys + rows.start, xs + columns.start
+        canvas[ys, xs] = paint(rng, colour, pattern, xs - cx, ys - cy)
+        for d, mask in zip(drawn, remaining, strict=True):
+            d.visible = mask
+        drawn.append(Drawn(shape, colour, pattern, full, full))
     return canvas.clip(0, 255).astype(np.uint8), drawn
 
 
 def is_eligible(things: list[Thing], target: Thing, split: str) -> bool:
-    """Whether a split may describe the object (testA: another of its shape; testB: none, but its colour or pattern again)."""
+    """Whether a split may describe the object.
+
+    In testA, another object has its shape. In testB, none has, but another one has its colour or
+    pattern.
+    """
     others = [t for t in things if t is not target]
     twin = any(t.shape == target.shape for t in others)
     if split == "testA":
@@ -217,15 +228,15 @@ def is_eligible(things: list[Thing], target: Thing, split: str) -> bool:
 
 
 def encode_segmentation(mask: BoolMask) -> list[list[float]] | dict[str, Any]:
-    """Encode a mask as COCO does: polygons along the pixels' edges, or uncompressed run lengths where it has holes."""
+    """Encode a mask as COCO polygons, or as uncompressed run lengths if it has holes."""
     rows, columns = bounding_slices(mask)
-    zoom = 4  # a contour runs through the centres of border pixels: finer pixels bring it closer to their edges
+    # Contours run through the centres of border pixels; zooming brings them close to the edges.
+    zoom = 4
     fine = np.repeat(np.repeat(mask[rows, columns].astype(np.uint8), zoom, axis=0), zoom, axis=1)
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if (hierarchy[0, :, 3] >= 0).any():
-        flat = np.concatenate(
-            [[False], mask.T.ravel(), [False]]
-        )  # column by column, and zeros come first
+        # Run lengths are in column-major order, and the first one counts zeros.
+        flat = np.concatenate([[False], mask.T.ravel(), [False]])
         edges = np.flatnonzero(flat[1:] != flat[:-1])
         counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
         return {"counts": counts.tolist(), "size": list(mask.shape)}

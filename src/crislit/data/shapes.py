@@ -1,7 +1,8 @@
-"""The embedded data sets ``shapes``, ``shapes+`` and ``gshapes``: small scenes in the REFER layout, written by a seed.
+"""The embedded data sets ``shapes``, ``shapes+`` and ``gshapes``, written in the REFER layout.
 
-They mirror RefCOCO, RefCOCO+ and G-Ref, so that everything that reads, trains on or evaluates those runs on any machine.
-Pictures are drawn with NumPy alone and annotated as COCO does (polygons; run lengths where an object has a hole).
+They mirror RefCOCO, RefCOCO+ and G-Ref, so that training and evaluation run on any machine. Scenes
+are drawn from a seed with NumPy alone, and annotated as in COCO: polygons, or run lengths for
+objects with holes.
 """
 
 import json
@@ -28,15 +29,15 @@ from crislit.io.images import Image
 
 log = logging.getLogger(__name__)
 VERSION = 1
-"""Raised whenever the definition changes; results of different versions are never compared."""
+"""Version of the definition. Results of different versions are not comparable."""
 
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    """What distinguishes the three sets.
+    """The definition of an embedded data set.
 
     Attributes:
-        style: What its sentences may use.
+        style: The kind of sentences.
         splits: Number of scenes per split.
         refs: Described objects per scene, (in training, in evaluation).
         sentences: Sentences per described object.
@@ -48,13 +49,10 @@ class EmbeddedSet:
     sentences: int
 
 
+_SPLITS = {"train": 3000, "val": 300, "testA": 300, "testB": 300}
 SETS = {
-    "shapes": EmbeddedSet(
-        "absolute", {"train": 3000, "val": 300, "testA": 300, "testB": 300}, (4, 2), 3
-    ),
-    "shapes+": EmbeddedSet(
-        "attributes", {"train": 3000, "val": 300, "testA": 300, "testB": 300}, (4, 2), 3
-    ),
+    "shapes": EmbeddedSet("absolute", _SPLITS, (4, 2), 3),
+    "shapes+": EmbeddedSet("attributes", _SPLITS, (4, 2), 3),
     "gshapes": EmbeddedSet("relations", {"train": 3000, "val": 300, "test": 300}, (3, 2), 2),
 }
 
@@ -62,22 +60,27 @@ SETS = {
 def make_scene(
     seed: int, name: str, split: str, number: int
 ) -> tuple[Image, list[Drawn], list[tuple[int, list[str]]]]:
-    """Draw one scene and describe some of its objects, at least two.
+    """Draw one scene and describe at least two of its objects.
+
+    Args:
+        seed: Seed of the data set.
+        name: ``shapes``, ``shapes+`` or ``gshapes``.
+        split: The scene's split.
+        number: The scene's number within its split.
 
     Returns:
-        The picture, its objects, and for each described object its number among them and its sentences.
+        The image, its objects, and the index and the sentences of each described object.
     """
     spec = SETS[name]
-    rng = np.random.default_rng(
-        [seed, VERSION, list(SETS).index(name), list(spec.splits).index(split), number]
-    )
-    wanted = spec.refs[split != "train"]
+    key = [seed, VERSION, list(SETS).index(name), list(spec.splits).index(split), number]
+    rng = np.random.default_rng(key)
+    max_refs = spec.refs[split != "train"]
     while True:
         image, drawn = draw_scene(rng, unlike=split == "testB")
         things = [d.seen() for d in drawn]
         described: list[tuple[int, list[str]]] = []
         for i in rng.permutation(len(things)):
-            if len(described) < wanted and is_eligible(things, things[i], split):
+            if len(described) < max_refs and is_eligible(things, things[i], split):
                 sentences = describe(rng, things, things[i], spec.style, spec.sentences)
                 if len(sentences) == spec.sentences:
                     described.append((int(i), sentences))
@@ -88,23 +91,23 @@ def make_scene(
 def write_shapes(
     root: Path, name: str, seed: int = 0, scenes: dict[str, int] | None = None
 ) -> Path:
-    """Write an embedded data set below a folder unless it is there, and return the set's REFER root.
+    """Write an embedded data set unless it exists, and return its REFER root.
 
     Args:
-        root: Folder of all data; the set goes to ``<root>/<name>-v<version>``.
+        root: Folder of all data; the data set's folder is ``<root>/<name>-v<version>``.
         name: ``shapes``, ``shapes+`` or ``gshapes``.
-        seed: Another seed gives other scenes of the same kind, in a folder of its own.
-        scenes: Number of scenes per split, if not the set's own (the folder's name then says so).
+        seed: Seed of the scenes; part of the folder's name unless 0.
+        scenes: Number of scenes per split, as part of the folder's name. None: the definition's.
 
     Raises:
         InputError: If the folder cannot be written.
     """
     if name not in SETS:
-        raise InputError(f"there is no embedded data set {name!r}, only {', '.join(SETS)}")
+        raise InputError(f"unknown embedded data set {name!r}, expected one of {', '.join(SETS)}")
     counts = scenes or SETS[name].splits
-    suffix = (f"-seed{seed}" if seed else "") + (
-        "-" + "-".join(map(str, counts.values())) if scenes else ""
-    )
+    suffix = f"-seed{seed}" if seed else ""
+    if scenes:
+        suffix += "-" + "-".join(map(str, scenes.values()))
     target = root / f"{name}-v{VERSION}{suffix}"
     if target.is_dir():
         return target
@@ -113,14 +116,15 @@ def write_shapes(
         part = Path(tempfile.mkdtemp(dir=root, prefix=f".{target.name}-"))
     except OSError as error:
         raise InputError(
-            f"cannot write the embedded data set below {root} ({error.strerror}): set data_root to a writable folder"
+            f"cannot write the embedded data set below {root} ({error.strerror}): "
+            "set data_root to a writable folder"
         ) from error
     try:
         _write_all(part, name, seed, counts)
-        part.chmod(0o755)  # a temporary folder is its owner's alone
+        part.chmod(0o755)  # mkdtemp's default is 0o700
         part.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was faster, and wrote the same
+        if not target.is_dir():  # otherwise another process has written the same files
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -129,13 +133,13 @@ def write_shapes(
 
 @dataclass
 class Difficulty:
-    """How hard a set is: promises of its definition, counted on what was drawn.
+    """Statistics of the drawn scenes, part of a data set's definition.
 
     Attributes:
-        areas: Per target, its visible share of the picture.
-        visible: Per target, the visible share of it.
+        areas: Per target, its visible share of the image.
+        visible: Per target, the visible share of its area.
         alike: Per target, whether another object of its scene has its shape or its colour.
-        words: Per sentence, how many words it has.
+        words: Per sentence, its number of words.
     """
 
     areas: list[float] = field(default_factory=list)
@@ -145,147 +149,136 @@ class Difficulty:
 
     @classmethod
     def of(cls, drawn: list[Drawn], described: list[tuple[int, list[str]]]) -> "Difficulty":
-        """Count a scene."""
-        found = cls()
+        """Return the statistics of one scene."""
+        scene = cls()
         for i, sentences in described:
-            target, others = drawn[i], [d for d in drawn if d is not drawn[i]]
+            target, others = drawn[i], drawn[:i] + drawn[i + 1 :]
             pixels = np.count_nonzero(target.visible)
-            found.areas.append(pixels / (WIDTH * HEIGHT))
-            found.visible.append(pixels / np.count_nonzero(target.full))
-            found.alike.append(
+            scene.areas.append(pixels / (WIDTH * HEIGHT))
+            scene.visible.append(pixels / np.count_nonzero(target.full))
+            scene.alike.append(
                 any(d.shape == target.shape or d.colour == target.colour for d in others)
             )
-            found.words += [len(sentence.split()) for sentence in sentences]
-        return found
+            scene.words += [len(sentence.split()) for sentence in sentences]
+        return scene
 
-    def add(self, other: "Difficulty") -> None:
-        """Count what was counted elsewhere."""
+    def extend(self, other: "Difficulty") -> None:
+        """Append the statistics of other scenes."""
         for name in ("areas", "visible", "alike", "words"):
             getattr(self, name).extend(getattr(other, name))
 
     def __str__(self) -> str:
+        # Part of instances.json: changing it changes the files of all sets.
         return (
-            f"{len(self.areas)} targets, {len(self.words)} sentences of {np.mean(self.words):.1f} words; a target covers "
-            f"{np.median(self.areas):.1%} of the picture (median), at least {np.min(self.visible):.0%} of each is visible and "
-            f"{np.mean(np.array(self.visible) < 0.99):.0%} are partly hidden; {np.mean(self.alike):.0%} share their shape or "
-            "colour with another object"
+            f"{len(self.areas)} targets, {len(self.words)} sentences of "
+            f"{np.mean(self.words):.1f} words; a target covers {np.median(self.areas):.1%} of the "
+            f"picture (median), at least {np.min(self.visible):.0%} of each is visible and "
+            f"{np.mean(np.array(self.visible) < 0.99):.0%} are partly hidden; "
+            f"{np.mean(self.alike):.0%} share their shape or colour with another object"
         )
 
 
 @dataclass
 class Scene:
-    """What the files say of a picture that is written.
+    """A written image and its entries for the annotation files.
 
     Attributes:
-        file_name: The picture's.
-        annotations: Its objects in COCO's format, without ids.
-        described: For each described object, its number among them and its sentences.
-        difficulty: How hard it is.
-        written: Whether the picture is, which a full disk prevents.
+        file_name: The image's file name.
+        annotations: The objects as COCO annotations, without ids.
+        described: The index and the sentences of each described object.
+        difficulty: Statistics of the scene.
+        is_written: Whether the image was written; False if the disk is full.
     """
 
     file_name: str
     annotations: list[dict[str, Any]]
     described: list[tuple[int, list[str]]]
     difficulty: Difficulty
-    written: bool
+    is_written: bool
 
 
 SCENES_PER_WORKER = 200
-"""Scenes that take one process longer than it takes to start another."""
+"""Scenes for which starting another process is worthwhile."""
 
 
 class _SceneWriter(Dataset[Scene]):
-    """Draws and writes a set's pictures, image id by image id; any process can, for scenes know nothing of each other."""
+    """Draws and writes scenes by index; scenes are independent, so workers can share them."""
 
     def __init__(self, folder: Path, name: str, seed: int, counts: dict[str, int]) -> None:
         self.folder, self.name, self.seed = folder, name, seed
-        self.places = [
-            (split, number) for split, count in counts.items() for number in range(count)
-        ]
+        self.numbers = [(split, i) for split, count in counts.items() for i in range(count)]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Scene:
-        split, number = self.places[index]
-        image, drawn, described = make_scene(self.seed, self.name, split, number)
-        name = f"COCO_train2014_{index + 1:012d}.jpg"
-        written = cv2.imwrite(
-            str(self.folder / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
-        )
-        return Scene(
-            name,
-            [_annotation(d) for d in drawn],
-            described,
-            Difficulty.of(drawn, described),
-            written,
-        )
+        image, drawn, described = make_scene(self.seed, self.name, *self.numbers[index])
+        file_name = f"COCO_train2014_{index + 1:012d}.jpg"
+        path = str(self.folder / file_name)
+        is_written = cv2.imwrite(path, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        annotations = [_to_annotation(d) for d in drawn]
+        difficulty = Difficulty.of(drawn, described)
+        return Scene(file_name, annotations, described, difficulty, is_written)
 
 
 def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
-    sentences = 0
     difficulty = Difficulty()
+    sent_id = 0
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     scenes = _SceneWriter(folder, name, seed, counts)
-    workers = min(os.cpu_count() or 1, len(scenes) // SCENES_PER_WORKER)
-    generator = torch.Generator().manual_seed(
-        0
-    )  # the loader's own, so that what follows draws the same with and without
     loader = DataLoader(
         scenes,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(os.cpu_count() or 1, len(scenes) // SCENES_PER_WORKER),
         worker_init_fn=init_worker,
-        generator=generator,
+        # Its own generator, so that writing a set does not advance the global one.
+        generator=torch.Generator().manual_seed(0),
     )
     for image_id, scene in enumerate(
         tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1
     ):
-        if not scene.written:
+        if not scene.is_written:
             raise InputError(
-                f"cannot write {folder / scene.file_name}: is the disk full? Make room and start again"
+                f"cannot write {folder / scene.file_name}: is the disk full? "
+                "Free some space and start again"
             )
-        difficulty.add(scene.difficulty)
+        difficulty.extend(scene.difficulty)
         images.append(
             {"id": image_id, "file_name": scene.file_name, "height": HEIGHT, "width": WIDTH}
         )
-        first = len(annotations) + 1
-        annotations += [
-            {"id": first + i, "image_id": image_id} | it for i, it in enumerate(scene.annotations)
-        ]
-        for i, texts in scene.described:
-            told = [
-                {"tokens": s.split(), "raw": s, "sent": s, "sent_id": sentences + k}
-                for k, s in enumerate(texts)
+        first_id = len(annotations) + 1
+        for ann_id, annotation in enumerate(scene.annotations, start=first_id):
+            annotations.append({"id": ann_id, "image_id": image_id, **annotation})
+        for i, sentences in scene.described:
+            entries = [
+                {"tokens": s.split(), "raw": s, "sent": s, "sent_id": sent_id + k}
+                for k, s in enumerate(sentences)
             ]
-            sentences += len(told)
+            sent_id += len(entries)
             refs.append(
                 {
                     "ref_id": len(refs),
-                    "ann_id": first + i,
+                    "ann_id": first_id + i,
                     "image_id": image_id,
-                    "category_id": annotations[first + i - 1]["category_id"],
-                    "file_name": f"{scene.file_name[:-4]}_{first + i}.jpg",
-                    "split": scenes.places[image_id - 1][0],
-                    "sent_ids": [sentence["sent_id"] for sentence in told],
-                    "sentences": told,
+                    "category_id": scene.annotations[i]["category_id"],
+                    "file_name": f"{scene.file_name[:-4]}_{first_id + i}.jpg",
+                    "split": scenes.numbers[image_id - 1][0],
+                    "sent_ids": [entry["sent_id"] for entry in entries],
+                    "sentences": entries,
                 }
             )
-    categories = [
-        {"id": i, "name": shape, "supercategory": "shape"}
-        for i, shape in enumerate(SHAPES, start=1)
-    ]
-    info = {"version": VERSION, "seed": seed, "difficulty": str(difficulty)}
     instances = {
-        "info": info,
+        "info": {"version": VERSION, "seed": seed, "difficulty": str(difficulty)},
         "images": images,
         "annotations": annotations,
-        "categories": categories,
+        "categories": [
+            {"id": i, "name": shape, "supercategory": "shape"}
+            for i, shape in enumerate(SHAPES, start=1)
+        ],
     }
     (root / name).mkdir()
     (root / name / "instances.json").write_text(json.dumps(instances))
@@ -294,7 +287,8 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     log.info("%s, version %d: %s", name, VERSION, difficulty)
 
 
-def _annotation(drawn: Drawn) -> dict[str, Any]:
+def _to_annotation(drawn: Drawn) -> dict[str, Any]:
+    """Return an object as a COCO annotation, without ids."""
     rows, columns = bounding_slices(drawn.visible)
     return {
         "category_id": SHAPES.index(drawn.shape) + 1,

@@ -41,27 +41,22 @@ class ReferSource:
 
     Attributes:
         root: Folder that holds ``images/`` and the data set's folder.
-        folder: The data set's folder, such as ``refcoco``.
+        name: The data set's folder, such as ``refcoco``.
         refs: Its refs file, such as ``refs(unc).p``.
     """
 
     root: Path
-    folder: str
+    name: str
     refs: str
-
-    @property
-    def name(self) -> str:
-        """The folder."""
-        return self.folder
 
     def open(self, skip_unusable: bool = False) -> ReferIndex:
         """Open the data set, see :class:`DataSource`."""
-        return ReferIndex.open(self.root, self.folder, self.refs, skip_unusable)
+        return ReferIndex.open(self.root, self.name, self.refs, skip_unusable)
 
     def content(self, skip_unusable: bool = False) -> str | None:
         """Return the refs file's SHA-256, and that of the annotations where they decide, too."""
         names = [self.refs, "instances.json"] if skip_unusable else [self.refs]
-        return _digests([self.root / self.folder / name for name in names])
+        return _digests([self.root / self.name / name for name in names])
 
 
 @dataclass(frozen=True)
@@ -116,9 +111,8 @@ class CustomSource:
                 f"{len(problems)} lines of {table} cannot be used: {reasons}. "
                 "`python -m crislit.check_data` lists all"
             )
-        index = ReferIndex.of(data.refs, data.instances, Path(self.file), data.folder)
-        index.skipped = [SkippedSample(f"line {p.line} of {table}", p.reason) for p in skipped]
-        return index
+        samples = [SkippedSample(f"line {p.line} of {table}", p.reason) for p in skipped]
+        return ReferIndex.of(data.refs, data.instances, Path(self.file), data.folder, samples)
 
     def content(self, skip_unusable: bool = False) -> str | None:
         """Return the SHA-256 of the file and of the CSV."""
@@ -152,5 +146,4 @@ def build_source(dataset: Mapping[str, Any], root: Path) -> DataSource:
 
 
 def _digests(paths: list[Path]) -> str | None:
-    present = all(path.is_file() for path in paths)
-    return " ".join(sha256(path) for path in paths) if present else None
+    return " ".join(map(sha256, paths)) if all(path.is_file() for path in paths) else None

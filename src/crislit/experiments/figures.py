@@ -97,7 +97,7 @@ class Subject:
 
 def evenly_spaced(total: int, count: int) -> list[int]:
     """Return at most ``count`` integers, evenly spaced from 0 to ``total - 1``."""
-    return np.linspace(0, total - 1, min(count, total), dtype=int).tolist()
+    return [int(number) for number in np.linspace(0, total - 1, min(count, total), dtype=int)]
 
 
 def check_same_samples(subjects: Sequence[Subject]) -> None:
@@ -123,7 +123,9 @@ def check_same_samples(subjects: Sequence[Subject]) -> None:
             )
 
 
-def make_grid(rows: int, columns: int, width: float, height: float, margin: float) -> Any:
+def make_grid(
+    rows: int, columns: int, width: float, height: float, margin: float
+) -> tuple[Figure, Any]:
     """Return a figure and its axes, (rows, columns), without ticks; sizes per panel in inches."""
     figure = Figure(figsize=(width * columns, height * rows + margin), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -158,7 +160,7 @@ def classify_failure(prediction: BoolMask, target: BoolMask, others: Sequence[Bo
 
     def covers(mask: BoolMask) -> bool:
         covered, size = np.count_nonzero(prediction & mask), np.count_nonzero(mask)
-        return size > 0 and covered >= COVERED_SHARE * size
+        return bool(size > 0 and covered >= COVERED_SHARE * size)
 
     # Pixels shared with the target do not count, such as a tie's on the man who wears it.
     covers_other = any(covers(mask & ~target) for mask in others)

@@ -32,8 +32,8 @@ def plot_layers(runs: Runs, published: bool) -> Figure:
                 for name, values in TABLE1_RESULTS[dataset].items()
                 if TABLE1[name].contrastive
             }
-            n, miou, label = list(paper), list(paper.values()), f"{title}, the paper"
-            axes.plot(n, miou, "x--", color=color, alpha=0.6, label=label)
+            n, miou = zip(*paper.items(), strict=True)
+            axes.plot(n, miou, "x--", color=color, alpha=0.6, label=f"{title}, the paper")
     axes.set_xlabel("layers of the decoder, n")
     axes.set_ylabel("mIoU on val, percent")
     axes.set_xticks(range(5))

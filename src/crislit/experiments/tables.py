@@ -200,8 +200,8 @@ def readme_tables(groups: Groups) -> dict[str, str]:
     """
     cris = [row for row in table2(groups) if row[0].startswith(("method", "CRIS"))]
     blocks = {"table2": markdown(cris, left=2)}
-    columns = ("data", "Con.", "n", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90")
-    columns += ("blind", "ceiling")
+    columns = ["data", "Con.", "n", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90"]
+    columns += ["blind", "ceiling"]
     for setting, runs in groups.items():
         if setting.model in TABLE2_CRIS:
             continue
@@ -222,7 +222,7 @@ def fill_blocks(text: str, tables: Mapping[str, str]) -> str:
     """Put tables between ``<!-- report NAME -->`` and ``<!-- end -->``.
 
     Raises:
-        InputError: If a block's table does not exist, or there is no block at all.
+        InputError: If a block's table does not exist, or the text has no block.
     """
 
     def fill(match: re.Match[str]) -> str:

@@ -17,47 +17,44 @@ from crislit.errors import InputError
 from crislit.inference.segmenter import Segmentation
 from crislit.io.images import Image
 
-COLOURS = (  # told apart by the colour-blind too: Okabe and Ito's, without black
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (204, 121, 167),
-    (0, 114, 178),
-    (213, 94, 0),
+COLOURS = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
+    *((204, 121, 167), (0, 114, 178), (213, 94, 0)),
 )
+"""Okabe and Ito's palette without black, which the colour-blind can distinguish."""
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Return the colour of a picture's sentence, RGB in [0, 255]; after seven they come again."""
+    """Return the colour of an image's sentence, RGB in [0, 255]; seven colours take turns."""
     return COLOURS[number % len(COLOURS)]
 
 
 def paint(
     image: Image, masks: Sequence[npt.NDArray[np.bool_]], first: int = 0, strength: float = 0.5
 ) -> Image:
-    """Paint masks over a picture, each in its colour and with an outline; later ones over earlier ones.
+    """Return a copy of an image with masks painted over it, each in its colour with an outline.
+
+    Later masks cover earlier ones.
 
     Args:
-        image: (h, w, 3) uint8 RGB; it stays as it is.
+        image: (h, w, 3) uint8 RGB.
         masks: (h, w) bool each.
         first: Number of the first mask's colour.
-        strength: Share of the colour in the mixture, in [0, 1].
+        strength: Opacity of the colour, in [0, 1].
     """
     painted = image.copy()
-    width = max(round(max(image.shape[:2]) / 300), 1)
+    thickness = max(round(max(image.shape[:2]) / 300), 1)
     for number, mask in enumerate(masks, start=first):
         colour = np.array(colour_of(number))
-        painted[mask] = (
-            ((1 - strength) * painted[mask] + strength * colour).round().astype(np.uint8)
-        )
+        mixed = (1 - strength) * painted[mask] + strength * colour
+        painted[mask] = mixed.round().astype(np.uint8)
         outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(painted, outlines, -1, colour.tolist(), width)
+        cv2.drawContours(painted, outlines, -1, colour.tolist(), thickness)
     return painted
 
 
-def describe_result(name: str, result: Segmentation) -> dict[str, Any]:
-    """Return what the JSON line says about a result."""
+def to_json(name: str, result: Segmentation) -> dict[str, Any]:
+    """Return the JSON line of a result, the mask as COCO's compressed run lengths."""
     runs = coco_mask.encode(np.asfortranarray(result.mask, dtype=np.uint8))
     return {
         "image": name,
@@ -70,9 +67,12 @@ def describe_result(name: str, result: Segmentation) -> dict[str, Any]:
 
 
 def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:
-    """Return how the files of a sentence begin: safe on every system, and no other sentence's."""
-    name = os.fsencode(stem)  # which need not be text
-    if len(name) > 150:  # of the 255 that a name may have
+    """Return a file name for a sentence, without suffix, and add it to the names taken.
+
+    It is valid on every system.
+    """
+    name = os.fsencode(stem)  # not necessarily valid UTF-8
+    if len(name) > 150:  # file systems allow 255 bytes
         stem = f"{name[:140].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:8]}"
     words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:60] or "sentence"
     chosen, number = f"{stem}-{words}", 2
@@ -83,17 +83,18 @@ def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:
 
 
 def write_images(base: Path, image: Image, result: Segmentation, number: int) -> dict[str, str]:
-    """Write mask and overlay, and return their names."""
-    pictures = {
-        "mask": 255 * result.mask.astype(np.uint8),
-        "overlay": paint(image, [result.mask], first=number),
-    }
-    names = {}
-    for kind, picture in pictures.items():
+    """Write mask and overlay to ``BASE-mask.png`` and ``BASE-overlay.png``; return both paths.
+
+    Raises:
+        InputError: If they cannot be written.
+    """
+    overlay = paint(image, [result.mask], first=number)
+    paths = {}
+    for kind, pixels in (("mask", 255 * result.mask.astype(np.uint8)), ("overlay", overlay)):
         path = base.with_name(f"{base.name}-{kind}.png")
         try:
-            PIL.Image.fromarray(picture).save(path)
+            PIL.Image.fromarray(pixels).save(path)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error}") from error
-        names[kind] = str(path)
-    return names
+        paths[kind] = str(path)
+    return paths

@@ -17,35 +17,37 @@ tags: [referring-image-segmentation, cris, clip]
 TEMPLATE = """{header}
 # {name}
 
-Referring image segmentation: given a picture and a sentence, the pixels that the sentence means. The network is CRIS
-([CLIP-Driven Referring Image Segmentation](https://arxiv.org/abs/2111.15174), CVPR 2022) as implemented by crislit.
+Referring image segmentation: given an image and a sentence, segments what the sentence refers to.
+The network is CRIS
+([CLIP-Driven Referring Image Segmentation](https://arxiv.org/abs/2111.15174), CVPR 2022)
+as implemented by crislit.
 
 ## Use
 
-In Python, where crislit is installed:
+In Python, with crislit installed:
 
     import crislit
 
     segmenter = crislit.Segmenter.from_pretrained("{source}")
     result = segmenter("photo.jpg", ["the man in red"])[0]
-    result.mask         # (h, w) bool at the photo's own size
+    result.mask         # (h, w) bool at the image's own size
 
-The files are `model.safetensors` and `config.json`: loading them runs no code.
+The files are `model.safetensors` and `config.json`. Loading them runs no code.
 
-## Measured
+## Results
 
 {results}
 
-## How it was trained
+## Training
 
 {recipe}
 
 ## Limits
 
-- It reads at most {words} tokens of a sentence, of CLIP's vocabulary, [SOS] and [EOS] included; what is longer is cut, with a
-  warning.
-- It does not say when a sentence means nothing in the picture.
-- Masks are computed at a quarter of {size} pixels: thin and small things are lost.
+- It reads at most {tokens} tokens of CLIP's vocabulary per sentence, including [SOS] and [EOS].
+  Longer sentences are truncated, with a warning.
+- It does not detect that a sentence refers to nothing in the image.
+- Masks are computed at a quarter of {size} pixels: thin and small objects are lost.
 {data_limits}
 
 ## Licence
@@ -53,65 +55,58 @@ The files are `model.safetensors` and `config.json`: loading them runs no code.
 {licence}
 """
 EMBEDDED_LIMITS = """\
-- It was trained on English sentences that mean exactly one object of the picture.
-- It was trained on drawn scenes of coloured shapes, and knows nothing of photographs: it is for trying the software, for
-  examples and for tests."""
+- It was trained on English sentences that refer to exactly one object of the image.
+- It was trained on drawn scenes of coloured shapes and knows nothing about photos. It is meant
+  for trying the software, for examples and for tests."""
 REFER_LIMITS = """\
-- It was trained on English sentences that mean exactly one object of the picture.
-- It inherits the biases of its data, photographs with sentences that crowd workers wrote about them, and of CLIP's. It is not
-  for decisions about people."""
+- It was trained on English sentences that refer to exactly one object of the image.
+- It inherits the biases of its data, photos with sentences by crowd workers, and of CLIP.
+  Do not use it for decisions about people."""
 CUSTOM_LIMITS = """\
-- What its data were is not known here beyond what stands above: whoever publishes it should say whose pictures and sentences
-  they are. It inherits their biases, and CLIP's where it started from CLIP. It is not for decisions about people."""
-NO_LICENCE = "None is given: ask who published it. crislit's own licence, MIT, is the program's, not the weights'."
+- Its training data is unknown beyond what this card says. Whoever publishes it should describe the
+  images and sentences.
+- It inherits the biases of its data, and of CLIP if it was initialised from CLIP. Do not use it for
+  decisions about people."""
+NO_LICENCE = (
+    "No licence is given: ask the publisher. crislit's own licence, MIT, covers the program, not "
+    "the weights."
+)
 COUNTS = ("samples", "empty")
 """Entries of a split's results that are not metrics."""
 REQUIRED_KEYS = (
-    "dataset.name",
-    "image_size",
-    "batch_size",
-    "seed",
-    "recipe.epochs",
-    "recipe.optimizer",
+    *("dataset.name", "image_size", "batch_size", "seed", "recipe.epochs", "recipe.optimizer"),
 )
-"""What a card tells of a training."""
+"""Entries of a run's configuration that appear in its card."""
 
 
 def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) -> str:
-    """Write the card of a network.
+    """Write the model card of a network.
 
     Args:
-        checkpoint: The network, with its run's configuration and results where they are known.
-        name: How it is called, for example its repository on the Hub.
-        licence: Of the weights, in the Hub's spelling. None: MIT for what was trained on embedded data alone, else none.
+        checkpoint: The network, with its run's configuration and results if they are known.
+        name: The network's name, for example its repository on the Hub.
+        licence: The licence of the weights, as the Hub spells it. None: MIT if the network was
+            trained on embedded data only, else none.
 
     Raises:
-        InputError: If it says something of its training, and not all that the card tells.
+        InputError: If the configuration or the results are incomplete.
     """
-    for path in REQUIRED_KEYS if checkpoint.config or checkpoint.results else ():
-        found: Any = checkpoint.config
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        if found is None:  # somebody's own config.json
-            raise InputError(
-                f"{checkpoint.source} does not tell enough of its training for a model card: there is no {path}"
-            )
-    dataset = checkpoint.config.get("dataset", {})
+    config = checkpoint.config
+    if config or checkpoint.results:
+        check_config(checkpoint)
+    dataset = config.get("dataset", {})
     if dataset.get("embedded"):
         limits = EMBEDDED_LIMITS
-        licence = licence or (
-            "mit"
-            if checkpoint.initial_weights
-            in ("random", identify_weights("tiny-clip", shipped_weights()["tiny-clip"]))
-            else None
-        )
+        tiny_clip = identify_weights("tiny-clip", shipped_weights()["tiny-clip"])
+        if checkpoint.initial_weights in ("random", tiny_clip):
+            licence = licence or "mit"
     else:
         limits = REFER_LIMITS if dataset.get("folder") else CUSTOM_LIMITS
     try:
         results = results_table(checkpoint)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{checkpoint.source} has results that no run of crislit left: {error!r:.200}"
+            f"{checkpoint.source} has results that crislit did not write: {error!r:.200}"
         ) from error
     return TEMPLATE.format(
         header=HEADER.strip().format(licence=f"license: {licence}\n" if licence else ""),
@@ -119,58 +114,66 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
         source=name if "/" in name else f"path/to/{name}",
         results=results,
         recipe=training_summary(checkpoint),
-        words=checkpoint.network.max_tokens,
+        tokens=checkpoint.network.max_tokens,
         size=checkpoint.image_size,
         data_limits=limits,
         licence=licence or NO_LICENCE,
     )
 
 
+def check_config(checkpoint: Checkpoint) -> None:
+    """Raise an :class:`InputError` unless the configuration has all :data:`REQUIRED_KEYS`."""
+    for path in REQUIRED_KEYS:
+        value: Any = checkpoint.config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:  # a config.json that crislit did not write
+            raise InputError(
+                f"{checkpoint.source} does not describe its training well enough for a model card: "
+                f"there is no {path}"
+            )
+
+
 def results_table(checkpoint: Checkpoint) -> str:
-    """Lay a run's results out as Markdown, in percent."""
+    """Format a run's results as Markdown, in percent."""
     results = checkpoint.results
     if not results:
-        return "Nothing is recorded with this network: evaluate it (`python -m crislit.evaluate`) before you rely on it."
-    blind, ceiling = results.get("blind", {}), results.get("ceiling", {})
-    names = [name for name in next(iter(results["splits"].values())) if name not in COUNTS]
-    header = ["split", "samples", *names, "blind mIoU", "ceiling mIoU"]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    for split, values in results["splits"].items():
-        known = [
-            f"{100 * table[split]['mIoU']:.2f}" if split in table else "-"
-            for table in (blind, ceiling)
-        ]
-        lines.append(
-            [
-                split,
-                str(values["samples"]),
-                *(f"{100 * values[metric]:.2f}" for metric in names),
-                *known,
-            ]
+        return (
+            "No results are stored with this network: evaluate it (`python -m crislit.evaluate`) "
+            "before you rely on it."
         )
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    measured = (
-        f"Data set `{checkpoint.config['dataset']['name']}`, threshold {results['threshold']}, {results['protocol']}; "
-        f"commit {results['commit']}, on {results['hardware']}."
-    )
-    explained = (
-        "mIoU is the mean over sentences (the paper's IoU), oIoU total intersection over total union. *Blind* is the same\n"
-        "network when sentences change places among a picture's objects, *ceiling* a perfect prediction at its resolution."
-    )
-    return f"{measured}\n\n{table}\n\n{explained}"
+    metrics = [name for name in next(iter(results["splits"].values())) if name not in COUNTS]
+    header = ["split", "samples", *metrics, "blind mIoU", "ceiling mIoU"]
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    bounds = (results.get("blind", {}), results.get("ceiling", {}))
+    for split, values in results["splits"].items():
+        measured = [f"{100 * values[metric]:.2f}" for metric in metrics]
+        measured += [f"{100 * b[split]['mIoU']:.2f}" if split in b else "-" for b in bounds]
+        rows.append([split, str(values["samples"]), *measured])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"""\
+Data set `{checkpoint.config["dataset"]["name"]}`, threshold {results["threshold"]}, \
+{results["protocol"]}; commit {results["commit"]}, on {results["hardware"]}.
+
+{table}
+
+mIoU is the mean over sentences (the paper's IoU), oIoU total intersection over total union. *Blind*
+is the same network with sentences exchanged among the objects of an image, *ceiling* a perfect
+prediction at the network's resolution."""
 
 
 def training_summary(checkpoint: Checkpoint) -> str:
-    """Say how a network was trained, as far as it is known."""
+    """List what is known about a network's training."""
     lines = [f"- encoders from: {checkpoint.initial_weights}"]
     config = checkpoint.config
     if checkpoint.steps:
         lines.append(f"- {checkpoint.steps} optimizer steps")
     if config:
+        size, batch_size, recipe = config["image_size"], config["batch_size"], config["recipe"]
         lines += [
             f"- data: `{config['dataset']['name']}`",
-            f"- pictures of {config['image_size']} pixels, {config['batch_size']} sentences a step, seed {config['seed']}",
-            f"- optimizer: Adam, {config['recipe']['epochs']} epochs, {json.dumps(config['recipe']['optimizer'])}",
+            f"- images of {size} pixels, {batch_size} sentences per step, seed {config['seed']}",
+            f"- optimizer: Adam, {recipe['epochs']} epochs, {json.dumps(recipe['optimizer'])}",
         ]
     network = {key: value for key, value in checkpoint.network.to_dict().items() if key != "clip"}
     lines.append(f"- network: {json.dumps(network)}")

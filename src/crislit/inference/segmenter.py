@@ -1,4 +1,4 @@
-"""Masks from sentences, for those who know neither Lightning nor Hydra."""
+"""Segmenter: masks from sentences, without Lightning or Hydra."""
 
 import os
 import re
@@ -31,19 +31,20 @@ from crislit.transforms.letterbox import (
 from crislit.transforms.tokenizer import has_words, tokenize, truncated_words
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
 SENTENCE_BATCH = 32
-"""Sentences in one pass through the network, so that any number of them fits in memory."""
+"""Sentences per forward pass, so that any number of them fits in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a sentence means in a picture.
+    """The mask of one sentence.
 
     Attributes:
         sentence: The sentence.
-        mask: (h, w) bool at the picture's own size, upright as EXIF says.
+        mask: (h, w) bool at the image's own size, upright by its EXIF orientation.
         probability: (h, w) float32 in [0, 1].
-        score: Mean probability inside the mask, 0 where it is empty.
+        score: Mean probability inside the mask, 0 if the mask is empty.
     """
 
     sentence: str
@@ -53,15 +54,16 @@ class Segmentation:
 
 
 class Segmenter:
-    """Marks what sentences mean in pictures. Several threads may use one.
+    """Predicts masks from images and sentences. Several threads may share one.
 
     Args:
-        model: The network, which is put into evaluation mode; or an exported one, which computes on the CPU in float32.
+        model: The network, which is put into evaluation mode, or an exported one, which runs on the
+            CPU in float32.
         image_size: S, side of its square input in pixels.
-        threshold: Where a probability becomes a mask, in [0, 1).
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None: a GPU if there is one.
+        threshold: Probability above which a pixel belongs to the mask, in [0, 1).
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None for a GPU if there is one.
         precision: ``auto`` is float16 on CUDA and float32 elsewhere.
-        about: What is known of the network's training, which goes with it when it is shared.
+        about: The network's training, stored with it when it is shared.
 
     Raises:
         InputError: If the machine has no such device, or a value is out of its range.
@@ -87,136 +89,150 @@ class Segmenter:
         if isinstance(model, OnnxNetwork):
             if device not in (None, "cpu") or precision not in ("auto", "float32"):
                 raise InputError(
-                    f"an exported network computes on the CPU in float32, not on {device} in {precision}"
+                    "an exported network runs on the CPU in float32, not on "
+                    f"{device} in {precision}"
                 )
             if image_size != model.image_size:
                 raise InputError(
-                    f"this network was exported for pictures of {model.image_size} pixels, not of {image_size}"
+                    f"this network was exported for images of {model.image_size} pixels, not "
+                    f"of {image_size}"
                 )
             device = "cpu"
         self.device = choose_device(device)
         if precision == "auto":
             precision = "float16" if self.device.type == "cuda" else "float32"
-        self.precision = precision
-        if isinstance(model, CRIS):
-            model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.model = model
-        self.network = optimize_for_inference(model) if isinstance(model, CRIS) else model
-        self.about = about
+        self.precision, self.about = precision, about
         self.image_size, self.threshold = image_size, float(threshold)
+        self.model = self.network = model
+        if isinstance(model, CRIS):
+            self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+            self.network = optimize_for_inference(self.model)
 
     def __call__(self, image: ImageSource, sentences: str | Sequence[str]) -> list[Segmentation]:
-        """Mark what each sentence means in one picture, which is encoded once.
+        """Segment what each sentence refers to in one image, which is encoded once.
 
         Args:
-            image: A picture of any kind; transparency is laid over white.
+            image: An image of any kind; transparent pixels are shown on white.
             sentences: One or several.
 
         Returns:
-            One result a sentence, in their order.
+            One result per sentence, in their order.
 
         Raises:
-            InputError: If the picture cannot be read or is smaller than 8 pixels, or a sentence is empty.
+            InputError: If the image cannot be read or has a side below 8 pixels, or a sentence is
+                empty.
         """
-        said = self._checked(sentences)
-        return [result for _, result in self._segment([open_image(image)], [said])]
+        texts = self._validate_sentences(sentences)
+        return [result for _, result in self._segment([open_image(image)], [texts])]
 
     def stream(self, image: ImageSource, sentences: str | Sequence[str]) -> Iterator[Segmentation]:
-        """Do the same, and hand each result over before the next one is made: any number of them fits in memory.
+        """Yield the results one after another, so that any number of them fits in memory.
 
         Raises:
             InputError: See :meth:`__call__`.
         """
-        said = self._checked(sentences)
-        return (result for _, result in self._segment([open_image(image)], [said]))
+        texts = self._validate_sentences(sentences)
+        return (result for _, result in self._segment([open_image(image)], [texts]))
 
     def batch(
         self, images: Sequence[ImageSource], sentences: Sequence[Sequence[str]]
     ) -> list[list[Segmentation]]:
-        """Do the same for several pictures, each with its own sentences.
+        """Segment several images, each with its own sentences.
 
         Raises:
-            InputError: See :meth:`__call__`; or if there are not as many lists of sentences as pictures.
+            InputError: See :meth:`__call__`; or if images and lists of sentences differ in number.
         """
         if len(images) != len(sentences):
             raise InputError(
-                f"expected a list of sentences for each of {len(images)} pictures, got {len(sentences)} lists"
+                f"expected a list of sentences for each of {len(images)} images, "
+                f"got {len(sentences)} lists"
             )
-        if one := next((said for said in sentences if isinstance(said, str)), None):
+        if text := next((texts for texts in sentences if isinstance(texts, str)), None):
             raise InputError(
-                f"expected a list of sentences for each picture, got one string: write [{one!r}]"
+                f"expected a list of sentences for each image, got one string: write [{text!r}]"
             )
-        lists = list(map(self._checked, sentences))
-        found: list[list[Segmentation]] = [[] for _ in images]
-        for numbers in group_by_sentences([len(said) for said in lists], SENTENCE_BATCH):
-            pictures = [open_image(images[i]) for i in numbers]
-            for i, result in self._segment(pictures, [lists[i] for i in numbers]):
-                found[numbers[i]].append(result)
-        return found
+        lists = [self._validate_sentences(texts) for texts in sentences]
+        results: list[list[Segmentation]] = [[] for _ in images]
+        for group in group_by_sentences([len(texts) for texts in lists], SENTENCE_BATCH):
+            opened = [open_image(images[i]) for i in group]
+            for i, result in self._segment(opened, [lists[i] for i in group]):
+                results[group[i]].append(result)
+        return results
 
     @torch.inference_mode()
     def _segment(
-        self, pictures: list[Image], sentences: list[list[str]]
+        self, images: list[Image], sentences: list[list[str]]
     ) -> Iterator[tuple[int, Segmentation]]:
-        said = [(i, sentence) for i, own in enumerate(sentences) for sentence in own]
-        if not said:
+        pairs = [(i, sentence) for i, texts in enumerate(sentences) for sentence in texts]
+        if not pairs:
             return
-        squares = stack_images(
-            [letterbox_image(picture, self.image_size) for picture in pictures]
-        ).to(self.device)
+        squares = stack_images([letterbox_image(image, self.image_size) for image in images])
         with self._autocast():
-            maps = self.network.encode_images(normalise(squares))
-        for start in range(0, len(said), SENTENCE_BATCH):
-            part = said[start : start + SENTENCE_BATCH]
-            image_indices = torch.tensor([i for i, _ in part], device=self.device)
-            tokens = tokenize([sentence for _, sentence in part], self.model.max_tokens).to(
-                self.device
-            )
+            maps = self.network.encode_images(normalise(squares.to(self.device)))
+        for start in range(0, len(pairs), SENTENCE_BATCH):
+            indices, texts = zip(*pairs[start : start + SENTENCE_BATCH], strict=True)
+            tokens = tokenize(texts, self.model.max_tokens).to(self.device)
             with self._autocast():
+                image_indices = torch.tensor(indices, device=self.device)
                 logits = self.network.ground(maps, tokens, image_indices)
-            sizes = [pictures[i].shape[:2] for i, _ in part]
+            sizes = [images[i].shape[:2] for i in indices]
             probabilities = probability_maps(logits, self.image_size, sizes)
-            for (i, sentence), probability in zip(part, probabilities, strict=True):
-                yield i, self._cut(sentence, probability)
+            for i, text, probability in zip(indices, texts, probabilities, strict=True):
+                yield i, self._to_segmentation(text, probability)
 
-    def _cut(self, sentence: str, probability: npt.NDArray[np.float32]) -> Segmentation:
+    def _to_segmentation(self, sentence: str, probability: npt.NDArray[np.float32]) -> Segmentation:
         mask = probability > self.threshold
-        probability = probability.clip(0, 1)  # bicubic steps overshoot
+        probability = probability.clip(0, 1)  # bicubic interpolation overshoots
         score = float(probability[mask].mean()) if mask.any() else 0.0
         return Segmentation(sentence, mask, probability, score)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
+
+    def _validate_sentences(self, sentences: str | Sequence[str]) -> list[str]:
+        """Validate the sentences. Warnings point at the caller of the public method."""
+        if not isinstance(sentences, Iterable) or isinstance(sentences, bytes):
+            raise InputError(f"expected a sentence or a list of them, got {sentences!r}")
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        check_sentences(texts)
+        if isinstance(self.model, CRIS):
+            check_max_tokens(self.model, self.model.max_tokens)
+        for text in texts:
+            if message := truncation_warning(text, self.model.max_tokens):
+                warnings.warn(message, stacklevel=3)
+        return texts
 
     # -- Sharing
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], name: str | None = None, *, licence: str | None = None
     ) -> None:
-        """Write the network for others: ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
+        """Write the network for others: ``model.safetensors``, ``config.json``, ``README.md``.
 
         Args:
-            folder: Where to; paths of this machine are left out of what is written.
-            name: How the card calls the network; None: as the folder.
-            licence: Under which you publish the weights, in the Hub's spelling (``mit``, ``cc-by-4.0``): the data that they
-                were trained on may restrict it. None: the card says that none is given, except for embedded data.
+            folder: The folder; paths of this machine are left out of the files.
+            name: The network's name in its model card; None for the folder's name.
+            licence: The licence of the weights, as the Hub spells it (``mit``, ``cc-by-4.0``); the
+                training data may restrict it. None: the card says that none is given, except for
+                embedded data.
 
         Raises:
             InputError: If one of the files exists, or cannot be written.
         """
         if not isinstance(self.model, CRIS):
             raise InputError(
-                "an exported network cannot be shared so: share the network that it was exported from"
+                "an exported network cannot be shared: share the one that it was exported from"
             )
-
         target = Path(folder).expanduser()
         if target.suffix == ".safetensors":
             raise InputError(f"expected a folder, found {target}")
         weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
         about = self.about or Checkpoint(self.model.config, {}, self.image_size, 0.35, "unknown")
         checkpoint = replace(about, weights=weights, threshold=self.threshold)
-        write_folder(
-            checkpoint,
-            target,
-            {"README.md": model_card(checkpoint, name or target.resolve().name, licence)},
-        )
+        card = model_card(checkpoint, name or target.resolve().name, licence)
+        write_folder(checkpoint, target, {"README.md": card})
 
     @classmethod
     def from_pretrained(
@@ -225,22 +241,23 @@ class Segmenter:
         """Load a shared network.
 
         Args:
-            source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub (``user/name``).
+            source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub
+                (``user/name``).
             revision: Branch, tag or commit of the repository.
             options: As in :func:`load`: ``device``, ``precision``, ``threshold``.
 
         Raises:
-            InputError: If there is none, or it is out of reach.
+            InputError: If there is none, or the Hub cannot be reached.
         """
         if Path(source).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             return load(source, **options)
         try:
-            folder = snapshot_download(
-                str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG]
-            )
-        except Exception as error:  # the Hub's client lets its transport's own exceptions through
+            files = [WEIGHTS, CONFIG]
+            folder = snapshot_download(str(source), revision=revision, allow_patterns=files)
+        except Exception as error:  # the Hub's client raises its transport's exceptions, too
             raise InputError(
-                f"no network at {source}: neither a folder here nor within reach on the Hub ({first_line(error)})"
+                f"no network at {source}: it is not a folder here, and the Hub did not provide it "
+                f"({first_line(error)})"
             ) from error
         return load(folder, **options)
 
@@ -252,80 +269,54 @@ class Segmenter:
         private: bool = False,
         token: str | None = None,
     ) -> str:
-        """Publish the network on the Hugging Face Hub, in a repository that is made if there is none; return its address.
+        """Publish the network on the Hugging Face Hub; return its address.
 
         Args:
-            repository: ``user/name``.
+            repository: ``user/name``, created if it does not exist.
             licence: See :meth:`save_pretrained`.
-            private: Whether a new repository is visible to its owner alone.
-            token: Write access; None: what ``hf auth login`` left.
+            private: Whether a new repository is visible to its owner only.
+            token: Write access; None for the one that ``hf auth login`` stored.
 
         Raises:
-            InputError: If the Hub is out of reach or refuses.
+            InputError: If the Hub cannot be reached or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "network", name=repository, licence=licence)
+            network = Path(folder) / "network"
+            self.save_pretrained(network, name=repository, licence=licence)
             try:
                 api = HfApi(token=token)
                 address = api.create_repo(repository, private=private, exist_ok=True)
-                api.upload_folder(
-                    repo_id=repository,
-                    folder_path=Path(folder) / "network",
-                    commit_message="Upload by crislit",
-                )
-            except (
-                Exception
-            ) as error:  # the Hub's client lets its transport's own exceptions through
+                message = "Upload by crislit"
+                api.upload_folder(repo_id=repository, folder_path=network, commit_message=message)
+            except Exception as error:  # the Hub's client raises its transport's exceptions, too
                 raise InputError(
-                    f"cannot publish {repository}: {first_line(error)}. `hf auth login` gives write access"
+                    f"cannot publish {repository}: {first_line(error)}. `hf auth login` gives "
+                    "write access"
                 ) from error
         return str(address)
 
-    # -- Inside
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
-
-    def _checked(self, sentences: str | Sequence[str]) -> list[str]:
-        """Return the sentences as a list; called by what users call, to whom the warning is."""
-        if not isinstance(sentences, Iterable) or isinstance(sentences, bytes):
-            raise InputError(f"expected a sentence or a list of them, got {sentences!r}")
-        said = [sentences] if isinstance(sentences, str) else list(sentences)
-        check_sentences(said)
-        if isinstance(self.model, CRIS):
-            check_max_tokens(self.model, self.model.max_tokens)
-        for sentence in said:
-            if told := truncation_warning(sentence, self.model.max_tokens):
-                warnings.warn(told, stacklevel=3)
-        return said
-
 
 def check_sentences(sentences: Iterable[Any]) -> None:
-    """Refuse what is no sentence.
-
-    Raises:
-        InputError: If one is no text, or leaves nothing to read.
-    """
+    """Raise an :class:`InputError` if a sentence is not text, or has nothing to read."""
     for sentence in sentences:
+        text = shorten(repr(sentence))
         if not isinstance(sentence, str):
-            raise InputError(f"a sentence must be a string, got {shorten(repr(sentence))}")
+            raise InputError(f"a sentence must be a string, got {text}")
         if not has_words(sentence):
-            said = shorten(repr(sentence))
             raise InputError(
-                f"a sentence is empty: say what is to be marked, for example 'the man in red', not {said}"
+                "a sentence is empty: say what to segment, for example 'the man in red', "
+                f"not {text}"
             )
 
 
 def truncation_warning(sentence: str, max_tokens: int) -> str:
-    """Say which words of a sentence the network does not read; empty if it reads all."""
-    cut = truncated_words(sentence, max_tokens)
-    if not cut:
+    """Return a warning with the words that the network does not read; empty if it reads all."""
+    truncated = truncated_words(sentence, max_tokens)
+    if not truncated:
         return ""
     return (
-        f"the network reads {max_tokens - 2} tokens of a sentence, and {shorten(sentence)!r} has more: "
-        f"not read is {shorten(cut)!r}"
+        f"the network reads {max_tokens - 2} tokens per sentence, and {shorten(sentence)!r} has "
+        f"more: not read is {shorten(truncated)!r}"
     )
 
 
@@ -338,67 +329,57 @@ def load(
     max_words: int | None = None,
     backend: Literal["auto", "torch", "onnx"] = "auto",
 ) -> Segmenter:
-    """Load a network to use.
+    """Load a network for prediction.
 
     Args:
-        source: A run's checkpoint, a folder or safetensors file that ``crislit.convert`` wrote, a folder that
-            ``crislit.export`` wrote, a ``.pth`` of the authors' code, or the name of a network that ships with the package.
+        source: A run's checkpoint, a folder or safetensors file of ``crislit.convert``, a folder of
+            ``crislit.export``, a ``.pth`` of the authors' code, or the name of a shipped network.
         device: See :class:`Segmenter`.
         precision: See :class:`Segmenter`.
-        threshold: Where a probability becomes a mask; None: what the network's own training used.
-        max_words: Tokens of a sentence, for a ``.pth`` of the authors' code, which does not tell: 17, or 22 for G-Ref.
-        backend: ``onnx`` for ONNX Runtime, which needs an exported folder; ``auto``: what the source is for.
+        threshold: Probability above which a pixel belongs to the mask; None for the one of the
+            network's training.
+        max_words: Tokens per sentence, only for a ``.pth`` of the authors' code, which does not
+            store it: 17, or 22 for G-Ref.
+        backend: ``onnx`` for ONNX Runtime, which needs an exported folder; ``auto`` follows the
+            source.
 
     Raises:
         InputError: If there is no such network, or the file is damaged or another program's.
     """
     path = Path(source).expanduser()
-    exported = (path / EXPORT_CONFIG).is_file()
-    if backend == "onnx" and not exported:
+    is_exported = (path / EXPORT_CONFIG).is_file()
+    if backend == "onnx" and not is_exported:
         raise InputError(
-            f"{source} is no exported network; `python -m crislit.export {source} DIR` makes one"
+            f"{source} is not an exported network; `python -m crislit.export {source} DIR` "
+            "makes one"
         )
-    if exported:
-        if backend == "torch":
-            raise InputError(
-                f"{source} is an exported network, which ONNX Runtime computes: backend='onnx', or its origin"
-            )
-        if max_words is not None:
-            raise InputError(f"{source} says itself what max_words would; leave it out")
-        network = OnnxNetwork(path)
-        threshold = network.threshold if threshold is None else threshold
-        return Segmenter(
-            network,
-            image_size=network.image_size,
-            threshold=threshold,
-            device=device,
-            precision=precision,
+    if is_exported and backend == "torch":
+        raise InputError(
+            f"{source} is an exported network, which needs ONNX Runtime: use backend='onnx', or "
+            "the network that it was exported from"
         )
-    checkpoint = read_any(path, max_words)
+    if is_exported and max_words is not None:
+        raise InputError(f"{source} stores max_words itself; leave it out")
+    network = OnnxNetwork(path) if is_exported else read_any(path, max_words)
     return Segmenter(
-        checkpoint.build(),
-        image_size=checkpoint.image_size,
-        threshold=checkpoint.threshold if threshold is None else threshold,
+        network.build() if isinstance(network, Checkpoint) else network,
+        image_size=network.image_size,
+        threshold=network.threshold if threshold is None else threshold,
         device=device,
         precision=precision,
-        about=replace(checkpoint, weights={}),
+        about=replace(network, weights={}) if isinstance(network, Checkpoint) else None,
     )
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device of this name, or the best there is.
+    """Return the device of this name, or the best one.
 
     Raises:
-        InputError: If the machine has none of this name.
+        InputError: If the machine has no such device.
     """
     if name is None:
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
@@ -409,17 +390,17 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def shorten(text: str, most: int = 200) -> str:
+def shorten(text: str, maximum: int = 200) -> str:
     """Return a text, or the beginning of a long one."""
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= maximum else f"{text[:maximum]}..."
 
 
-def group_by_sentences(counts: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Divide pictures, in order, into groups with so many sentences at most, or of a single picture with more."""
+def group_by_sentences(counts: Sequence[int], maximum: int) -> Iterator[list[int]]:
+    """Divide images, in order, into groups of at most so many sentences, or of a single image."""
     group: list[int] = []
     total = 0
     for number, count in enumerate(max(count, 1) for count in counts):
-        if group and total + count > most:
+        if group and total + count > maximum:
             yield group
             group, total = [], 0
         group.append(number)

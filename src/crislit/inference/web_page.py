@@ -22,93 +22,87 @@ from crislit.errors import InputError
 from crislit.inference.masks import colour_of, safe_file_name
 from crislit.inference.segmenter import Segmenter, truncation_warning
 from crislit.io.assets import EXAMPLES, find_examples
-from crislit.io.images import open_image
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page for oneself tells nobody
-
+from crislit.io.images import Image, open_image
 
 MAX_SENTENCES = 20
 MAX_UPLOAD_PIXELS = 40_000_000
 MAX_MAP_PIXELS = 120_000_000
-"""Pixels times sentences: what one visitor's probability maps may take, four bytes each."""
+"""Limit of pixels times sentences per request: probability maps take four bytes for each."""
 CACHED_ANSWERS = 2
-"""Answers kept, so that another threshold cuts the same maps anew."""
+"""Answers kept in memory, so that another threshold needs no other forward pass."""
 MAX_SENTENCE_LENGTH = 500
-"""Of a sentence: far more than CLIP reads."""
+"""Characters per sentence, far more than CLIP reads."""
 DISPLAY_SIZE = 1280
-"""Pixels of the longer side of what the page shows; masks are as large as the picture."""
+"""Longer side of the displayed images in pixels; masks have the size of the uploaded image."""
 MAX_QUEUE = 256
-"""Requests in the queue; who comes later is told to come back."""
+"""Requests in the queue; further ones are asked to come back later."""
 MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_REQUEST_BYTES = 2**20
-"""Bytes of any other request, such as sentences."""
+"""Bytes of requests other than uploads, such as sentences."""
 KEEP_SECONDS = 3600
 """Seconds for which uploads and masks are kept."""
 ALLOWED_PATHS = re.compile(
-    r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|robots\.txt|(assets|static|svelte)/.+)?"
-    r"|/gradio_api/(info|upload|upload_progress|startup-events|app_id|queue/(join|data)|run/predict|call/mark(/\w+)?|cancel|reset"
-    r"|heartbeat/\w+|file=(?!https?:).+)/?",
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|robots\.txt"
+    r"|(assets|static|svelte)/.+)?"
+    r"|/gradio_api/(info|upload|upload_progress|startup-events|app_id|queue/(join|data)"
+    r"|run/predict|call/mark(/\w+)?|cancel|reset|heartbeat/\w+|file=(?!https?:).+)/?",
     re.IGNORECASE | re.DOTALL,
 )
-"""What the page needs of Gradio, which offers more: to fetch other addresses, to keep records, to run ffmpeg."""
+"""Addresses that the page needs. Gradio's others download files, keep records and run ffmpeg."""
 Probability = npt.NDArray[np.float32]
-Answer = tuple[npt.NDArray[np.uint8], list[str], list[Probability]]
-"""A picture's pixels, the sentences, and a map of each."""
+Answer = tuple[Image, list[str], list[Probability]]
+"""An image, the sentences, and a probability map per sentence."""
 
 
 def build_page(segmenter: Segmenter) -> Any:
-    """Build the page, a ``gradio.Blocks``.
+    """Build the page, a ``gradio.Blocks``. Gradio's analytics are disabled.
 
     Raises:
         InputError: If Gradio is not installed.
     """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio at launch
     try:
         import gradio
     except ImportError as error:
         raise InputError('Gradio is not installed: pip install "crislit[demo]"') from error
 
-    remembered = functools.lru_cache(maxsize=CACHED_ANSWERS)(functools.partial(segment, segmenter))
+    cached_segment = functools.lru_cache(CACHED_ANSWERS)(functools.partial(segment, segmenter))
 
     def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
         try:
-            marked = remembered(check_uploaded(path, picture.GRADIO_CACHE), text or "")
-            annotated, maps, file = show(marked, threshold, folder)
+            answer = cached_segment(check_uploaded(path, image.GRADIO_CACHE), text or "")
+            annotated, maps, file = render(answer, threshold, folder)
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
-        for sentence in marked[1]:
-            if told := truncation_warning(sentence, segmenter.model.max_tokens):
-                gradio.Warning(told)
-        return (
-            gradio.AnnotatedImage(
-                annotated, color_map=colours([label for _, label in annotated[1]])
-            ),
-            maps,
-            file,
-        )
+        for sentence in answer[1]:
+            if message := truncation_warning(sentence, segmenter.model.max_tokens):
+                gradio.Warning(message)
+        colours = label_colours([label for _, label in annotated[1]])
+        return gradio.AnnotatedImage(annotated, color_map=colours), maps, file
 
-    def cut(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
-        return mark(path, text, threshold) if path and text and text.strip() else (None, None, None)
+    def change_threshold(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
+        has_input = path and text and text.strip()
+        return mark(path, text, threshold) if has_input else (None, None, None)
 
-    temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # lives as long as the page
+    temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # deleted with the page
     folder = Path(temporary.name)
 
     with gradio.Blocks(
         title="crislit", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as page:
         gradio.Markdown(
-            "# crislit\nA picture and sentences: what each sentence means is marked in its own colour."
+            "# crislit\nSegments what each sentence refers to in an image, in its own colour."
         )
         with gradio.Row():
             with gradio.Column(min_width=300):
-                picture = gradio.Image(
-                    type="filepath",
-                    image_mode=None,
-                    label="Picture",
-                    sources=["upload", "clipboard"],
+                sources = ["upload", "clipboard"]
+                image = gradio.Image(
+                    type="filepath", image_mode=None, label="Image", sources=sources
                 )
-                picture.preprocess = uploaded_path  # type: ignore[method-assign]  # what is in the file is looked at where a message can be given
+                # Only `mark` can report a file that cannot be read.
+                image.preprocess = uploaded_path  # type: ignore[method-assign]
                 text = gradio.Textbox(
-                    label="Sentences, one a line",
+                    label="Sentences, one per line",
                     lines=3,
                     placeholder="the man in red\nleftmost dog",
                 )
@@ -122,50 +116,49 @@ def build_page(segmenter: Segmenter) -> Any:
                     label="Probability", columns=2, height="auto", object_fit="contain"
                 )
                 masks = gradio.File(label="Masks, as PNG", interactive=False)
-        shown = [overlay, maps, masks]
-        given = [picture, text, threshold]
-        one = "one at a time"  # whichever of the two it is
-        gradio.on(
-            [button.click, text.submit], mark, given, shown, api_name="mark", concurrency_id=one
-        )
+        inputs, outputs = [image, text, threshold], [overlay, maps, masks]
+        queue = "one request at a time"  # shared by both events
+        events = [button.click, text.submit]
+        gradio.on(events, mark, inputs, outputs, api_name="mark", concurrency_id=queue)
         threshold.change(
-            cut,
-            given,
-            shown,
+            change_threshold,
+            inputs,
+            outputs,
             api_visibility="private",
             trigger_mode="always_last",
             show_progress="hidden",
-            concurrency_id=one,
+            concurrency_id=queue,
         )
-        examples = [
-            [str(path), "\n".join(sentences)] for path, sentences in find_examples(EXAMPLES)
-        ]
-        gradio.Examples(examples, [picture, text], label="Examples")
+        examples = [[str(path), "\n".join(texts)] for path, texts in find_examples(EXAMPLES)]
+        gradio.Examples(examples, [image, text], label="Examples")
     for block in page.blocks.values():
-        block.async_move_resource_to_block_cache = local_files_only(
-            block.async_move_resource_to_block_cache
-        )
+        move = block.async_move_resource_to_block_cache
+        block.async_move_resource_to_block_cache = local_files_only(move)
     page.temporary = temporary
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1, api_open=False)
     return page
 
 
+# -- Requests
+
+
 class RequestFilter:
-    """Refuses, before Gradio sees it, what the page does not need and what is too large, in one line of plain text."""
+    """ASGI middleware that refuses requests before Gradio sees them, with one line of text.
+
+    Refused are addresses that the page does not need, and requests that are too large.
+    """
 
     def __init__(self, app: Any):
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer or pass on one request, as ASGI has it."""
+        """Answer one request, or pass it on."""
         refusal = refuse(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self.app(scope, receive, send)
             return
-        while (await receive()).get(
-            "more_body"
-        ):  # a browser shows no answer that comes before it has sent all
-            pass
+        while (await receive()).get("more_body"):
+            pass  # browsers ignore an answer that arrives before they have sent everything
         status, reason = refusal
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -173,130 +166,137 @@ class RequestFilter:
 
 
 def refuse(scope: Any) -> tuple[int, str] | None:
-    """Return the status and the reason why an HTTP request is not for the page, or None."""
+    """Return the status and the reason if a request is refused, else None."""
     if not ALLOWED_PATHS.fullmatch(scope["path"]):
-        return 404, "This page has nothing of that name."
+        return 404, "There is no such address on this page."
     if scope["method"] in ("GET", "HEAD"):
         return None
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"")
     if b"transfer-encoding" in headers or not length.isdigit():
-        return 411, "A request has to say how long it is."
-    most = MAX_UPLOAD_BYTES if scope["path"].startswith("/gradio_api/upload") else MAX_REQUEST_BYTES
-    too_large = (
-        len(length) > 15 or int(length) > most
-    )  # Python refuses to read numbers of thousands of digits
-    return (413, f"That is too large: at most {most >> 20} MB are taken.") if too_large else None
+        return 411, "A request needs a Content-Length."
+    is_upload = scope["path"].startswith("/gradio_api/upload")
+    limit = MAX_UPLOAD_BYTES if is_upload else MAX_REQUEST_BYTES
+    if len(length) > 15 or int(length) > limit:  # Python refuses to parse thousands of digits
+        return 413, f"The request is too large: at most {limit >> 20} MB are accepted."
+    return None
 
 
 def local_files_only(move: Any) -> Any:
-    """Have Gradio move files, but fetch none: a path can be an address."""
+    """Wrap Gradio's function that moves files, which would also download addresses."""
 
-    async def moved(path: str | Path | None) -> Any:
+    async def move_local(path: str | Path | None) -> Any:
         if isinstance(path, str) and "://" in path:
-            raise ValueError("the page fetches nothing from other addresses")
+            raise ValueError("the page downloads nothing from other addresses")
         return await move(path)
 
-    return moved
+    return move_local
 
 
 def uploaded_path(payload: Any) -> str | None:
-    """Return where an uploaded file is said to lie, unread."""
+    """Return the path that a request names as its upload, without reading the file."""
     return payload.path if payload else None
 
 
 def check_uploaded(path: str | None, folder: str) -> str | None:
-    """Return the path of a file if it lies in the folder of uploads: a request can name any.
+    """Return the path of an upload. Requests can name any file, but only uploads are read.
 
     Raises:
-        InputError: If it does not, or no longer.
+        InputError: If the file is not in the folder of uploads, or was deleted.
     """
     if path is None:
         return None
-    with contextlib.suppress(OSError, ValueError):  # names that are too long, or no names
+    with contextlib.suppress(OSError, ValueError):  # names that are too long or not valid
         real = Path(path).resolve(strict=True)
         if real.is_file() and real.is_relative_to(Path(folder).resolve()):
             return str(real)
-    raise InputError("That picture is not among the uploads, or no longer: upload it again.")
+    raise InputError("That image is not among the uploads, or was deleted: upload it again.")
+
+
+# -- Answers
 
 
 def segment(segmenter: Segmenter, path: str | None, text: str) -> Answer:
-    """Segment what the page's visitor gave.
+    """Segment an uploaded image.
 
     Raises:
-        InputError: If there is no picture, no sentence, too much of either, or the picture cannot be read.
+        InputError: If the image or the sentences are missing, too large, or cannot be read.
     """
     if path is None:
-        raise InputError("There is no picture yet: drop one, or choose an example.")
+        raise InputError("Upload an image first, or choose an example.")
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
     if not sentences:
-        raise InputError(
-            "There is no sentence yet: write one a line, for example 'the man in red'."
-        )
+        raise InputError("Write a sentence first, one per line, for example 'the man in red'.")
     if len(sentences) > MAX_SENTENCES:
-        raise InputError(
-            f"{len(sentences)} sentences are too many at once: at most {MAX_SENTENCES}."
-        )
+        raise InputError(f"{len(sentences)} sentences are too many: at most {MAX_SENTENCES}.")
     if (longest := max(map(len, sentences))) > MAX_SENTENCE_LENGTH:
         raise InputError(
             f"A sentence of {longest:,} characters is too long: at most {MAX_SENTENCE_LENGTH}."
         )
     try:
         image = open_image(path, MAX_UPLOAD_PIXELS)
-    except InputError as error:
-        raise InputError(
-            str(error).replace(str(path), "The file")
-        ) from error  # where uploads lie is nobody's business
+    except InputError as error:  # does not reveal where uploads are stored
+        raise InputError(str(error).replace(path, "The file")) from error
     if image.shape[0] * image.shape[1] * len(sentences) > MAX_MAP_PIXELS:
         raise InputError(
-            f"{len(sentences)} sentences are too many for so large a picture: send a smaller one, or fewer."
+            f"{len(sentences)} sentences are too many for such a large image: send a smaller one, "
+            "or fewer sentences."
         )
     return image, sentences, [result.probability for result in segmenter(image, sentences)]
 
 
-def show(marked: Answer, threshold: float, folder: Path) -> tuple[Any, list[tuple[Any, str]], str]:
-    """Return what the page shows: annotated picture, maps with captions, and a file of masks below a folder."""
-    image, sentences, probabilities = marked
+def render(
+    answer: Answer, threshold: float, folder: Path
+) -> tuple[Any, list[tuple[Any, str]], str]:
+    """Return an annotated image, probability maps with captions, and the path of the masks.
+
+    Args:
+        answer: The answer.
+        threshold: Probability above which a pixel belongs to a mask.
+        folder: The folder of mask files.
+    """
+    image, sentences, probabilities = answer
+    labels = unique_labels(sentences)
+    masks = [probability > threshold for probability in probabilities]
+    small_image, small_maps = shrink(image), [shrink(x) for x in probabilities]
+    annotations = [
+        ((small > threshold).astype(np.float32), label)
+        for small, label in zip(small_maps, labels, strict=True)
+    ]
+    maps = []
+    for small, label, mask in zip(small_maps, labels, masks, strict=True):
+        share = f"{100 * mask.mean():.1f} % of the image" if mask.any() else "nothing"
+        maps.append((draw_heat_map(small_image, small), f"{label}: {share}"))
+    return (small_image, annotations), maps, str(save_masks(sentences, masks, folder))
+
+
+def unique_labels(sentences: Sequence[str]) -> list[str]:
+    """Number repeated sentences, because the page assigns colours by label."""
     labels: list[str] = []
     for sentence in sentences:
-        names = itertools.chain(
-            [sentence], (f"{sentence} ({number})" for number in itertools.count(2))
-        )
-        labels.append(
-            next(name for name in names if name not in labels)
-        )  # each has its own colour by it
-    masks = [probability > threshold for probability in probabilities]
-    seen = shrink(image)
-    seen_probabilities = [shrink(probability) for probability in probabilities]
-    annotations = [
-        ((one > threshold).astype(np.float32), label)
-        for one, label in zip(seen_probabilities, labels, strict=True)
-    ]
-    maps = [
-        (
-            draw_heat_map(seen, one),
-            f"{label}: {'nothing' if not mask.any() else f'{100 * mask.mean():.1f} % of the picture'}",
-        )
-        for one, label, mask in zip(seen_probabilities, labels, masks, strict=True)
-    ]
-    return (seen, annotations), maps, str(save_masks(sentences, masks, folder))
+        numbered = (f"{sentence} ({number})" for number in itertools.count(2))
+        candidates = itertools.chain([sentence], numbered)
+        labels.append(next(label for label in candidates if label not in labels))
+    return labels
+
+
+def label_colours(labels: Sequence[str]) -> dict[str, str]:
+    """Return each label's colour in hexadecimal."""
+    return {label: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, label in enumerate(labels)}
 
 
 def shrink(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a picture or map (h, w) or (h, w, 3) no larger than the page shows."""
+    """Shrink an image (h, w, 3) or map (h, w) to :data:`DISPLAY_SIZE`, if it is larger."""
     height, width = pixels.shape[:2]
     scale = DISPLAY_SIZE / max(height, width)
     if scale >= 1:
         return pixels
-    return cv2.resize(
-        pixels,
-        (max(1, round(scale * width)), max(1, round(scale * height))),
-        interpolation=cv2.INTER_AREA,
-    )
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-def draw_heat_map(image: npt.NDArray[np.uint8], probability: Probability) -> npt.NDArray[np.uint8]:
-    """Draw a probability map over a grey picture: dark where it is 0, bright yellow where it is 1."""
+def draw_heat_map(image: Image, probability: Probability) -> Image:
+    """Draw a probability map over a grey image, from dark (0) to bright yellow (1)."""
     levels = np.round(255 * probability).astype(np.uint8)
     coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
@@ -306,27 +306,20 @@ def draw_heat_map(image: npt.NDArray[np.uint8], probability: Probability) -> npt
 def save_masks(
     sentences: Sequence[str], masks: Sequence[npt.NDArray[np.bool_]], root: Path
 ) -> Path:
-    """Write masks as PNG, one as it is and several into an archive; those of an hour ago are deleted."""
+    """Write one mask as PNG, or several to an archive, and delete outdated files."""
     for old in root.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
+        with contextlib.suppress(FileNotFoundError):  # deleted by another request
             if time.time() - old.stat().st_mtime > KEEP_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=root))
     taken: set[str] = set()
-    files = []
-    for sentence, mask in zip(sentences, masks, strict=True):
-        path = folder / f"{safe_file_name('mask', sentence, taken)}.png"
-        PIL.Image.fromarray(255 * mask.astype(np.uint8)).save(path)
-        files.append(path)
+    files = [folder / f"{safe_file_name('mask', sentence, taken)}.png" for sentence in sentences]
+    for file, mask in zip(files, masks, strict=True):
+        PIL.Image.fromarray(255 * mask.astype(np.uint8)).save(file)
     if len(files) == 1:
         return files[0]
     archive = folder / "masks.zip"
     with zipfile.ZipFile(archive, "w") as target:
-        for path in files:
-            target.write(path, path.name)
+        for file in files:
+            target.write(file, file.name)
     return archive
-
-
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """Return each label's colour, as the page wants it."""
-    return {label: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, label in enumerate(labels)}

@@ -1,1 +1,1 @@
-"""Files in and out: bounded, atomic, running no code."""
+"""Files in and out: bounded, atomic, running no code. Import from the modules."""

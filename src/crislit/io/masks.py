@@ -12,46 +12,49 @@ from crislit.io.images import is_transparent, open_image_file
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """Read a picture as a mask, in COCO's run lengths.
+    """Read an image as a mask in COCO's run lengths.
 
-    A palette of colours marks by any entry but the first, a picture of 0 and 1 by 1, any other by what is brighter than half.
+    The marked pixels are those of any colour but the first in an image with a colour palette, 1 in
+    an image of 0 and 1, and values above 127 in all other images.
 
     Raises:
-        InputError: If it cannot be read, or is not of this (height, width).
+        InputError: If it cannot be read, is not of this (height, width), or marks no pixel.
     """
     try:
-        with open_image_file(path) as picture:
-            if (
-                picture.height,
-                picture.width,
-            ) != size:  # before memory is taken for what a few bytes speak of
+        with open_image_file(path) as image:
+            found = (image.height, image.width)
+            if found != size:  # checked first: a few bytes can claim any number of pixels
                 raise InputError(
-                    f"the mask {path} has {(picture.height, picture.width)} pixels (height, width), its picture {size}"
+                    f"the mask {path} has {found} pixels (height, width), its image {size}"
                 )
-            palette = picture.mode == "P" and has_colour(picture)
-            values = np.array(picture if palette or picture.mode == "1" else picture.convert("L"))
-            transparent = picture.mode != "P" and is_transparent(picture)
+            is_palette = image.mode == "P" and has_colour(image)
+            values = np.array(image if is_palette or image.mode == "1" else image.convert("L"))
+            transparent = image.mode != "P" and is_transparent(image)
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"there is no mask {path}") from error
-    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
-        raise InputError(f"{path} is no mask that can be read") from error
+        raise InputError(f"no mask at {path}") from error
+    except Exception as error:  # PIL raises errors of any type on damaged files
+        raise InputError(f"{path} is not a mask that can be read") from error
     if transparent:
         raise InputError(
-            f"the mask {path} has transparent pixels: save it in black and white, without"
+            f"the mask {path} has transparent pixels: save it in black and white, without them"
         )
-    marked = values > 0 if palette or values.max() <= 1 else values > 127
+    marked = values > 0 if is_palette or values.max() <= 1 else values > 127
     if not marked.any():
-        found = ", ".join(map(str, np.unique(values)[:8]))
+        listed = ", ".join(map(str, np.unique(values)[:8]))
         raise InputError(
-            f"the mask {path} marks no pixel: its values are {found}; what marks is above 127, or 1 beside 0 alone"
+            f"the mask {path} marks no pixel: its values are {listed}; marked pixels need values "
+            "above 127, or 1 in an image of 0 and 1"
         )
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
     return {"size": list(size), "counts": runs["counts"].decode()}
 
 
-def has_colour(picture: PIL.Image.Image) -> bool:
-    """Whether the entries of a palette that are used are not just several greys, whose brightness says what is marked."""
-    used = np.unique(np.array(picture.convert("RGB")).reshape(-1, 3), axis=0)
+def has_colour(image: PIL.Image.Image) -> bool:
+    """Whether a palette image uses other colours than several shades of grey.
+
+    Shades of grey mark by brightness, like an image without a palette.
+    """
+    used = np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0)
     return len(used) < 2 or bool((used.min(axis=1) < used.max(axis=1)).any())

@@ -1,4 +1,4 @@
-"""Restricted unpickling: reads untrusted pickles without running code, in bounded time and memory."""
+"""Reads untrusted pickles without running code, in bounded time and memory."""
 
 import io
 import pickle
@@ -43,7 +43,7 @@ class _Dispatch(dict[int, Handler]):
         raise pickle.UnpicklingError(f"it contains the opcode {chr(opcode)!r}, {REFUSAL}")
 
 
-def _count_container(handler: Handler) -> Handler:
+def _counting_containers(handler: Handler) -> Handler:
     def count_and_load(unpickler: "_DataUnpickler") -> None:
         unpickler._count_container()
         handler(unpickler)
@@ -116,7 +116,9 @@ class _DataUnpickler(pickle._Unpickler):
         self._check_keys(self.stack[::2])
         _HANDLERS[pickle.SETITEMS[0]](self)
 
-    dispatch |= {opcode: _count_container(_HANDLERS[opcode]) for opcode in b"(])}lt\x85\x86\x87"}
+    dispatch |= {
+        opcode: _counting_containers(_HANDLERS[opcode]) for opcode in b"(])}lt\x85\x86\x87"
+    }
     dispatch |= {
         pickle.REDUCE[0]: load_reduce,
         pickle.DICT[0]: load_dict,
@@ -181,7 +183,7 @@ class _Placeholder:
     """Replaces what PyTorch's reader would build: a tensor, a type or a NumPy number."""
 
 
-def _count_tuple_parts(handler: Handler) -> Handler:
+def _counting_tuple_parts(handler: Handler) -> Handler:
     def load_and_count(unpickler: "_TorchPickleChecker") -> None:
         handler(unpickler)
         unpickler._count_tuple_parts()
@@ -237,7 +239,8 @@ class _TorchPickleChecker(_DataUnpickler):
             self._tuples[id(new)] = (new, parts)
 
     dispatch |= {
-        opcode: _count_tuple_parts(_DataUnpickler.dispatch[opcode]) for opcode in b"t\x85\x86\x87"
+        opcode: _counting_tuple_parts(_DataUnpickler.dispatch[opcode])
+        for opcode in b"t\x85\x86\x87"
     }
     dispatch |= {
         pickle.BINPERSID[0]: pickle._Unpickler.dispatch[pickle.BINPERSID[0]],

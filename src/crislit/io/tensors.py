@@ -102,9 +102,11 @@ def read_torch(path: Path) -> Any:
         reason = first_line(error)
         if str(error).startswith("Weights only load failed"):  # PyTorch advises to run its code
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = "its bytes are not a pickle of tensors"
-            if code:
-                reason = f"it holds {code[1]}, and only tensors and plain containers are read"
+            reason = (
+                f"it holds {code[1]}, and only tensors and plain containers are read"
+                if code
+                else "its bytes are not a pickle of tensors"
+            )
         raise DamagedFileError(
             f"cannot read {path}: it is damaged, or not a PyTorch checkpoint ({reason})"
         ) from error
@@ -120,12 +122,11 @@ def check_checksums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-        reason = f"the checksum of {record} is wrong" if record else None
     except Exception as error:  # zipfile raises whatever damaged bytes lead it to
         _raise_if_unreadable(path, error)
-        reason = first_line(error)
-    if reason is not None:
-        raise DamagedFileError(f"{path} is damaged ({reason})")
+        raise DamagedFileError(f"{path} is damaged ({first_line(error)})") from error
+    if record is not None:
+        raise DamagedFileError(f"{path} is damaged (the checksum of {record} is wrong)")
 
 
 def _raise_if_unreadable(path: Path, error: Exception) -> None:
@@ -144,8 +145,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, in contiguous layout and with the usual file permissions."""
     path.touch()
     permissions = path.stat().st_mode  # save_file makes a file that only its owner may read
-    contiguous = torch.contiguous_format
-    save_file({name: x.clone(memory_format=contiguous) for name, x in tensors.items()}, path)
+    save_file({n: x.clone(memory_format=torch.contiguous_format) for n, x in tensors.items()}, path)
     path.chmod(permissions)
 
 
@@ -181,37 +181,41 @@ def check_names(
 
 
 def check_storage(weights: Mapping[str, Any], source: str) -> None:
-    """Check that tensors are plain numbers and no larger than what the file holds of them.
+    """Check that weights are tensors of plain numbers, no larger than the data in the file.
 
     Strides can make gigabytes of a few bytes.
 
     Raises:
         InputError: If they are not.
     """
-    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    odd = [f"{name} ({x.dtype})" for name, x in tensors.items() if not is_plain_tensor(x)]
+    odd = [
+        f"{name} ({getattr(value, 'dtype', type(value).__name__)})"
+        for name, value in weights.items()
+        if not is_plain_tensor(value)
+    ]
     if odd:
         raise InputError(f"{source} holds tensors that are not plain numbers: {join_names(odd)}")
-    storages = [value.untyped_storage() for value in tensors.values()]
+    storages = map(Tensor.untyped_storage, weights.values())
     stored = {storage.data_ptr(): storage.nbytes() for storage in storages}  # tied weights once
-    if sum(x.numel() * x.element_size() for x in tensors.values()) > 2 * sum(stored.values()):
+    if sum(x.numel() * x.element_size() for x in weights.values()) > 2 * sum(stored.values()):
         raise DamagedFileError(
             f"{source} is damaged: its tensors are larger than what it holds of them"
         )
 
 
-def is_plain_tensor(value: Tensor) -> bool:
-    """Whether a tensor holds numbers of a usual type, dense and in memory."""
-    special = value.is_nested or value.is_quantized or value.device.type == "meta"
-    return not special and value.layout == torch.strided and value.dtype in DTYPES
+def is_plain_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of numbers of a usual type, dense and in memory."""
+    return (
+        isinstance(value, Tensor)
+        and not (value.is_nested or value.is_quantized or value.is_meta)
+        and value.layout == torch.strided
+        and value.dtype in DTYPES
+    )
 
 
-def check_finite(weights: Mapping[str, Any], source: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
     """Raise an :class:`InputError` if a weight is NaN or infinite."""
-    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    floats = {name: value for name, value in tensors.items() if value.is_floating_point()}
-    odd = [name for name, value in floats.items() if not torch.isfinite(value).all()]
-    if odd:
+    if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise InputError(
             f"{source} holds weights that are NaN or infinite: its training diverged, or it is "
             f"damaged: {join_names(odd)}"

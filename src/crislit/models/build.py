@@ -8,8 +8,8 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg
 from torch import nn
 
-from crislit.errors import InputError
-from crislit.models.config import CRISConfig, to_plain
+from crislit.errors import InputError, check_integer
+from crislit.models.config import MAX_LAYERS, CRISConfig
 from crislit.models.cris import CRIS
 from crislit.models.decoder import Decoder
 from crislit.models.image_encoder import ImageEncoder
@@ -17,8 +17,10 @@ from crislit.models.neck import Neck
 from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
 from crislit.models.text_encoder import TextEncoder
 
-VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width"}
-TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+ENCODER_KEYS = {
+    "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"},
+}
 """Allowed keys of the two encoders. open_clip has more, some of which download models."""
 
 
@@ -37,7 +39,15 @@ def build_cris(config: CRISConfig) -> CRIS:
             image_encoder=ImageEncoder(clip.visual),
             text_encoder=TextEncoder(clip),
             neck=Neck((stage4 // 4, stage4 // 2, embed), config.neck),
-            decoder=_build_decoder(config),
+            decoder=Decoder(
+                width=width,
+                layers=config.decoder_layers,
+                heads=config.decoder_heads,
+                ffn=config.decoder_ffn,
+                dropout=config.decoder_dropout,
+            )
+            if config.decoder_layers
+            else None,
             image_projector=ImageProjector(width),
             head=TextProjector(embed, width // 2, config.kernel_size)
             if config.contrastive
@@ -49,31 +59,18 @@ def build_cris(config: CRISConfig) -> CRIS:
         raise InputError(f"cannot build this network: {error}") from error
 
 
-def _build_decoder(config: CRISConfig) -> Decoder | None:
-    """Build the decoder, or return None if it has no layers."""
-    if config.decoder_layers == 0:
-        return None
-    return Decoder(
-        width=config.neck[1],
-        layers=config.decoder_layers,
-        heads=config.decoder_heads,
-        ffn=config.decoder_ffn,
-        dropout=config.decoder_dropout,
-    )
-
-
 def _check_fit(config: CRISConfig, clip: CLIP) -> None:
     """Raise a ValueError if the decoder or the sentence length does not fit the text encoder."""
-    width, text_width = config.neck[1], clip.ln_final.normalized_shape[0]
-    if config.decoder_layers and text_width != width:
-        raise ValueError(f"the decoder's width {width} must be the text encoder's {text_width}")
-    context = len(clip.positional_embedding)
+    context, width = clip.positional_embedding.shape
+    if config.decoder_layers and config.neck[1] != width:
+        raise ValueError(f"the decoder's width {config.neck[1]} must be the text encoder's {width}")
     if config.max_tokens > context:
         raise ValueError(
             f"max_words={config.max_tokens} exceeds the text encoder's context of {context}"
         )
 
 
+@torch.no_grad()
 def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
     """Build a CLIP model at its native input size, with QuickGELU and random weights.
 
@@ -90,13 +87,11 @@ def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
     Raises:
         ValueError: If open_clip does not have the model, or its image encoder is not a ResNet.
     """
-    config = _clip_config(clip)
-    model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
+    model = CLIP(**_clip_config(clip), quick_gelu=True)
     for name, parameter in model.visual.named_parameters():
-        if name.startswith("layer") and name.endswith("bn3.weight"):
+        if name.endswith("bn3.weight"):
             nn.init.ones_(parameter)
-    with torch.no_grad():
-        model.text_projection.mul_(0.1)
+    model.text_projection.mul_(0.1)
     return model
 
 
@@ -109,24 +104,22 @@ def _clip_config(clip: str | Mapping[str, Any]) -> dict[str, Any]:
     # Check the name: open_clip downloads models of some other names.
     if isinstance(clip, str) and clip not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {clip!r}; see open_clip.list_models()")
-    config: dict[str, Any] = to_plain(
-        open_clip.get_model_config(clip) if isinstance(clip, str) else clip
-    )
-    missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
-    if missing:
+    config = open_clip.get_model_config(clip) if isinstance(clip, str) else clip
+    if missing := sorted({"embed_dim", *ENCODER_KEYS} - config.keys()):
         raise ValueError(f"model.clip must have {', '.join(missing)} too, in open_clip's format")
     stages = config["vision_cfg"].get("layers")
-    if not isinstance(stages, list):
+    if not isinstance(stages, (list, tuple)):
         raise ValueError(f"the image encoder must be one of CLIP's ResNets, and {clip!r} is not")
-    for encoder, allowed in (("vision_cfg", VISION_KEYS), ("text_cfg", TEXT_KEYS)):
+    for encoder, allowed in ENCODER_KEYS.items():
         if unknown := sorted(set(config[encoder]) - allowed):
             raise ValueError(
                 f"{encoder} has unknown keys {', '.join(unknown)}; "
                 f"a ResNet CLIP has {', '.join(sorted(allowed))}"
             )
-    if len(stages) != 4 or not all(isinstance(blocks, int) and blocks >= 1 for blocks in stages):
-        raise ValueError(f"CLIP's ResNet has four stages of at least one block, got {stages}")
+    if len(stages) != 4:
+        raise ValueError(f"CLIP's ResNet has four stages, got {stages}")
+    for blocks in stages:
+        check_integer("each of vision_cfg.layers", blocks, 1, maximum=MAX_LAYERS)
     layers = config["text_cfg"].get("layers", CLIPTextCfg.layers)
-    if not isinstance(layers, int) or layers < 1:
-        raise ValueError(f"the text encoder must have at least one layer, got {layers}")
-    return config
+    check_integer("text_cfg.layers", layers, 1, maximum=MAX_LAYERS)
+    return {name: config[name] for name in ("embed_dim", *ENCODER_KEYS)}

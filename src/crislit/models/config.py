@@ -6,6 +6,9 @@ from typing import Any
 
 from crislit.errors import InputError, check_integer
 
+MAX_LAYERS = 100
+"""Maximum for the decoder, the text encoder and each stage of the ResNet. Building a billion layers
+because a checkpoint asks for them would take years."""
 DECODER_SIZES = ("layers", "heads", "ffn", "dropout")
 """Keys of the configuration group ``decoder``."""
 
@@ -52,17 +55,19 @@ class CRISConfig:
             )
         if isinstance(self.neck, str) or not isinstance(self.neck, Sequence) or len(self.neck) != 3:
             raise InputError(f"model.neck must be three widths, got {self.neck!r}")
-        check_integer("decoder.layers", self.decoder_layers, 0)
+        check_integer("decoder.layers", self.decoder_layers, 0, maximum=MAX_LAYERS)
         check_integer("decoder.heads", self.decoder_heads, 1)
         check_integer("decoder.ffn", self.decoder_ffn, 1)
         check_integer("projector.kernel_size", self.kernel_size, 1)
+        if self.kernel_size % 2 == 0:
+            raise InputError(f"projector.kernel_size must be odd, got {self.kernel_size}")
         check_integer("max_words", self.max_tokens, 3)
-        rate = self.decoder_dropout
-        if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise InputError(f"decoder.dropout must be a rate in [0, 1), got {rate!r}")
+        if not isinstance(self.decoder_dropout, (int, float)) or not 0 <= self.decoder_dropout < 1:
+            raise InputError(
+                f"decoder.dropout must be a rate in [0, 1), got {self.decoder_dropout!r}"
+            )
         for width in self.neck:
             check_integer("each width of model.neck", width, 1)
-        object.__setattr__(self, "clip", to_plain(self.clip))
         object.__setattr__(self, "neck", list(self.neck))
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,20 +83,18 @@ class CRISConfig:
             InputError: If a value is out of its range.
             TypeError: If a key is missing or unknown.
         """
-        renamed = {("max_tokens" if key == "max_words" else key): v for key, v in values.items()}
-        return cls(**renamed)
+        return cls(**{"max_tokens" if key == "max_words" else key: v for key, v in values.items()})
 
     @classmethod
     def from_run_config(cls, config: Mapping[str, Any]) -> "CRISConfig":
         """Read the sizes from the configuration of a run."""
-        decoder = config["decoder"]
         return cls(
             clip=config["model"]["clip"],
             neck=config["model"]["neck"],
             contrastive=config["loss"]["contrastive"],
             kernel_size=config["projector"]["kernel_size"],
             max_tokens=config["dataset"]["max_words"],
-            **{f"decoder_{name}": decoder[name] for name in DECODER_SIZES},
+            **{f"decoder_{name}": config["decoder"][name] for name in DECODER_SIZES},
         )
 
     def to_run_config(self) -> dict[str, Any]:
@@ -102,10 +105,3 @@ class CRISConfig:
             "loss": {"contrastive": self.contrastive},
             "projector": {"kernel_size": self.kernel_size},
         }
-
-
-def to_plain(value: Any) -> Any:
-    """Convert nested mappings and their sequences to dictionaries and lists."""
-    if isinstance(value, Mapping):
-        return {key: to_plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, (list, tuple)) else value

@@ -87,8 +87,7 @@ class CRIS(nn.Module):
             ValueError: If H or W is not a multiple of 32, B is not a multiple of P, or L exceeds
                 the text encoder's context.
         """
-        maps = self.encode_images(images)
-        return self.ground(maps, tokens, image_indices)
+        return self.ground(self.encode_images(images), tokens, image_indices)
 
     def encode_images(self, images: Tensor) -> Maps:
         """Compute everything that depends on the images only.
@@ -105,8 +104,7 @@ class CRIS(nn.Module):
         height, width = images.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"image sides must be multiples of 32, got ({height}, {width})")
-        c3, c4, c5 = self.image_encoder(images)
-        return self.neck.project_maps(c3, c4, c5)
+        return self.neck.project_maps(*self.image_encoder(images))
 
     def ground(self, maps: Maps, tokens: Tensor, image_indices: Tensor | None = None) -> Tensor:
         """Predict masks from encoded images: the second half of :meth:`forward`.

@@ -19,15 +19,13 @@ class Decoder(Recomputable):
         dropout: Dropout rate of attention weights, attention outputs and feed-forward networks.
 
     Raises:
-        ValueError: If ``layers`` is below 1, or the width not a multiple of 4 and of ``heads``.
+        ValueError: If the width is not a multiple of 4 and of ``heads``.
     """
 
     def __init__(
         self, width: int, layers: int = 3, heads: int = 8, ffn: int = 2048, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"the decoder must have at least one layer, got {layers}")
         if width % heads or width % 4:
             raise ValueError(
                 f"the decoder's width must be a multiple of 4 and of its heads, "
@@ -47,14 +45,13 @@ class Decoder(Recomputable):
         Returns:
             (B, D, h, w').
         """
-        width, (h, w) = fused.shape[1], fused.shape[-2:]
+        _, width, h, w = fused.shape
         cell_positions = sine_positions_2d(h, w, width).to(fused)  # (N, D)
         word_positions = sine_positions(torch.arange(words.shape[1]), width).to(words)  # (L, D)
         cells = fused.flatten(2).transpose(1, 2)  # (B, N, D)
-        for layer in self.layers:
-            cells = self.run(layer, cells, words, cell_positions, word_positions, padding)
-        decoded: Tensor = self.norm(cells)  # (B, N, D)
-        return decoded.transpose(1, 2).reshape(-1, width, h, w)  # (B, D, h, w')
+        inputs = (words, cell_positions, word_positions, padding)
+        cells = self.norm(self.run_each(self.layers, cells, *inputs))  # (B, N, D)
+        return cells.transpose(1, 2).reshape(-1, width, h, w)  # (B, D, h, w')
 
 
 class DecoderLayer(nn.Module):
@@ -121,9 +118,7 @@ class DecoderLayer(nn.Module):
         cells = cells + self.dropout(self.cross_norm_out(x))
 
         # Equation 7, second line: feed-forward network.
-        x = self.ffn(self.ffn_norm_in(cells))
-        cells = cells + self.dropout(x)
-        return cells
+        return cells + self.dropout(self.ffn(self.ffn_norm_in(cells)))
 
 
 def sine_positions(positions: Tensor, width: int) -> Tensor:

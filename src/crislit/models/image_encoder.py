@@ -31,18 +31,12 @@ class ImageEncoder(Recomputable):
             ``c3`` (P, 8w, H/8, W/8), ``c4`` (P, 16w, H/16, W/16) and ``c5`` (P, E, H/32, W/32).
         """
         x = self.run(self.resnet.stem, images)  # (P, w, H/4, W/4)
-        x = self.run_stage(self.resnet.layer1, x)  # (P, 4w, H/4, W/4)
-        c3 = self.run_stage(self.resnet.layer2, x)  # (P, 8w, H/8, W/8)
-        c4 = self.run_stage(self.resnet.layer3, c3)  # (P, 16w, H/16, W/16)
-        x = self.run_stage(self.resnet.layer4, c4)  # (P, 32w, H/32, W/32)
+        x = self.run_each(self.resnet.layer1, x)  # (P, 4w, H/4, W/4)
+        c3 = self.run_each(self.resnet.layer2, x)  # (P, 8w, H/8, W/8)
+        c4 = self.run_each(self.resnet.layer3, c3)  # (P, 16w, H/16, W/16)
+        x = self.run_each(self.resnet.layer4, c4)  # (P, 32w, H/32, W/32)
         c5 = self.run(self.pool, x)  # (P, E, H/32, W/32)
         return c3, c4, c5
-
-    def run_stage(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
-        """Apply the blocks of a stage, one after the other."""
-        for block in blocks:
-            x = self.run(block, x)
-        return x
 
 
 class SpatialAttentionPool(nn.Module):
@@ -60,9 +54,7 @@ class SpatialAttentionPool(nn.Module):
         self.heads: int = pool.num_heads
         # (1 + M, 32w): the mean's position, then the M cells of the native grid.
         self.positional_embedding: nn.Parameter = pool.positional_embedding
-        self.q_proj: nn.Linear = pool.q_proj
-        self.k_proj: nn.Linear = pool.k_proj
-        self.v_proj: nn.Linear = pool.v_proj
+        self.q_proj, self.k_proj, self.v_proj = pool.q_proj, pool.k_proj, pool.v_proj
         self.c_proj: nn.Linear = pool.c_proj
         width, embed = self.c_proj.in_features, self.c_proj.out_features  # 32w, E
         self.shortcut = nn.Sequential(nn.Conv2d(width, embed, 1, bias=False), nn.BatchNorm2d(embed))
@@ -78,7 +70,10 @@ class SpatialAttentionPool(nn.Module):
         """
         h, w = stage4.shape[-2:]
         x = stage4.flatten(2).transpose(1, 2) + self.positions(h, w)  # (P, h w, 32w)
-        q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (P, heads, h w, 64)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         x = F.scaled_dot_product_attention(q, k, v)  # (P, heads, h w, 64)
         x = self.c_proj(x.transpose(1, 2).flatten(2))  # (P, h w, E)
         x = x.transpose(1, 2).reshape(x.shape[0], -1, h, w)  # (P, E, h, w)
@@ -91,9 +86,4 @@ class SpatialAttentionPool(nn.Module):
         if (h, w) == (side, side):
             return native
         grid = native.T.reshape(1, -1, side, side)  # (1, 32w, side, side)
-        resized = F.interpolate(grid, size=(h, w), mode="bicubic", align_corners=False)
-        return resized[0].flatten(1).T
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """(P, N, C) -> (P, heads, N, C / heads)."""
-        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)[0].flatten(1).T

@@ -20,8 +20,7 @@ class Neck(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int]) -> None:
         super().__init__()
-        c3, c4, c5 = in_channels
-        a, b, c = out_channels
+        (c3, c4, c5), (a, b, c) = in_channels, out_channels
         self.project_sentence = nn.Sequential(
             nn.Linear(c5, c, bias=False), nn.BatchNorm1d(c), nn.ReLU(inplace=True)
         )
@@ -67,8 +66,7 @@ class Neck(nn.Module):
         Returns:
             ``v3`` (P, a, h, w'), ``v4`` (P, b, h, w') and ``v5`` (P, c, H/32, W/32).
         """
-        v3 = F.avg_pool2d(self.project_c3(c3), 2)
-        return v3, self.project_c4(c4), self.project_c5(c5)
+        return F.avg_pool2d(self.project_c3(c3), 2), self.project_c4(c4), self.project_c5(c5)
 
     def fuse(self, maps: Maps, sentence: Tensor, image_indices: Tensor | None = None) -> Tensor:
         """Fuse projected maps with the sentences.
@@ -95,8 +93,11 @@ class Neck(nn.Module):
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     """Return a convolution without bias that keeps the map's size, BatchNorm and ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
 
 
 def upsample2(x: Tensor) -> Tensor:
@@ -119,13 +120,12 @@ def repeat_for_sentences(x: Tensor, sentences: int, image_indices: Tensor | None
         return x[image_indices]
     if x.shape[0] == sentences:
         return x
-    repeated = x.repeat_interleave(sentences // x.shape[0], dim=0)
-    return repeated.contiguous(memory_format=torch.channels_last)
+    return x.repeat_interleave(sentences // x.shape[0], dim=0).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def coordinates(x: Tensor) -> Tensor:
     """Return the x and y of each cell, from -1 to 1: (B, C, h, w) -> (B, 2, h, w)."""
-    h, w = x.shape[-2:]
-    xs = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype).expand(h, w)
-    ys = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)[:, None].expand(h, w)
-    return torch.stack([xs, ys]).expand(x.shape[0], -1, -1, -1)
+    ys, xs = (torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in x.shape[-2:])
+    return torch.stack(torch.meshgrid(xs, ys, indexing="xy")).expand(x.shape[0], -1, -1, -1)

@@ -7,6 +7,7 @@ folded into the layers before them. Symbols: see ``cris.py``.
 import copy
 import functools
 import itertools
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,7 @@ def optimize_for_inference(model: CRIS) -> CRIS:
     network = optimize_for_training(copy.deepcopy(model, shared), SentenceWiseCRIS).eval()
     fold_batchnorms(network)
     if isinstance(network.head, TextProjector):
-        last = network.image_projector[-1]
-        assert isinstance(last, nn.Conv2d)
+        last = cast(nn.Conv2d, network.image_projector[-1])
         network.head = FoldedTextProjector(network.head, last)
         network.image_projector[-1] = nn.Identity()
     return network
@@ -61,8 +61,7 @@ def optimize_for_inference(model: CRIS) -> CRIS:
 def fold_batchnorms(module: nn.Module) -> None:
     """Fold each BatchNorm into the convolution or linear layer registered right before it."""
     for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (name, layer), (norm_name, norm) in itertools.pairwise(children):
+        for (name, layer), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
             if isinstance(norm, _BatchNorm) and isinstance(layer, (nn.Conv2d, nn.Linear)):
                 folded = (
                     fuse_conv_bn_eval(layer, norm)
@@ -146,8 +145,7 @@ def convolve_part(conv_bn_relu: nn.Sequential, x: Tensor, start: int) -> Tensor:
     Returns:
         (B, C', h, w).
     """
-    conv = conv_bn_relu[0]
-    assert isinstance(conv, nn.Conv2d)
+    conv = cast(nn.Conv2d, conv_bn_relu[0])
     start %= conv.in_channels
     weight = conv.weight[:, start : start + x.shape[1]]
     return F.conv2d(x, weight, conv.bias if start == 0 else None, padding=conv.padding)
@@ -166,18 +164,15 @@ class OptimizedImageProjector(ImageProjector):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w') -> (B, D/2, H/4, W/4)."""
         _, block1, _, block2, last = self
-        x = self.run(functools.partial(upsample2_conv_bn_relu, block1), x)
-        x = self.run(functools.partial(upsample2_conv_bn_relu, block2), x)
-        return self.run(last, x)
+        blocks = [functools.partial(upsample2_conv_bn_relu, block) for block in (block1, block2)]
+        return self.run_each([*blocks, last], x)
 
 
 def upsample2_conv_bn_relu(block: nn.Module, x: Tensor) -> Tensor:
     """Upsample a map and apply a block of convolution, BatchNorm and ReLU to it."""
-    assert isinstance(block, nn.Sequential)
-    conv = block[0]
+    conv, norm, _ = block.children()
     assert isinstance(conv, nn.Conv2d)
-    result: Tensor = block[1:](upsample2_and_convolve(x, conv.weight, conv.bias))
-    return result
+    return F.relu_(norm(upsample2_and_convolve(x, conv.weight, conv.bias)))
 
 
 def upsample2_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -255,9 +250,7 @@ class FoldedTextProjector(nn.Module):
         Returns:
             (B, 1, H/4, W/4).
         """
-        z_t = self.linear(sentence)  # (B, C k k + k k + 1)
-        kernels, bias = z_t[:, : -self.taps - 1], z_t[:, -1]
-        tap_biases = z_t[:, -self.taps - 1 : -1, None]  # (B, k k, 1)
-        taps = kernels.reshape(z_t.shape[0], -1, self.taps).transpose(1, 2)  # (B, k k, C)
-        products = taps @ pixels.flatten(2) + tap_biases  # (B, k k, H/4 W/4)
-        return sum_of_taps(products.reshape(*products.shape[:2], *pixels.shape[-2:]), bias)
+        z_t = self.linear(sentence)  # (B, (C + 1) k k + 1)
+        kernels = z_t[:, :-1].reshape(z_t.shape[0], -1, self.taps).mT  # (B, k k, C + 1)
+        products = kernels[..., :-1] @ pixels.flatten(2) + kernels[..., -1:]  # (B, k k, H/4 W/4)
+        return sum_of_taps(products.unflatten(2, pixels.shape[-2:]), z_t[:, -1])

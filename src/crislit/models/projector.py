@@ -28,9 +28,7 @@ class ImageProjector(nn.Sequential, Recomputable):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w') -> (B, D/2, H/4, W/4)."""
-        for part in self:
-            x = self.run(part, x)
-        return x
+        return self.run_each(self, x)
 
 
 class TextProjector(nn.Module):
@@ -43,14 +41,11 @@ class TextProjector(nn.Module):
         embed: E, width of the sentence feature.
         channels: C, channels of z_v.
         kernel_size: k, odd.
-
-    Raises:
-        ValueError: If the kernel size is not odd and positive.
     """
 
     def __init__(self, embed: int, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.kernel_size = check_kernel_size(kernel_size)
+        self.kernel_size = kernel_size
         self.linear = nn.Linear(embed, channels * kernel_size**2 + 1)
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
@@ -64,10 +59,9 @@ class TextProjector(nn.Module):
             (B, 1, H/4, W/4).
         """
         z_t = self.linear(sentence)  # (B, C k k + 1)
-        kernels, bias = z_t[:, :-1], z_t[:, -1]
-        taps = kernels.reshape(z_t.shape[0], -1, self.kernel_size**2).transpose(1, 2)  # (B, k k, C)
-        products = taps @ pixels.flatten(2)  # (B, k k, H/4 W/4)
-        return sum_of_taps(products.unflatten(2, pixels.shape[-2:]), bias)
+        kernels = z_t[:, :-1].reshape(z_t.shape[0], -1, self.kernel_size**2)  # (B, C, k k)
+        products = kernels.mT @ pixels.flatten(2)  # (B, k k, H/4 W/4)
+        return sum_of_taps(products.unflatten(2, pixels.shape[-2:]), z_t[:, -1])
 
 
 class PixelClassifier(nn.Module):
@@ -78,14 +72,11 @@ class PixelClassifier(nn.Module):
     Args:
         channels: C, channels of z_v.
         kernel_size: k, odd.
-
-    Raises:
-        ValueError: If the kernel size is not odd and positive.
     """
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 1, check_kernel_size(kernel_size), padding=kernel_size // 2)
+        self.conv = nn.Conv2d(channels, 1, kernel_size, padding=kernel_size // 2)
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         """Compute the logits, (B, C, H/4, W/4) -> (B, 1, H/4, W/4); the sentence is not used."""
@@ -106,12 +97,4 @@ def sum_of_taps(products: Tensor, bias: Tensor) -> Tensor:
     k, (h, w) = math.isqrt(products.shape[1]), products.shape[-2:]
     products = F.pad(products, [k // 2] * 4)
     shifted = [products[:, i * k + j, i : i + h, j : j + w] for i in range(k) for j in range(k)]
-    logits: Tensor = torch.stack(shifted).sum(dim=0) + bias[:, None, None]  # (B, h, w)
-    return logits[:, None]
-
-
-def check_kernel_size(kernel_size: int) -> int:
-    """Return the kernel size; raise a ValueError if it is not odd and positive."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"projector.kernel_size must be odd and positive, got {kernel_size}")
-    return kernel_size
+    return (torch.stack(shifted).sum(dim=0) + bias[:, None, None])[:, None]

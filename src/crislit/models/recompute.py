@@ -1,6 +1,6 @@
 """Activation checkpointing: training in less memory, with a second forward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -31,6 +31,14 @@ class Recomputable(nn.Module):
         )
         return output
 
+    def run_each(
+        self, parts: Iterable[Callable[..., Tensor]], x: Tensor, *inputs: Tensor
+    ) -> Tensor:
+        """Apply parts one after the other: each to the output of the one before and the inputs."""
+        for part in parts:
+            x = self.run(part, x, *inputs)
+        return x
+
 
 def recompute_activations(model: nn.Module, enabled: bool = True) -> None:
     """Switch activation checkpointing on or off for a network."""
@@ -42,14 +50,16 @@ def recompute_activations(model: nn.Module, enabled: bool = True) -> None:
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Restore the running statistics of all BatchNorms on exit."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    originals = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, originals, strict=True):
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
+    statistics = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm)
+        for name, buffer in norm.named_buffers(recurse=False)
+    ]
+    for norm, name, buffer in statistics:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, originals, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
+        for norm, name, buffer in statistics:
+            setattr(norm, name, buffer)

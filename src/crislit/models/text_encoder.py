@@ -13,7 +13,6 @@ class TextEncoder(nn.Module):
     """
 
     attn_mask: Tensor
-    logit_scale: Tensor
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()

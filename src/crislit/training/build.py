@@ -47,7 +47,6 @@ LOADER_KEYS = (
     *("workers", "seed"),
 )
 SOURCE_KEYS = ("folder", "refs", "embedded", "file", "sentences", "images")
-OPTIMIZER_KEYS = ("learning_rate", "encoder_factor", "encoder_from", "milestones", "gamma")
 
 
 def build_model(config: Config) -> CRIS:
@@ -93,10 +92,11 @@ def build_data(config: Config) -> ReferDataModule:
         InputError: If a setting is unknown or out of its range.
     """
     dataset = config["dataset"]
-    known = (*DATASET_KEYS, *SOURCE_KEYS, "name", "blind_control")
-    check_keys("dataset", dataset, known)
-    options = {name: dataset[name] for name in DATASET_KEYS if name in dataset}
-    options |= {name: config[name] for name in LOADER_KEYS if name in config}
+    check_keys("dataset", dataset, (*DATASET_KEYS, *SOURCE_KEYS, "name", "blind_control"))
+    options = {
+        **{name: dataset[name] for name in DATASET_KEYS if name in dataset},
+        **{name: config[name] for name in LOADER_KEYS if name in config},
+    }
     if "max_words" in options:
         options["max_tokens"] = options.pop("max_words")
     return ReferDataModule(
@@ -117,7 +117,7 @@ def build_augmentation(config: Config) -> Augmentation | None:
     augment = config["augment"]
     check_keys("augment", augment, ("flip", "transforms"))
     try:
-        transforms = [instantiate(transform) for transform in augment.get("transforms", [])]
+        transforms = [instantiate(transform) for transform in augment.get("transforms") or []]
     except InstantiationException as error:
         raise InputError(f"cannot build augment.transforms: {error}") from error
     return Augmentation(augment.get("flip", 0.0), transforms)
@@ -148,7 +148,8 @@ def build_task(
         InputError: If a setting is unknown or out of its range.
     """
     optimizer = config["recipe"]["optimizer"]
-    check_keys("recipe.optimizer", optimizer, OPTIMIZER_KEYS)
+    known = ("learning_rate", "encoder_factor", "encoder_from", "milestones", "gamma")
+    check_keys("recipe.optimizer", optimizer, known)
     return CRISTask(
         model,
         **optimizer,
@@ -173,25 +174,29 @@ def build_trainer(
         InputError: If the requested device, strategy or precision is not available.
     """
     options = dict(config["trainer"])
-    check_integer("trainer.max_epochs", options["max_epochs"], 0)
-    check_integer("trainer.max_steps", options["max_steps"], -1)
-    for name in ("check_val_every_n_epoch", "log_every_n_steps"):
-        check_integer(f"trainer.{name}", options[name], 1)
+    minimums = {
+        **{"max_epochs": 0, "max_steps": -1},
+        **{"check_val_every_n_epoch": 1, "log_every_n_steps": 1},
+    }
+    for name, minimum in minimums.items():
+        check_integer(f"trainer.{name}", options[name], minimum)
     cuda = torch.cuda.is_available() and options["accelerator"] in ("auto", "gpu", "cuda")
-    if options["precision"] == "auto":
-        options["precision"] = "16-mixed" if cuda else "32-true"
-    if options["sync_batchnorm"] == "auto":
-        options["sync_batchnorm"] = cuda  # PyTorch has none elsewhere
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # We handle its signals: Lightning would bypass our checkpoints and requeue the job.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    options |= {"default_root_dir": folder, "use_distributed_sampler": False, "plugins": plugins}
+    # PyTorch synchronizes BatchNorm on GPUs only.
+    automatic = {"precision": "16-mixed" if cuda else "32-true", "sync_batchnorm": cuda}
+    options |= {name: value for name, value in automatic.items() if options[name] == "auto"}
+    # We handle Slurm's signals: Lightning would bypass our checkpoints and requeue the job.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    options |= {
+        **{"default_root_dir": folder, "use_distributed_sampler": False},
+        "plugins": [AtomicCheckpointIO(), *slurm],
+    }
     try:
         return L.Trainer(**options, callbacks=[ProcessGuard(), *callbacks], logger=logger)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        names = ("accelerator", "devices", "strategy", "precision")
-        requested = ", ".join(f"trainer.{name}={options[name]}" for name in names)
+        requested = ", ".join(
+            f"trainer.{name}={options[name]}"
+            for name in ("accelerator", "devices", "strategy", "precision")
+        )
         raise InputError(
             f"this machine cannot run {requested}: {error}. It has {torch.cuda.device_count()} GPUs"
         ) from error

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from crislit.errors import printable
 from crislit.io.images import Image
 from crislit.training import processes
 from crislit.training.loggers import Sample, log_samples
-from crislit.training.metrics import intersection_and_union, iou
+from crislit.training.metrics import Mask, intersection_and_union, iou
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +25,9 @@ log = logging.getLogger(__name__)
 class ProcessGuard(L.Callback):
     """Ends all processes of a run when one of them dies, see :mod:`crislit.training.processes`."""
 
-    def __init__(self) -> None:
-        self._watching = False
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch the processes that Lightning has started."""
-        if not self._watching:
-            self._watching = True
-            processes.watch_children(getattr(trainer.strategy.launcher, "procs", []))
+        processes.watch_children(getattr(trainer.strategy.launcher, "procs", []))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let each process end on its own after the evaluation, the last collective."""
@@ -82,18 +76,26 @@ class SkippedSamples(L.Callback):
         """Log what was skipped."""
         self.gather(trainer)
         if trainer.is_global_zero and self.reasons:
-            lines = [printable(f"{sample}: {why}") for sample, why in self.reasons.items()]
-            listed = "".join(f"\n  {line}" for line in lines)
-            count = len(self.reasons)
-            log.warning("%d training samples could not be used and were replaced:%s", count, listed)
+            lines = "".join(f"\n  {sample}: {reason}" for sample, reason in self.reasons.items())
+            log.warning(
+                "%d training samples could not be used and were replaced:%s",
+                len(self.reasons),
+                printable(lines),
+            )
 
     def gather(self, trainer: L.Trainer) -> None:
         """Merge what all processes have skipped; a collective."""
-        if trainer.world_size > 1:
-            parts: list[dict[str, str]] = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self.reasons)
-            self.reasons = {sample: reason for part in parts for sample, reason in part.items()}
-        self.reasons = dict(sorted(self.reasons.items()))
+        parts = gather_objects(trainer, self.reasons)
+        reasons = {sample: reason for part in parts for sample, reason in part.items()}
+        self.reasons = dict(sorted(reasons.items()))
+
+
+def gather_objects(trainer: L.Trainer, item: Any) -> list[Any]:
+    """Return every process's item, in the order of their ranks; a collective."""
+    items = [item] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(items, item)
+    return items
 
 
 class ValidationLogger(L.Callback):
@@ -113,8 +115,13 @@ class ValidationLogger(L.Callback):
         metrics = trainer.callback_metrics  # a run resumed in a validation has no loss yet
         names = [name for name in ("train/loss", f"{self.split}/mIoU") if name in metrics]
         values = ", ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
-        epoch, step = trainer.current_epoch + 1, trainer.global_step
-        log.info("epoch %d of %s, step %d: %s", epoch, trainer.max_epochs, step, values)
+        log.info(
+            "epoch %d of %s, step %d: %s",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            trainer.global_step,
+            values,
+        )
 
 
 class SamplePlots(L.Callback):
@@ -150,12 +157,10 @@ class SamplePlots(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Plot the chosen samples of a batch."""
-        if dataloader_idx != self.loader:
-            return
         for number, mask, target in zip(
             batch.samples, outputs["masks"], batch.targets, strict=True
         ):
-            if number not in self.chosen:
+            if dataloader_idx != self.loader or number not in self.chosen:
                 continue
             self.folder.mkdir(parents=True, exist_ok=True)
             image, sentence = self.data.image(number), self.data.sentence(number)
@@ -170,11 +175,8 @@ class SamplePlots(L.Callback):
             log_samples(trainer.loggers, self.samples, trainer.global_step)
 
 
-def draw_sample(
-    image: Image, sentence: str, target: npt.NDArray[Any], prediction: npt.NDArray[Any]
-) -> Figure:
+def draw_sample(image: Image, sentence: str, target: Mask, prediction: Mask) -> Figure:
     """Draw image, target and predicted mask side by side under the sentence."""
-    score = iou(*intersection_and_union(prediction, target))
     height = 3.5 * image.shape[0] / image.shape[1] + 0.7
     figure = Figure(figsize=(10.5, height))
     figure.suptitle(f"“{sentence}”", y=1 - 0.05 / height, va="top", parse_math=False)
@@ -182,17 +184,20 @@ def draw_sample(
     margins = {"left": 0.005, "right": 0.995, "bottom": 0.05 / height, "top": 1 - 0.6 / height}
     left, middle, right = figure.subplots(1, 3, gridspec_kw=margins | {"wspace": 0.02})
     left.imshow(image)
-    left.set_title("image", fontsize=10)
     draw_mask(middle, image, target, "lime")
-    middle.set_title("target", fontsize=10)
     draw_mask(right, image, prediction, "orange")
-    right.set_title(f"prediction, IoU {score:.2f}", fontsize=10)
-    for axes in (left, middle, right):
+    titles = {
+        left: "image",
+        middle: "target",
+        right: f"prediction, IoU {iou(*intersection_and_union(prediction, target)):.2f}",
+    }
+    for axes, title in titles.items():
+        axes.set_title(title, fontsize=10)
         axes.axis("off")
     return figure
 
 
-def draw_mask(axes: Axes, image: Image, mask: npt.NDArray[Any], color: str) -> None:
+def draw_mask(axes: Axes, image: Image, mask: Mask, color: str) -> None:
     """Show an image, darkened outside a mask, with the mask's outline."""
     mask = mask.astype(bool)
     axes.imshow((image * np.where(mask, 1.0, 0.3)[..., None]).astype(np.uint8))

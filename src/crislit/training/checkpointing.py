@@ -91,21 +91,18 @@ class LastCheckpoint(L.Callback):
     Args:
         folder: The folder of the checkpoints.
         every: N, optimizer steps between two checkpoints.
+
+    Attributes:
+        path: The last checkpoint.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+        self.folder, self.path, self.every = folder, folder / LAST, every
         self._saved = (0, False)
-        self._step_before = 0
         self._has_saved = False
         self._batches: int | None = None
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
-
-    @property
-    def path(self) -> Path:
-        """The last checkpoint."""
-        return self.folder / LAST
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batches per epoch and process: a position in an epoch depends on them."""
@@ -132,13 +129,8 @@ class LastCheckpoint(L.Callback):
         self._batches = batches
         self._saved = (trainer.global_step, False)
         if threading.current_thread() is threading.main_thread():
-            self._install_handlers()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the step, which accumulated batches do not advance."""
-        self._step_before = trainer.global_step
+            for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+                self._handlers[number] = signal.signal(number, self._remember_signal)
 
     def on_train_batch_end(
         self,
@@ -150,7 +142,8 @@ class LastCheckpoint(L.Callback):
     ) -> None:
         """Save if it is time, or if a signal arrived."""
         step = trainer.global_step
-        if step > self._step_before and not trainer.is_last_batch:
+        # After accumulated batches only once they have made a step.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
             number = self._agree_on_signal(trainer)
             is_due = step >= self._saved[0] + self.every or step == trainer.max_steps
             if number or is_due:
@@ -219,10 +212,6 @@ class LastCheckpoint(L.Callback):
         trainer.strategy.barrier()
         self._saved = moment
 
-    def _install_handlers(self) -> None:
-        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-            self._handlers[number] = signal.signal(number, self._remember_signal)
-
     def _remember_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C ends the run at once
@@ -235,9 +224,7 @@ class LastCheckpoint(L.Callback):
 
     def _agree_on_signal(self, trainer: L.Trainer) -> int | None:
         """Return the signal that any of the processes received; a collective."""
-        received = self._signal is not None
-        if trainer.world_size > 1:
-            received = trainer.strategy.reduce_boolean_decision(received, all=False)
+        received = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         return (self._signal or signal.SIGTERM) if received else None
 
 

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import crislit
 from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import ReferEvaluationSet
@@ -24,6 +23,7 @@ from crislit.training.callbacks import SamplePlots
 from crislit.training.metrics import METRICS, reachable_iou
 from crislit.training.provenance import commit, fingerprint, hardware
 from crislit.training.task import CRISTask
+from crislit.transforms.tokenizer import tokenize
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,9 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
         select_split=data.select_split,
     )
     trainer = build_trainer(config, folder, callbacks=[], logger=False)
-    pictures = config["callbacks"]["pictures"]
-    results = evaluate_splits(trainer, task, data, folder / "figures", pictures)
+    results = evaluate_splits(
+        trainer, task, data, folder / "figures", config["callbacks"]["pictures"]
+    )
     known = training_config(config, checkpoint)
     results |= describe_run(known, overrides, model) | fingerprint(known)
     results |= {
@@ -84,8 +85,10 @@ def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
         InputError: If neither names a data set.
     """
     trained = checkpoint.config
-    defaults = {"protocol": "all_sentences", "eval_batch_size": 16, "seed": 0}
-    defaults |= {"image_size": checkpoint.image_size, "threshold": checkpoint.threshold}
+    defaults = {
+        **{"protocol": "all_sentences", "eval_batch_size": 16, "seed": 0},
+        **{"image_size": checkpoint.image_size, "threshold": checkpoint.threshold},
+    }
     filled = {
         name: trained.get(name, default)
         for name, default in defaults.items()
@@ -106,8 +109,8 @@ def training_config(config: Config, checkpoint: Checkpoint) -> Config:
     """Return an evaluation's configuration completed by its network's and its training's."""
     trained = checkpoint.config
     known = checkpoint.network.to_run_config() | trained | config
-    known |= {"recipe": trained.get("recipe")}
-    return known | {name: trained[name] for name in ("trainer", "resume") if name in trained}
+    own = {name: trained[name] for name in ("trainer", "resume") if name in trained}
+    return known | own | {"recipe": trained.get("recipe")}
 
 
 def evaluate_splits(
@@ -126,8 +129,7 @@ def evaluate_splits(
         ``splits``, ``blind`` and ``ceiling`` by split, ``fps``, ``threshold`` and ``protocol``.
     """
     shown = data.select_split if data.select_split in data.splits else data.splits[0]
-    number = data.splits.index(shown)
-    plots = SamplePlots(figures, count, number, data.evaluation_set(shown))
+    plots = SamplePlots(figures, count, data.splits.index(shown), data.evaluation_set(shown))
     trainer.callbacks.append(plots)  # type: ignore[attr-defined]
     trainer.test(task, data, verbose=False)
     logged = trainer.callback_metrics
@@ -135,9 +137,8 @@ def evaluate_splits(
     for split, values in splits.items():
         if values["empty"]:
             warn_about_empty_targets(data.evaluation_set(split), split)
-    device = trainer.strategy.root_device
     return {
-        "fps": measure_fps(task.model, device, data.image_size, data.max_tokens),
+        "fps": measure_fps(task.model, trainer.strategy.root_device, data),
         "threshold": task.threshold,
         "protocol": data.protocol,
         "splits": splits,
@@ -148,36 +149,33 @@ def evaluate_splits(
 
 def split_results(logged: Mapping[str, Any], name: str) -> dict[str, float]:
     """Return one loader's metrics out of everything that Lightning logged."""
-    values = {metric: float(logged[f"{name}/{metric}"]) for metric in METRICS}
-    counts = {count: int(logged[f"{name}/{count}"]) for count in ("samples", "empty")}
-    return {"samples": counts["samples"], **values, "empty": counts["empty"]}
+    values = {key: float(logged[f"{name}/{key}"]) for key in ("samples", *METRICS, "empty")}
+    return values | {count: int(values[count]) for count in ("samples", "empty")}
 
 
 def warn_about_empty_targets(data: ReferEvaluationSet, split: str) -> None:
     """List the samples of a split whose target is empty: no mask fits, they count as IoU 0."""
     names = [data.name(number) for number in range(len(data)) if not data.target(number).any()]
-    count, listed = len(names), ", ".join(names)
-    log.warning("%s: %d samples have an empty target and count as IoU 0: %s", split, count, listed)
+    message = "%s: %d samples have an empty target and count as IoU 0: %s"
+    log.warning(message, split, len(names), ", ".join(names))
 
 
 def ceiling_miou(data: ReferDataModule, split: str, threshold: float) -> float:
     """Return the mIoU of perfect predictions at the network's resolution."""
     samples = data.evaluation_set(split).samples
     refs, counts = torch.unique(torch.from_numpy(samples[:, 0]), return_counts=True)
-    masks = (data.index.mask(ref) for ref in refs.tolist())
-    reached = [reachable_iou(mask, data.image_size, threshold) for mask in masks]
-    return float((torch.tensor(reached) * counts).sum() / counts.sum())
+    reached = torch.tensor(
+        [reachable_iou(data.index.mask(ref), data.image_size, threshold) for ref in refs.tolist()]
+    )
+    return float((reached * counts).sum() / counts.sum())
 
 
 @torch.no_grad()
-def measure_fps(
-    model: CRIS, device: torch.device, image_size: int, max_tokens: int, runs: int = 10
-) -> float:
+def measure_fps(model: CRIS, device: torch.device, data: ReferDataModule, runs: int = 10) -> float:
     """Return images per second (table 1's "FPS"): one image and one sentence, median of runs."""
     model.to(device).eval()
-    dtype = next(model.parameters()).dtype
-    image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype)
-    tokens = crislit.tokenize(["the man in red"], max_words=max_tokens).to(device)
+    image = torch.zeros(1, 3, data.image_size, data.image_size).to(next(model.parameters()))
+    tokens = tokenize(["the man in red"], data.max_tokens).to(device)
     times = []
     for _ in range(3 + runs):
         start = time.perf_counter()
@@ -207,17 +205,15 @@ def report_results(results: dict[str, Any], folder: Path) -> None:
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print the table of a run's results, in percent."""
-    protocol, threshold = PROTOCOLS[results["protocol"]], results["threshold"]
-    title = f"mIoU is the paper's IoU; in percent; threshold {threshold}; {protocol}"
-    table = Table(title=title)
+    method = f"threshold {results['threshold']}; {PROTOCOLS[results['protocol']]}"
+    table = Table(title=f"mIoU is the paper's IoU; in percent; {method}")
     extra = {name: results[name] for name in ("blind", "ceiling") if results.get(name)}
     metrics = [name for name in METRICS if name not in ("Pr@60", "Pr@80")]  # fits 80 columns
     for column in ("split", "samples", *metrics, *extra):
-        justify = "left" if column == "split" else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split, values in results["splits"].items():
         row = [split, str(values["samples"]), *(f"{100 * values[name]:.2f}" for name in metrics)]
-        for scores in extra.values():
-            row.append(f"{100 * scores[split]['mIoU']:.2f}" if split in scores else "-")
+        scores = (column.get(split) for column in extra.values())
+        row += [f"{100 * score['mIoU']:.2f}" if score else "-" for score in scores]
         table.add_row(*row)
     Console(width=max(Console().width, 80)).print(table)

@@ -2,13 +2,11 @@
 
 import csv
 import logging
-import netrc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +44,12 @@ class Sample:
 
 def choose_wandb_mode(folder: Path) -> None:
     """Let Weights & Biases log offline without a key or without a connection to its server."""
+    from requests.utils import get_netrc_auth  # comes with wandb, which looks for keys like this
+
     if os.environ.get("WANDB_MODE"):  # the user's choice
         return
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    has_key = os.environ.get("WANDB_API_KEY") or has_wandb_key(server)
+    has_key = os.environ.get("WANDB_API_KEY") or get_netrc_auth(server)  # from `wandb login`
     reason = unreachable(server) if has_key else "no WANDB_API_KEY"
     if reason:
         os.environ["WANDB_MODE"] = "offline"
@@ -58,20 +58,6 @@ def choose_wandb_mode(folder: Path) -> None:
             reason,
             folder,
         )
-
-
-def has_wandb_key(server: str) -> bool:
-    """Whether `wandb login` has stored a key for a server, in ``$NETRC`` or the home folder."""
-    named = os.environ.get("NETRC")
-    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    host = urlsplit(server).hostname or server
-    for file in files:
-        try:
-            if netrc.netrc(str(file.expanduser())).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
 
 
 def earlier_wandb_run(folder: Path) -> str | None:
@@ -91,21 +77,13 @@ def earlier_rows(file: Path, steps: int) -> list[dict[str, str]]:
     """
     if not file.is_file():
         return []
-    text = file.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1].splitlines()  # the last line may be truncated
-    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(complete)]
-    validated = [any(name.endswith("/mIoU") for name in row) for row in rows]
+    complete, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # drops a truncated line
+    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(complete.splitlines())]
     return [
         row
-        for row, is_last in zip(rows, validated, strict=True)
-        if int(row["step"]) < steps - is_last
+        for row in rows
+        if int(row["step"]) < steps - any(name.endswith("/mIoU") for name in row)
     ]
-
-
-def log_config(loggers: Sequence[Logger], config: Mapping[str, Any], parameters: int) -> None:
-    """Log the whole configuration and the number of parameters."""
-    for logger in loggers:
-        logger.log_hyperparams({**config, "parameters": parameters})
 
 
 def log_samples(loggers: Sequence[Logger], samples: Sequence[Sample], step: int) -> None:
@@ -115,8 +93,7 @@ def log_samples(loggers: Sequence[Logger], samples: Sequence[Sample], step: int)
             _log_wandb_samples(logger, samples)
         elif isinstance(logger, TensorBoardLogger):
             for sample in samples:
-                name = f"samples/{sample.number:05d}"
-                logger.experiment.add_figure(name, sample.figure, global_step=step)
+                logger.experiment.add_figure(f"samples/{sample.number:05d}", sample.figure, step)
 
 
 def _log_wandb_samples(logger: WandbLogger, samples: Sequence[Sample]) -> None:
@@ -125,16 +102,20 @@ def _log_wandb_samples(logger: WandbLogger, samples: Sequence[Sample]) -> None:
     table = wandb.Table(columns=["sample", "sentence", "image", "IoU"])
     images, figures = [], []
     for sample in samples:
-        masks = {"target": sample.target, "prediction": sample.prediction}
-        overlays = {}
-        for label, (name, mask) in enumerate(masks.items(), start=1):  # labels of one table differ
-            data = mask.astype(np.uint8) * label
-            overlays[name] = {"mask_data": data, "class_labels": {0: "background", label: name}}
-        image = wandb.Image(sample.image, caption=sample.sentence, masks=overlays)
-        table.add_data(sample.number, sample.sentence, image, sample.iou)
-        images.append(image)
-        caption = f"{sample.sentence} ({sample.iou:.2f})"
-        figures.append(wandb.Image(sample.figure, caption=caption))
+        masks = {
+            name: {
+                "mask_data": mask.astype(np.uint8) * label,
+                "class_labels": {0: "background", label: name},
+            }
+            # Labels of one table differ.
+            for label, name, mask in (
+                (1, "target", sample.target),
+                (2, "prediction", sample.prediction),
+            )
+        }
+        images.append(wandb.Image(sample.image, caption=sample.sentence, masks=masks))
+        table.add_data(sample.number, sample.sentence, images[-1], sample.iou)
+        figures.append(wandb.Image(sample.figure, caption=f"{sample.sentence} ({sample.iou:.2f})"))
     logger.experiment.log({"samples": table, "overlays": images, "figures": figures})
 
 
@@ -146,8 +127,9 @@ def log_checkpoint(
         if isinstance(logger, WandbLogger) and not logger.experiment.offline:
             import wandb
 
-            name = f"crislit-{logger.experiment.id}"
-            artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
+            artifact = wandb.Artifact(
+                f"crislit-{logger.experiment.id}", type="model", metadata=dict(metadata)
+            )
             artifact.add_file(str(checkpoint))
             logger.experiment.log_artifact(artifact)
 
@@ -155,6 +137,5 @@ def log_checkpoint(
 def close_loggers(loggers: Sequence[Logger]) -> None:
     """Close loggers that would otherwise wait for the end of the process."""
     for logger in loggers:
-        logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -42,12 +43,6 @@ class SegmentationMetric(Metric):
 
     UNIT = 2**32
     full_state_update = False
-    iou_sum: Tensor
-    intersection: Tensor
-    union: Tensor
-    hits: Tensor
-    samples: Tensor
-    empty: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,14 +61,18 @@ class SegmentationMetric(Metric):
             unions: Pixels in prediction or target.
             empty: Whether the target is empty.
         """
-        for i, u, is_empty in zip(intersections, unions, empty, strict=True):
-            value = iou(i, u)
-            self.iou_sum += round(value * self.UNIT)
-            self.intersection += i
-            self.union += u
-            self.hits += torch.tensor([value > at for at in PRECISION_AT], device=self.hits.device)
-            self.samples += 1
-            self.empty += is_empty
+        ious = [iou(i, u) for i, u, _ in zip(intersections, unions, empty, strict=True)]
+        hits = [sum(value > at for value in ious) for at in PRECISION_AT]
+        added = {
+            "iou_sum": sum(round(value * self.UNIT) for value in ious),
+            "intersection": sum(intersections),
+            "union": sum(unions),
+            "hits": torch.tensor(hits, device=self.device),
+            "samples": len(ious),
+            "empty": sum(empty),
+        }
+        for name, value in added.items():
+            setattr(self, name, getattr(self, name) + value)
 
     def compute(self) -> dict[str, Tensor]:
         """Return every metric of :data:`METRICS` in [0, 1], and the counts ``samples``, ``empty``.
@@ -81,14 +80,17 @@ class SegmentationMetric(Metric):
         Raises:
             ValueError: If no sample was added.
         """
-        samples = int(self.samples)
+        sums: dict[str, Any] = {name: getattr(self, name).tolist() for name in self.metric_state}
+        samples = sums["samples"]
         if not samples:
             raise ValueError("no sample was evaluated; metrics of nothing are not defined")
-        total = int(self.intersection) / (int(self.union) + EPSILON)
-        shares = [int(self.iou_sum) / self.UNIT / samples, total]
-        shares += [hits / samples for hits in self.hits.tolist()]
+        shares = [
+            sums["iou_sum"] / self.UNIT / samples,
+            iou(sums["intersection"], sums["union"]),
+            *(hits / samples for hits in sums["hits"]),
+        ]
         values = {name: torch.tensor(value) for name, value in zip(METRICS, shares, strict=True)}
-        return values | {"samples": torch.tensor(samples), "empty": self.empty.clone()}
+        return values | {"samples": torch.tensor(samples), "empty": torch.tensor(sums["empty"])}
 
 
 def reachable_iou(target: Mask, image_size: int, threshold: float) -> float:
@@ -102,7 +104,6 @@ def reachable_iou(target: Mask, image_size: int, threshold: float) -> float:
         threshold: Probability above which a pixel belongs to the mask.
     """
     soft = torch.from_numpy(letterbox_mask(255 * target, image_size)).float() / 255
-    size = (image_size // 4, image_size // 4)
-    quarter = torch.nn.functional.interpolate(soft[None, None], size=size, mode="nearest")
+    quarter = F.interpolate(soft[None, None], size=image_size // 4, mode="nearest")
     (probability,) = probability_maps(torch.logit(quarter), image_size, [target.shape])
     return iou(*intersection_and_union(probability > threshold, target))

@@ -1,5 +1,6 @@
 """Stops training before a step with NaN or infinite values, and names the module they came from."""
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from crislit.data.dataset import ReferTrainSet, SkippingTrainSet, TrainBatch
 from crislit.data.samplers import TrainSampler
 from crislit.errors import InputError
+from crislit.training.callbacks import gather_objects
 from crislit.training.checkpointing import LAST, StepSeeds
 from crislit.training.task import CRISTask
 
@@ -34,20 +35,13 @@ class NanGuard(L.Callback):
 
     def __init__(self, seeds: StepSeeds, folder: Path) -> None:
         self.seeds, self.folder = seeds, folder
-        self._batch = 0
         self._losses: dict[int, Tensor] = {}
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the batch."""
-        self._batch = batch_idx
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
         """Keep the losses of a step's batches; reading one would wait for the device."""
-        self._losses[self._batch] = loss.detach()
+        self._losses[trainer.fit_loop.batch_idx] = loss.detach()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -60,16 +54,16 @@ class NanGuard(L.Callback):
         losses, self._losses = self._losses, {}
         norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         loss = torch.stack(list(losses.values())).sum()
-        non_finite = not (loss + norm).isfinite()
-        if non_finite and loss.isfinite() and can_lower_scale(trainer):
-            non_finite = False
-        if not any_process(trainer, non_finite):
+        is_refused = not (loss + norm).isfinite() and not (
+            loss.isfinite() and can_lower_scale(trainer)
+        )
+        if not trainer.strategy.reduce_boolean_decision(is_refused, all=False):
             return
         assert isinstance(pl_module, CRISTask)
         # In every process, since SyncBatchNorm needs all of them.
         reports = [self.examine(trainer, pl_module, batch) for batch in losses]
-        reports = gather_reports(trainer, reports)
-        raise InputError(self.describe(trainer, optimizer, float(norm), reports))
+        gathered = [report for part in gather_objects(trainer, reports) for report in part]
+        raise InputError(self.describe(trainer, optimizer, float(norm), gathered))
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -79,31 +73,34 @@ class NanGuard(L.Callback):
         Raises:
             InputError: In every process, if a weight is not finite.
         """
-        state = checkpoint["state_dict"].items()
-        floats = {name: value for name, value in state if value.is_floating_point()}
-        offenders = [n for n, value in floats.items() if not get_total_norm([value]).isfinite()]
-        if any_process(trainer, bool(offenders)):
+        offenders = [
+            name
+            for name, value in checkpoint["state_dict"].items()
+            if value.is_floating_point() and not get_total_norm([value]).isfinite()
+        ]
+        if trainer.strategy.reduce_boolean_decision(bool(offenders), all=False):
             names = ", ".join(offenders[:3]) or "elsewhere"
             raise InputError(
                 f"the weights are no longer finite after step {trainer.global_step}: {names}. They "
-                f"are not saved; {self.recovery_hint()}"
+                f"are not saved. {self.recovery_hint()}"
             )
 
     def examine(self, trainer: L.Trainer, task: CRISTask, number: int) -> dict[str, Any]:
         """Run a batch of this epoch again with its random numbers, and trace the first NaN."""
-        loader = trainer.train_dataloader
-        assert isinstance(loader, DataLoader)
-        assert isinstance(loader.sampler, TrainSampler)
-        assert isinstance(loader.dataset, (ReferTrainSet, SkippingTrainSet))
-        keys = loader.sampler.keys(number)
-        batch = trainer.strategy.batch_to_device(loader.dataset.__getitems__(keys))
+        loader: Any = trainer.train_dataloader
+        sampler: TrainSampler = loader.sampler
+        data: ReferTrainSet | SkippingTrainSet = loader.dataset
+        keys = sampler.keys(number)
+        batch = trainer.strategy.batch_to_device(data.__getitems__(keys))
         self.seeds.on_train_batch_start(trainer, task, batch, number)
         with trainer.precision_plugin.train_step_context():
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             loss, origin = first_non_finite(task, batch, scaler)
-        samples = [name for key in keys for name in loader.dataset.names(key)]
-        report = {"batch": number, "process": trainer.global_rank, "loss": loss}
-        return report | {"origin": origin, "samples": samples}
+        samples = [name for key in keys for name in data.names(key)]
+        return {
+            **{"batch": number, "process": trainer.global_rank, "loss": loss},
+            **{"origin": origin, "samples": samples},
+        }
 
     def describe(
         self,
@@ -120,42 +117,24 @@ class NanGuard(L.Callback):
         place += f", process {first['process']}" if trainer.world_size > 1 else ""
         samples = ", ".join(name for report in offenders for name in report["samples"])
         origin = first["origin"] or "nothing when the batch was run again"
-        hint = self.recovery_hint()
         return (
             f"step {trainer.global_step + 1} was not taken ({place}): loss {first['loss']:g}, norm "
             f"of the gradients {norm:g}. First not finite: {origin}. Learning rates: {rates}. "
-            f"{hint[0].upper()}{hint[1:]}. Samples: {samples}"
+            f"{self.recovery_hint()}. Samples: {samples}"
         )
 
     def recovery_hint(self) -> str:
         """Return what a user can do."""
         last = self.folder / LAST
-        saved = "; nothing had been saved"
-        if last.is_file():
-            saved = f", or correct the data and continue with resume={last}"
-        return f"start again with a lower recipe.optimizer.learning_rate{saved}"
+        resume = f", or correct the data and continue with resume={last}"
+        saved = resume if last.is_file() else "; nothing had been saved"
+        return f"Start again with a lower recipe.optimizer.learning_rate{saved}"
 
 
 def can_lower_scale(trainer: L.Trainer) -> bool:
     """Whether gradients may have overflowed under a scale that the scaler can still halve."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler is not None and scaler.get_scale() >= 1
-
-
-def any_process(trainer: L.Trainer, here: bool) -> bool:
-    """Whether a condition holds in any process, the same answer in all; a collective."""
-    if trainer.world_size == 1:
-        return here
-    return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
-
-
-def gather_reports(trainer: L.Trainer, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the reports of all processes; a collective."""
-    if trainer.world_size == 1:
-        return reports
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, reports)
-    return [report for part in gathered for report in part]
 
 
 # -- Tracing
@@ -174,19 +153,15 @@ def first_non_finite(
     Returns:
         The loss, and the module and pass; None if all numbers are finite.
     """
-    tracer = NanTracer(task.model)
-    for name, parameter in task.model.named_parameters():
-        tracer.check(parameter, f"the weights themselves, {name}")
-    try:
-        with torch.enable_grad():
-            loss = task.loss(batch)
+    with contextlib.closing(NanTracer(task.model)) as tracer, torch.enable_grad():
+        for name, parameter in task.model.named_parameters():
+            tracer.check(parameter, f"the weights themselves, {name}")
+        loss = task.loss(batch)
         tracer.claim(loss, "the loss")
         tracer.check(loss, "the loss, in the forward pass")
         trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
         scaled = loss if scaler is None else scaler.scale(loss)
         torch.autograd.grad(scaled, trained, allow_unused=True)
-    finally:
-        tracer.close()
     return float(loss.detach()), tracer.origin
 
 
@@ -237,10 +212,8 @@ class NanTracer:
     def _enter(self, name: str, module: nn.Module, inputs: Any) -> None:
         caller = self._running[-1]
         self.claim(inputs, caller)
-        computed = [
-            x for x in iterate_tensors(inputs) if x.requires_grad
-        ]  # attention masks are not
-        self.check(computed, f"{caller}, in the forward pass")
+        computed = [tensor for tensor in iterate_tensors(inputs) if tensor.requires_grad]
+        self.check(computed, f"{caller}, in the forward pass")  # attention masks may be infinite
         self._running.append(name)
 
     def _leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:

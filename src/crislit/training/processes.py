@@ -30,17 +30,19 @@ def start_watchdog() -> None:
         return
     is_child = os.environ["LOCAL_RANK"] != "0" and MAIN_PROCESS in os.environ  # not of torchrun
     if is_child and os.name == "posix":
-        main_process = int(os.environ[MAIN_PROCESS])
-        threading.Thread(target=_exit_with_main, args=(main_process,), daemon=True).start()
+        threading.Thread(target=_exit_with_main, daemon=True).start()
 
 
-def _exit_with_main(main_process: int) -> None:
-    while os.getppid() == main_process:
+def _exit_with_main() -> None:
+    while os.getppid() == int(os.environ[MAIN_PROCESS]):
         time.sleep(0.5)
     if not _detached.is_set():
         if os.environ["LOCAL_RANK"] == "1":  # one message is enough
-            message = "error: the main process of this run has ended, and the others end with it"
-            print(message, file=sys.stderr, flush=True)
+            print(
+                "error: the main process of this run has ended, and the others end with it",
+                file=sys.stderr,
+                flush=True,
+            )
         os._exit(1)
 
 
@@ -50,10 +52,11 @@ def detach() -> None:
 
 
 def watch_children(started: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End this process and all its children when one of them fails."""
-    _started.extend(started)
-    for rank, process in enumerate(started, start=1):
-        threading.Thread(target=_exit_with_child, args=(process, rank), daemon=True).start()
+    """End this process and all its children when one of them fails; a second call does nothing."""
+    if not _started:
+        _started.extend(started)
+        for rank, process in enumerate(started, start=1):
+            threading.Thread(target=_exit_with_child, args=(process, rank), daemon=True).start()
 
 
 def _exit_with_child(process: "subprocess.Popen[bytes]", rank: int) -> None:
@@ -62,13 +65,12 @@ def _exit_with_child(process: "subprocess.Popen[bytes]", rank: int) -> None:
         return
     kill_children()
     if code < 0:  # otherwise it has reported the reason itself
-        reason = str(signal.strsignal(-code))
-        reason += ", as when memory runs out" if code == -signal.SIGKILL else ""
+        cause = ", as when memory runs out" if code == -signal.SIGKILL else ""
         sys.stdout.flush()
         print(
             f"error: process {rank} of {len(_started) + 1}, counted from 0 on this machine, was "
-            f"ended by a signal ({reason}), and the others end with it; continue a training from "
-            "its last checkpoint with resume=auto hydra.run.dir=FOLDER",
+            f"ended by a signal ({signal.strsignal(-code)}{cause}), and the others end with it; "
+            "continue a training from its last checkpoint with resume=auto hydra.run.dir=FOLDER",
             file=sys.stderr,
             flush=True,
         )

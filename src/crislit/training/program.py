@@ -9,16 +9,19 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from crislit.config import config_dir
 from crislit.errors import InputError, is_disk_full, printable
 from crislit.training import processes
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for its job, which need not be empty."""
@@ -46,31 +49,28 @@ IGNORED_WARNINGS = (
 class RefuseEarlierRun(Callback):
     """Ends a command before it writes to the folder of an earlier run (``hydra.callbacks``)."""
 
-    def on_run_start(self, config: "DictConfig", **kwargs: Any) -> None:
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run's folder; child processes find the main process's run there."""
         folder = Path(config.hydra.run.dir)
-        if config.get("resume") == "auto":
-            self.check_fixed_folder(config)
-            return
-        if os.environ.get(SWEEP_JOB) == str(folder):
-            return
         is_used = any((folder / name).exists() for name in (".hydra", "results.json"))
-        if os.environ.get("LOCAL_RANK", "0") == "0" and is_used:
-            message = f"{folder} holds an earlier run; choose another hydra.run.dir"
-            _exit_with_error(InputError(f"{message}, nothing is overwritten"))
+        is_main = os.environ.get("LOCAL_RANK", "0") == "0"
+        if config.get("resume") == "auto":
+            if "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False)):
+                _exit_with_error(
+                    InputError(
+                        "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER"
+                    )
+                )
+        elif is_used and is_main and os.environ.get(SWEEP_JOB) != str(folder):
+            _exit_with_error(
+                InputError(
+                    f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is "
+                    "overwritten"
+                )
+            )
 
-    @staticmethod
-    def check_fixed_folder(config: "DictConfig") -> None:
-        """Check that a run with ``resume=auto`` will find its folder again."""
-        from omegaconf import OmegaConf
 
-        run: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
-        if "${now:" in str(run["dir"]):
-            message = "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER"
-            _exit_with_error(InputError(message))
-
-
-def hydra_command(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callable[[], None]]:
+def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a Hydra command of a function; errors caused by the user end it with one line.
 
     With ``HYDRA_FULL_ERROR=1`` in the environment they come with their tracebacks.
@@ -79,29 +79,22 @@ def hydra_command(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callab
         name: Name of the primary configuration, ``train`` or ``evaluate``.
     """
 
-    def decorate(function: Callable[["DictConfig"], Any]) -> Callable[[], None]:
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def main() -> None:
-            import hydra
-            from hydra.errors import HydraException
-            from omegaconf.errors import OmegaConfBaseException
-
             setting = os.environ.get("HYDRA_FULL_ERROR")
             verbose = setting == "1" and "LOCAL_RANK" not in os.environ  # children inherit ours
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on to here
             os.environ[FULL_ERROR] = "1" if verbose else "0"
 
             @functools.wraps(function)
-            def job(config: "DictConfig") -> Any:
+            def job(config: DictConfig) -> Any:
                 return _run_job(function, verbose, config)
 
             processes.start_watchdog()
             _quiet_lightning()
             try:
-                decorator = hydra.main(
-                    version_base="1.3", config_path=config_dir(), config_name=name
-                )
-                decorator(job)()
+                hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
             except (InputError, HydraException, OmegaConfBaseException) as error:
                 if verbose:
                     raise
@@ -118,11 +111,8 @@ def hydra_command(name: str) -> Callable[[Callable[["DictConfig"], Any]], Callab
     return decorate
 
 
-def _run_job(function: Callable[["DictConfig"], Any], verbose: bool, config: "DictConfig") -> Any:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
+def _run_job(function: Callable[[DictConfig], Any], verbose: bool, config: DictConfig) -> Any:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
         return function(config)
@@ -134,8 +124,11 @@ def _run_job(function: Callable[["DictConfig"], Any], verbose: bool, config: "Di
         processes.detach()
         if os.environ.get("LOCAL_RANK", "0") != "0":
             raise SystemExit(0) from error  # the main process's exit code is the run's
-        message = "error: interrupted by SIGTERM before evaluation finished; start it again"
-        print(message, file=sys.stderr, flush=True)
+        print(
+            "error: interrupted by SIGTERM before evaluation finished; start it again",
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
         if is_disk_full(error):
@@ -149,22 +142,18 @@ def _quiet_lightning() -> None:
     """Silence warnings and advertisements that do not concern the user."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    tips.addFilter(_is_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip: " not in record.getMessage()
+    )
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     logging.getLogger(connector).setLevel(logging.WARNING)  # a notice at every checkpoint
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip: " not in record.getMessage()
-
-
 def _exit_with_error(error: Exception) -> None:
     """Print an error as one line and exit; of several failing processes, the main one prints."""
-    message = _to_line(error)
     if os.environ.get("LOCAL_RANK", "0") == "0" or processes.wait_for_main_process():
         sys.stdout.flush()
-        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+        print(f"error: {printable(_to_line(error))}", file=sys.stderr, flush=True)
         if processes.kill_children():
             logging.shutdown()
             os._exit(1)  # before Lightning takes their end for the reason

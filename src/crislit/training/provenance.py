@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-import crislit
 from crislit.checkpoints.clip_weights import fingerprint_source
+from crislit.config import VERSION
 from crislit.data.sources import build_source
 
 CODE = (":/src", ":/conf", ":/pyproject.toml")
@@ -32,26 +33,30 @@ def fingerprint(config: Mapping[str, Any]) -> dict[str, str]:
     """Return two digests of the settings that a run's numbers depend on.
 
     Places of data, numbers of workers and GPUs, and loggers change numbers by rounding at most.
-    The number of processes on CPUs counts: without SyncBN, each normalizes its own share of a batch.
+    The number of processes on CPUs counts: without SyncBN, each normalizes its share of a batch.
 
     Returns:
         ``experiment``: digest of all of them. ``setting``: of those that the rows of one table
         share, without seed, data set and row of table 1.
     """
-    names = ("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size")
-    names += ("batch_size_per_device", "threshold", "protocol", "resume")
+    names = (
+        *("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size"),
+        *("batch_size_per_device", "threshold", "protocol", "resume"),
+    )
     facts: dict[str, Any] = {name: config.get(name) for name in names}
     if facts["resume"] == "auto":  # a run that continues ends as if it had not been interrupted
         facts["resume"] = None
     if config.get("augment") is not None:  # absent in version 0.1
         facts["augment"] = config["augment"]
-    trainer = dict(config.get("trainer") or {})
-    facts["trainer"] = {k: v for k, v in trainer.items() if k not in NEUTRAL_TRAINER_KEYS}
+    trainer = config.get("trainer") or {}
     on_cpus = trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int)
     processes = trainer["devices"] * trainer.get("num_nodes", 1) if on_cpus else 1
-    facts["processes without SyncBN"] = processes
     clip_weights = fingerprint_source(config["model"].get("clip_weights"))
-    facts["model"] = config["model"] | {"clip_weights": clip_weights}
+    facts |= {
+        "trainer": {k: v for k, v in trainer.items() if k not in NEUTRAL_TRAINER_KEYS},
+        "processes without SyncBN": processes,
+        "model": config["model"] | {"clip_weights": clip_weights},
+    }
     dataset = config["dataset"]
     common = facts | {name: dataset.get(name) for name in ("sentences_per_image", "max_images")}
     for group, key in (("decoder", "layers"), ("loss", "contrastive")):
@@ -59,9 +64,8 @@ def fingerprint(config: Mapping[str, Any]) -> dict[str, str]:
     data = {name: value for name, value in dataset.items() if name not in NEUTRAL_DATASET_KEYS}
     if data.get("on_error") == "raise":  # absent in early records
         del data["on_error"]
-    root = Path(str(config.get("data_root", "data"))).expanduser()
-    content = build_source(dataset, root).content(dataset.get("on_error") == "skip")
-    data |= {"seed": config["seed"], "content": content}
+    source = build_source(dataset, Path(str(config.get("data_root", "data"))).expanduser())
+    data |= {"seed": config["seed"], "content": source.content(dataset.get("on_error") == "skip")}
     return {"experiment": _digest(facts | {"dataset": data}), "setting": _digest(common)}
 
 
@@ -88,7 +92,7 @@ def commit() -> str:
             for command in commands
         )
     except (OSError, subprocess.CalledProcessError):
-        return f"crislit {crislit.__version__}"
+        return f"crislit {VERSION}"
     return name.strip() + ("-dirty" if changes else "")
 
 
@@ -96,10 +100,7 @@ def hardware() -> str:
     """Return the GPUs' name, or the processor's and the number of threads."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
+    named = re.search("^model name.*?:(.*)", info.read_text() if info.is_file() else "", re.M)
+    processor = named[1].strip() if named else platform.processor() or platform.machine()
     return f"{processor}, {torch.get_num_threads()} threads"

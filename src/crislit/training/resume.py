@@ -37,8 +37,7 @@ def finished_score(config: Mapping[str, Any], experiment: str, folder: Path) -> 
             f"{folder} holds a run with other settings; resume=auto continues only one run"
         )
     log.info("resume=auto: finished before, nothing is left to do in %s", folder)
-    split = config["dataset"]["select_split"]
-    return float(results["splits"].get(split, {}).get("mIoU", 0.0))
+    return float(results["splits"].get(config["dataset"]["select_split"], {}).get("mIoU", 0.0))
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
@@ -64,7 +63,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
             f"resume={path} is not a file: a run keeps its checkpoints as RUN/checkpoints/last.ckpt"
         )
     try:
-        return without_weights(read_checkpoint(path))
+        return read_without_weights(path)
     except DamagedFileError as error:
         previous = path.with_name(PREVIOUS)
         hint = f"; resume={previous} is the one before it" if previous.is_file() else ""
@@ -77,11 +76,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         InputError: If all of them are damaged, or one cannot be read at all.
     """
-    names = (NEXT, LAST, PREVIOUS)
-    paths = [path for name in names if (path := folder / "checkpoints" / name).is_file()]
+    paths = [
+        path for name in (NEXT, LAST, PREVIOUS) if (path := folder / "checkpoints" / name).is_file()
+    ]
     for path in paths:
         try:
-            return without_weights(read_checkpoint(path))
+            return read_without_weights(path)
         except DamagedFileError as error:
             log.warning("%s; using the checkpoint before it", error)
     if paths:
@@ -92,9 +92,9 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def without_weights(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint without its weights, which Lightning loads with everything else."""
-    return replace(checkpoint, weights={})
+def read_without_weights(path: Path) -> Checkpoint:
+    """Read a checkpoint and drop its weights, which Lightning loads with everything else."""
+    return replace(read_checkpoint(path), weights={})
 
 
 def check_resume(
@@ -120,13 +120,14 @@ def check_resume(
             f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides "
             "of its own run"
         )
-    is_own = config["resume"] != AUTO or fingerprint(checkpoint.config)["experiment"] == experiment
-    if not is_own:
+    if config["resume"] == AUTO and fingerprint(checkpoint.config)["experiment"] != experiment:
         raise InputError(
             f"{path} belongs to a run with other settings; resume=auto continues only one run"
         )
-    configs = (checkpoint.config or config, config)
-    before, now = (c["recipe"]["optimizer"]["learning_rate"] for c in configs)
+    before, now = (
+        settings["recipe"]["optimizer"]["learning_rate"]
+        for settings in (checkpoint.config or config, config)
+    )
     if before != now:
         raise InputError(
             f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "

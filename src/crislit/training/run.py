@@ -32,7 +32,7 @@ from crislit.training.build import (
 from crislit.training.callbacks import SkippedSamples, ValidationLogger
 from crislit.training.checkpointing import LAST, LastCheckpoint, StepSeeds, StoppedBySignal
 from crislit.training.evaluation import describe_run, evaluate_splits, report_results
-from crislit.training.loggers import close_loggers, log_checkpoint, log_config
+from crislit.training.loggers import close_loggers, log_checkpoint
 from crislit.training.nan_guard import NanGuard
 from crislit.training.provenance import commit, fingerprint
 from crislit.training.resume import AUTO, check_resume, find_checkpoint, finished_score
@@ -123,8 +123,9 @@ def build(started: Start) -> Training:
     model = apply_training_form(model, config)
     task = build_task(model, data, config, initial_weights)
 
-    monitor = f"{data.select_split}/mIoU"
-    best = ModelCheckpoint(folder, "best", monitor, mode="max", enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, "best", f"{data.select_split}/mIoU", mode="max", enable_version_counter=False
+    )
     last, seeds = LastCheckpoint(folder, config["checkpoint_every"]), StepSeeds(config["seed"])
     callbacks: list[L.Callback] = [SkippedSamples(data)] if data.on_error == "skip" else []
     callbacks += [best, last, seeds, NanGuard(seeds, folder), ValidationLogger(data.select_split)]
@@ -132,7 +133,7 @@ def build(started: Start) -> Training:
     logger = build_logger(config, started.folder, resume.steps if resume and continues else 0)
     if isinstance(logger, Logger):
         callbacks.append(LearningRateMonitor("epoch"))
-        log_config([logger], config, count_parameters(model))
+        logger.log_hyperparams({**config, "parameters": count_parameters(model)})
     trainer = build_trainer(config, started.folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     return Training(started, task, trainer)
@@ -152,9 +153,10 @@ def fit(training: Training) -> None:
         processes.detach()  # every process ends on its own
         if not trainer.is_global_zero:
             raise SystemExit(0) from stop  # the main process's exit code is the run's
-        folder = started.folder
-        hint = f"continue with resume=auto hydra.run.dir={folder}, or resume={last_path(folder)}"
-        log.warning("%s; %s", stop, hint)
+        folder, last = started.folder, started.folder / "checkpoints" / LAST
+        log.warning(
+            "%s; continue with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last
+        )
         raise SystemExit(128 + stop.number) from stop
     if trainer.global_step == done and started.config["resume"] != AUTO:
         limits = {name: started.config["trainer"][name] for name in ("max_epochs", "max_steps")}
@@ -167,18 +169,21 @@ def evaluate(training: Training) -> dict[str, Any]:
     # Not the callback's best_model_path, which in a resumed run is at first the earlier run's.
     checkpoint = started.folder / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
-        checkpoint = last_path(started.folder)
+        checkpoint = checkpoint.with_name(LAST)
         log.warning(
             "the run ended before a validation: there is no best.ckpt, evaluating the last weights"
         )
     training.task.model.load_state_dict(read_checkpoint(checkpoint).weights)
-    figures, count = started.folder / "figures", started.config["callbacks"]["pictures"]
-    results = evaluate_splits(trainer, training.task, started.data, figures, count)
+    count = started.config["callbacks"]["pictures"]
+    results = evaluate_splits(
+        trainer, training.task, started.data, started.folder / "figures", count
+    )
     results |= {"checkpoint": str(checkpoint), "steps": trainer.global_step}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SkippedSamples):
-            reasons = callback.reasons.items()
-            results["skipped"] = [{"sample": name, "reason": reason} for name, reason in reasons]
+            results["skipped"] = [
+                {"sample": name, "reason": reason} for name, reason in callback.reasons.items()
+            ]
     return results
 
 
@@ -186,18 +191,17 @@ def write(training: Training, results: dict[str, Any], overrides: Sequence[str])
     """Write and print the results; return the selecting split's mIoU."""
     started, task, trainer = training.start, training.task, training.trainer
     results |= describe_run(task.metadata["config"], overrides, task.model) | started.fingerprint
-    results["initial_weights"] = task.metadata["initial_weights"]
-    results["seconds"] = time.perf_counter() - started.time
+    results |= {
+        "initial_weights": task.metadata["initial_weights"],
+        "seconds": time.perf_counter() - started.time,
+    }
     if trainer.is_global_zero:
         report_results(results, started.folder)
-        metadata = {"results": results["splits"], "commit": results["commit"]}
-        log_checkpoint(trainer.loggers, Path(results["checkpoint"]), metadata)
+        log_checkpoint(
+            trainer.loggers,
+            Path(results["checkpoint"]),
+            {"results": results["splits"], "commit": results["commit"]},
+        )
         close_loggers(trainer.loggers)
-    selected = results["splits"].get(started.data.select_split)
-    best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-    return float(selected["mIoU"] if selected is not None else best or 0.0)
-
-
-def last_path(folder: Path) -> Path:
-    """Return the last checkpoint in a run's folder."""
-    return folder / "checkpoints" / LAST
+    best = trainer.checkpoint_callback.best_model_score or 0.0  # type: ignore[union-attr]
+    return float(results["splits"].get(started.data.select_split, {}).get("mIoU", best))

@@ -83,7 +83,9 @@ class CRISTask(L.LightningModule):
         self.splits, self.select_split = list(splits), select_split
         self.metadata = dict(metadata or {})
         self.validation_metric = SegmentationMetric()
-        self.test_metrics = nn.ModuleList(SegmentationMetric() for _ in self.splits)
+        self.test_metrics: Sequence[SegmentationMetric] = nn.ModuleList(  # type: ignore[assignment]
+            SegmentationMetric() for _ in self.splits
+        )
         self._evaluated: Callable[..., Tensor] | None = None
 
     # -- Training
@@ -112,12 +114,11 @@ class CRISTask(L.LightningModule):
             fused=True,  # the same steps, several times faster
         )
         # MultiStepLR, with one more step for the encoders.
-        factors = [self.encoder_rate if name == "encoders" else self.rate for name in groups]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
-        }
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            [self.encoder_rate if name == "encoders" else self.rate for name in groups],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained parameters, grouped as in the released code."""
@@ -152,10 +153,10 @@ class CRISTask(L.LightningModule):
         compute = self._evaluated or self.model
         # Mixed precision is for training only, as released.
         with torch.autocast(batch.images.device.type, enabled=False):
-            images = self._normalised(batch.images)
-            logits = compute(images, batch.tokens, batch.image_indices)
-        sizes = [target.shape for target in batch.targets]
-        return probability_maps(logits, batch.images.shape[-1], sizes)
+            logits = compute(self._normalised(batch.images), batch.tokens, batch.image_indices)
+        return probability_maps(
+            logits, batch.images.shape[-1], [target.shape for target in batch.targets]
+        )
 
     def predict_masks(self, batch: EvaluationBatch) -> Masks:
         """Return one mask per sample, (h, w) bool at its image's own size."""
@@ -184,19 +185,16 @@ class CRISTask(L.LightningModule):
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Masks]:
         """Count a batch of one of the test loaders, and return its masks."""
-        metric = self.test_metrics[dataloader_idx]
-        assert isinstance(metric, SegmentationMetric)
-        return {"masks": self._count(metric, batch)}
+        return {"masks": self._count(self.test_metrics[dataloader_idx], batch)}
 
     def on_test_epoch_end(self) -> None:
         """Log every split's metrics."""
         for split, metric in zip(self.splits, self.test_metrics, strict=True):
-            assert isinstance(metric, SegmentationMetric)
             self._log(split, metric, prog_bar=False)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        dtype = next(self.model.parameters()).dtype  # not float32 under 64-true and the like
-        return normalise(images).to(dtype)
+        # Weights are not float32 under 64-true and the like.
+        return normalise(images).to(next(self.model.parameters()).dtype)
 
     def _count(self, metric: SegmentationMetric, batch: EvaluationBatch) -> Masks:
         masks = self.predict_masks(batch)

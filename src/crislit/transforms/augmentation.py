@@ -16,45 +16,62 @@ from crislit.io.images import Image
 from crislit.transforms.letterbox import letterbox_image, letterbox_mask
 
 CHECK = "NO_ALBUMENTATIONS_UPDATE"
-_setting = os.environ.get(CHECK)
-os.environ[CHECK] = "1"  # only during the import, which otherwise asks a server for updates
+_is_set = CHECK in os.environ
+os.environ.setdefault(CHECK, "1")  # during the import, which otherwise asks a server for updates
 import albumentations as A  # noqa: E402
 from albumentations.core.transforms_interface import BaseTransformInitSchema  # noqa: E402
 from albumentations.core.type_definitions import Targets  # noqa: E402
 
-if _setting is None:
+if not _is_set:
     del os.environ[CHECK]
-else:
-    os.environ[CHECK] = _setting
 
 SIDES = {"left": "right", "right": "left", "lhs": "rhs", "rhs": "lhs"}
-SIDE = re.compile(r"\b(left|right|lhs|rhs)(?=(?:most|ward|wards|side|hand|handed|ers?)?\b)", re.I)
-"""A side, alone or as in "leftmost" and "right-hand"."""
-INTENSIFIER = re.compile(
-    r"(?<!on the )(?<!to the )(?<!the far )\bright"
-    r"(?= (?:next|behind|above|below|beside|under|beneath|near|before|after|between|at|by)\b)",
+SIDE = re.compile(
+    r"\b(?P<prefix>top|bottom|upper|lower|far|front|back|mid|middle)?"
+    r"(?P<side>left|right|lhs|rhs)(?=(?:most|wards?|side|hand|handed|ers?)?\b)",
     re.I,
 )
-""""right" in the sense of "immediately", as in "right behind the dog"."""
-UNMIRRORABLE = re.compile(r"o'? ?clock\b", re.I)
-"""Directions that have no mirror image in words."""
+"""A side, alone or as in "leftmost", "right-hand" and "topleft"."""
+BEFORE_SIDE = (
+    *("the", "on", "to", "from", "at", "far", "very", "extreme", "top", "bottom", "upper"),
+    *("lower", "front", "back", "his", "her", "its", "their", "your", "my"),
+)
+"""Words after which "right" is a side, as in "on right behind the dog"."""
+INTENSIFIER = re.compile(
+    "".join(rf"(?<!\b{word} )" for word in BEFORE_SIDE) + r"\bright(?= (?:"
+    r"next|behind|above|below|beside|besides|under|underneath|beneath|near|before|after|between"
+    r"|at|by|against|across|along|alongside|around|outside|inside|over|on|up|down|here|there|where"
+    r"|in (?:front|between|back|the (?:middle|center|centre|front|back))|side up)\b)",
+    re.I,
+)
+"""The word "right" in the sense of "immediately", as in "right behind the dog"."""
+UNMIRRORABLE = re.compile(r"\b(?:o['’]? ?clock|\w*clockwise|l|r|lf|lft|lt|rt|rgt|rite)\b", re.I)
+"""Directions without a mirror image in words, and abbreviations that may mean a side."""
 
 
 def mirror_sentence(sentence: str) -> str | None:
     """Exchange left and right in a sentence; None if the mirrored meaning cannot be expressed.
 
-    "right" in the sense of "immediately" ("right behind the dog") stays.
+    "right" in the sense of "immediately" ("right behind the dog") stays. A sentence such as "left
+    behind the dog" would become ambiguous, and has no mirror image.
     """
     if UNMIRRORABLE.search(sentence):
         return None
-    kept = {match.start() for match in INTENSIFIER.finditer(sentence)}
+    mirrored = exchange_sides(sentence)
+    return mirrored if exchange_sides(mirrored) == sentence else None
+
+
+def exchange_sides(sentence: str) -> str:
+    """Exchange left and right, except in the sense of "immediately"."""
+    unchanged = {match.start() for match in INTENSIFIER.finditer(sentence)}
 
     def exchange(match: re.Match[str]) -> str:
-        word = match[0]
-        if match.start() in kept:
-            return word
-        other = SIDES[word.lower()]
-        return other.upper() if word.isupper() else other.title() if word.istitle() else other
+        if match.start() in unchanged:
+            return match[0]
+        side = match["side"]
+        other = SIDES[side.lower()]
+        other = other.upper() if side.isupper() else other.title() if side.istitle() else other
+        return f"{match['prefix'] or ''}{other}"
 
     return SIDE.sub(exchange, sentence)
 
@@ -80,7 +97,8 @@ class Augmentation:
 
     def mirror(self, sentences: Sequence[str], seed: int) -> list[str] | None:
         """Return the mirrored sentences of a sample that is to be mirrored, else None."""
-        if np.random.default_rng(seed).random() >= self.flip:
+        # [seed, 1]: random numbers other than those of the transforms.
+        if np.random.default_rng([seed, 1]).random() >= self.flip:
             return None
         mirrored = [mirror_sentence(sentence) for sentence in sentences]
         return None if None in mirrored else [s for s in mirrored if s is not None]

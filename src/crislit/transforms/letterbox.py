@@ -32,8 +32,10 @@ def letterbox_matrices(height: int, width: int, size: int) -> tuple[Matrix, Matr
     right, bottom = left + width * scale, top + height * scale
     image = np.array([[0, 0], [width, 0], [0, height]], dtype=np.float32)
     square = np.array([[left, top], [right, top], [left, bottom]], dtype=np.float32)
-    matrix, inverse = cv2.getAffineTransform(image, square), cv2.getAffineTransform(square, image)
-    return matrix.astype(np.float64), inverse.astype(np.float64)
+    return (  # type: ignore[return-value]
+        cv2.getAffineTransform(image, square),
+        cv2.getAffineTransform(square, image),
+    )
 
 
 def letterbox_image(image: Image, size: int, out: Image | None = None) -> Image:
@@ -97,8 +99,7 @@ def normalise(images: Tensor) -> Tensor:
     """
     # Long rows vectorise better than three channels at a time.
     rows = images.permute(0, 2, 3, 1).flatten(2) / 255  # (B, S, 3 S)
-    mean = rows.new_tensor(CLIP_MEAN).repeat(images.shape[3])
-    std = rows.new_tensor(CLIP_STD).repeat(images.shape[3])
+    mean, std = (rows.new_tensor(x).repeat(images.shape[3]) for x in (CLIP_MEAN, CLIP_STD))
     return rows.sub_(mean).div_(std).view(-1, *images.shape[2:], 3).permute(0, 3, 1, 2)
 
 

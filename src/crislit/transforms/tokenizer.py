@@ -1,10 +1,9 @@
 """Sentences to the token ids of CLIP."""
 
+import functools
 import re
-import threading
 from collections.abc import Callable, Sequence
 
-import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
@@ -17,8 +16,6 @@ MAX_CHARACTERS = 2048
 few enough that a single huge word does not take minutes to encode."""
 MAX_RAW_CHARACTERS = 16 * MAX_CHARACTERS
 """Longest sentence before cleaning, which shortens HTML entities and is slow on long text."""
-_tokenizer: SimpleTokenizer | None = None
-_tokenizer_lock = threading.Lock()
 
 
 def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
@@ -41,8 +38,6 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
         raise ValueError(f"max_words must be at least 3 ([SOS], a word, [EOS]), got {max_words}")
     if isinstance(sentences, str):
         raise TypeError(f"expected a list of sentences, got one string; write [{sentences!r}]")
-    if not sentences:
-        return torch.zeros(0, max_words, dtype=torch.long)
     tokens: Tensor = _clip_tokenizer()(list(sentences), context_length=max_words)
     return tokens
 
@@ -68,19 +63,15 @@ def has_words(sentence: str) -> bool:
     return bool(_clip_tokenizer().clean_fn(sentence).strip())
 
 
+@functools.cache
 def _clip_tokenizer() -> SimpleTokenizer:
-    """Return the one tokenizer of this process; threads that ask for it first get the same."""
-    global _tokenizer
-    with _tokenizer_lock:
-        if _tokenizer is None:
-            tokenizer = SimpleTokenizer()
-            clip_clean = tokenizer.clean_fn
-            tokenizer.clean_fn = lambda text: _clean(text, clip_clean)
-            _tokenizer = tokenizer
-    return _tokenizer
+    """Return CLIP's tokenizer, with :func:`_clean` in front."""
+    tokenizer = SimpleTokenizer()
+    tokenizer.clean_fn = functools.partial(_clean, tokenizer.clean_fn)
+    return tokenizer
 
 
-def _clean(text: str, clip_clean: Callable[[str], str]) -> str:
+def _clean(clip_clean: Callable[[str], str], text: str) -> str:
     """Apply CLIP's cleaning, limit the length, and break up [SOS] and [EOS] that were typed."""
     if PLAIN_TEXT.fullmatch(text):
         # Same result, without the slow repair of broken encodings.

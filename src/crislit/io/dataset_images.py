@@ -1,0 +1,110 @@
+"""Reads images of data sets strictly, and decodes them with OpenCV, which is faster than PIL."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from crislit.errors import InputError
+from crislit.io.images import DAMAGED, Image, is_transparent, open_image_file, read_exif
+
+ORIENTATION = 0x0112
+"""The EXIF tag of the orientation; 1 is upright."""
+FIX = "fetch it again, or save it as PNG or JPEG"
+
+
+def decode_image(path: Path, size: tuple[int, int]) -> Image:
+    """Read an image of this (height, width).
+
+    Raises:
+        InputError: If it is missing, damaged or of another size.
+    """
+    return decode_pixels(read_image_file(path, size), path, size)
+
+
+def read_image_file(path: Path, size: tuple[int, int]) -> bytes:
+    """Read a file without decoding it; check that its header and end are those of an image.
+
+    The size is checked first: a file of a few bytes can claim any number of pixels.
+
+    Raises:
+        InputError: If it is missing, damaged, truncated or of another (height, width).
+    """
+    if not path.is_file():
+        problem = "not a file" if path.exists() else "missing"
+        raise InputError(f"image {path} is {problem}; fetch it again")
+    try:
+        content = path.read_bytes()
+        with open_image_file(io.BytesIO(content)) as image:
+            width, height = image.size
+            is_truncated = image.format in ("JPEG", "MPO") and not has_end(content)
+    except Exception as error:  # PIL raises errors of any type on damaged files
+        raise InputError(f"image {path} {DAMAGED}; {FIX}") from error
+    if (height, width) != size:
+        raise InputError(
+            f"image {path} has {(height, width)} pixels (height, width), its annotation {size}"
+        )
+    if is_truncated:
+        raise InputError(f"image {path} is truncated; {FIX}")
+    return content
+
+
+def decode_pixels(content: bytes, path: Path, size: tuple[int, int]) -> Image:
+    """Decode what :func:`read_image_file` returned.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except Exception as error:  # OpenCV raises errors of any type on damaged files
+        raise InputError(f"image {path} {DAMAGED}; {FIX}") from error
+    if image is None or image.shape[:2] != size:
+        raise InputError(f"image {path} {DAMAGED}; {FIX}")
+    return image  # type: ignore[return-value]
+
+
+def has_end(jpeg: bytes) -> bool:
+    """Whether the pixels of a JPEG are followed by an end marker.
+
+    OpenCV fills the missing pixels of a truncated JPEG with grey. Altered pixels remain unnoticed:
+    JPEG has no checksum.
+    """
+    start = 2
+    # Skip the segments before the pixels: a thumbnail among them has an end marker, too.
+    while jpeg[start : start + 1] == b"\xff" and jpeg[start + 1 : start + 2] != b"\xda":
+        is_padding = jpeg[start + 1 : start + 2] == b"\xff"
+        start += 1 if is_padding else 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
+    return jpeg.rfind(b"\xff\xd9", start) >= 0
+
+
+def read_upright_size(path: Path) -> tuple[int, int]:
+    """Return the (height, width) of an image.
+
+    Raises:
+        InputError: If it cannot be read; if it is stored rotated, since its mask may or may not be;
+            or if it has transparent pixels, since their colour is unknown.
+    """
+    try:
+        with open_image_file(path) as image:
+            # For other formats, PIL would decode all pixels to look for EXIF.
+            may_have_exif = image.format == "JPEG" or "exif" in image.info
+            orientation = read_exif(image).get(ORIENTATION, 1) if may_have_exif else 1
+            width, height = image.size
+            transparent = is_transparent(image)
+    except FileNotFoundError as error:
+        raise InputError(f"no image at {path}") from error
+    except Exception as error:  # PIL raises errors of any type on damaged files
+        raise InputError(f"{path} is not an image that can be read") from error
+    if transparent:
+        raise InputError(
+            f"{path} has transparent pixels: lay it over a background and save it without them"
+        )
+    if orientation != 1:
+        raise InputError(
+            f"{path} is stored rotated (EXIF orientation {orientation}): save it upright, "
+            "like its mask"
+        )
+    return height, width

@@ -1,0 +1,175 @@
+"""The fingerprint of a run: settings that change its numbers change it, and no others do."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from crislit.config import compose_config
+from crislit.data import shapes, sources
+from crislit.training.provenance import fingerprint
+
+RESULTS = Path(__file__).parents[2] / "results"
+RECORDS = ("make_train.csv", "random_weights.csv", "rounding.csv", "table1.csv")
+"""Records of runs on the embedded data."""
+
+
+def experiment(*overrides: str) -> str:
+    return fingerprint(compose_config(overrides))["experiment"]
+
+
+def setting(*overrides: str) -> str:
+    return fingerprint(compose_config(overrides))["setting"]
+
+
+# -- Digests of version 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", ("2ad844981e2e3f3b", "a273829d965bce41")),
+        ("seed=3 ablation=dec1", ("84f18199de43a13b", "a273829d965bce41")),
+        ("experiment=overfit", ("4f5d1197f1755afb", "f78261498f501c69")),
+        ("trainer=ddp_cpu batch_size_per_device=4", ("932942d76317f725", "3f4ab32ceee4831e")),
+        (
+            "dataset=gshapes dataset.on_error=skip +trainer.gradient_clip_val=0.1 resume=last.ckpt",
+            ("7a629929d3826437", "abc7e0147d0b06c9"),
+        ),
+        (
+            "dataset=refcoco model=rn50 data_root=nowhere",
+            ("bdb496ac040b6693", "24a7959aeeca864f"),
+        ),
+        (
+            "dataset=refcoco+ dataset.on_error=skip data_root=nowhere protocol=first_sentence",
+            ("ca550a640515a692", "2744cc7e73a298f8"),
+        ),
+        (
+            "dataset=grefcoco_google recipe=paper data_root=nowhere",
+            ("b900423872da7259", "029211497502a794"),
+        ),
+        (
+            "experiment=table2 data_root=nowhere model.clip_weights=null",
+            ("634731f29eef1a12", "6bddc33227a92fab"),
+        ),
+        (
+            "dataset=custom dataset.file=nowhere.jsonl dataset.sentences=nowhere.csv",
+            ("7097db76b27b1946", "d613b0e27d96e2c2"),
+        ),
+    ],
+)
+def test_digests_are_those_of_version_0_1(overrides: str, expected: tuple[str, str]) -> None:
+    digests = fingerprint(compose_config(overrides.split()))
+    assert (digests["experiment"], digests["setting"]) == expected
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_recorded_runs_keep_their_digests(record: str) -> None:
+    with (RESULTS / record).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    digests = {row["overrides"]: (row["experiment"], row["setting"]) for row in rows}
+    assert digests
+    for overrides, expected in digests.items():
+        options = overrides.split()
+        assert (experiment(*options), setting(*options)) == expected, overrides
+
+
+# -- Settings that count
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("data_root=elsewhere", "workers=0", "logger=none", "eval_batch_size=3", "trainer=ddp"),
+        *("trainer=gpu", "trainer=cpu", "+trainer.enable_progress_bar=false"),
+        *("dataset.evaluation_splits=[val]", "checkpoint_every=7", "callbacks.pictures=0"),
+        *("record=null", "resume=auto", "augment=none"),
+    ],
+)
+def test_settings_that_change_no_number_do_not_change_the_experiment(override: str) -> None:
+    assert experiment(override) == experiment()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("seed=1", "decoder.layers=2", "loss.contrastive=false", "projector.kernel_size=1"),
+        *("dataset=shapes+", "dataset.sentences_per_image=1", "image_size=96", "batch_size=64"),
+        *("recipe.epochs=1", "trainer.max_steps=2", "recipe.optimizer.learning_rate=2e-3"),
+        *("threshold=0.5", "protocol=first_sentence"),
+        "batch_size_per_device=8",  # BatchNorm sees fewer samples at once
+        "trainer=ddp_cpu",  # there, too: CPUs have no SyncBN
+        *("trainer.precision=16-mixed", "trainer.sync_batchnorm=true"),
+        "trainer.check_val_every_n_epoch=3",  # decides which checkpoint is the best
+        *("+trainer.gradient_clip_val=0.1", "+trainer.limit_train_batches=0.1"),
+        *("+trainer.limit_test_batches=1", "+trainer.fast_dev_run=true", "resume=last.ckpt"),
+        *("model.clip_weights=null", "model.clip_weights=openai", "augment=flip_color"),
+    ],
+)
+def test_settings_that_change_a_number_change_the_experiment(override: str) -> None:
+    base = ["model.clip_weights=other"] if override == "model.clip_weights=null" else []
+    assert experiment(override) != experiment(*base)
+
+
+def test_values_of_an_augmentation_change_the_experiment() -> None:
+    flipped = experiment("augment=flip_color")
+    assert experiment("augment=flip_color", "augment.flip=0.3") != flipped
+    assert experiment("augment=flip_color", "augment.transforms=[]") != flipped
+
+
+def test_rows_of_one_table_share_their_setting() -> None:
+    for same in (
+        ["seed=4"],
+        ["dataset=gshapes"],
+        ["ablation=baseline"],
+        ["ablation=con_dec4", "dataset=shapes+"],
+    ):
+        assert setting(*same) == setting(), same
+    for other in (
+        *("recipe.optimizer.learning_rate=2e-3", "batch_size=32", "decoder.ffn=64"),
+        *("dataset.sentences_per_image=1", "augment=flip_color"),
+    ):
+        assert setting(other) != setting(), other
+
+
+# -- Content, not places
+
+
+def test_weights_count_by_their_content(tmp_path: Path) -> None:
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (experiment(f"model.clip_weights={tmp_path}/{name}.pt") for name in "abc")
+    assert a == b != c
+
+
+def test_the_version_of_the_embedded_data_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded, real = experiment(), experiment("dataset=refcoco")
+    monkeypatch.setattr(sources, "VERSION", shapes.VERSION + 1)
+    assert experiment() != embedded
+    assert experiment("dataset=refcoco") == real
+
+
+def test_real_data_count_by_their_content(tmp_path: Path, generated_root: Path) -> None:
+    copy = tmp_path / "moved/refcoco/refs(unc).p"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes((generated_root / "refcoco/refs(unc).p").read_bytes())
+    original = experiment("dataset=refcoco", f"data_root={generated_root}")
+    assert experiment("dataset=refcoco", f"data_root={tmp_path / 'moved'}") == original
+    copy.write_bytes(b"the real one")
+    assert experiment("dataset=refcoco", f"data_root={tmp_path / 'moved'}") != original
+
+
+def test_custom_data_count_by_their_content(tmp_path: Path) -> None:
+    def digest(name: str, text: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "instances.json").write_text("{}")
+        (folder / "sentences.csv").write_text(text)
+        files = (
+            f"dataset.file={folder}/instances.json",
+            f"dataset.sentences={folder}/sentences.csv",
+        )
+        return experiment("dataset=custom", *files)
+
+    assert digest("a", "1,dog") == digest("b", "1,dog")
+    assert digest("a", "1,dog") != digest("b", "1,cat")
