@@ -151,7 +151,7 @@ class Segmenter:
             raise InputError(
                 f"expected a list of sentences for each image, got one string: write [{text!r}]"
             )
-        lists = [self._validate_sentences(texts) for texts in sentences]
+        lists = list(map(self._validate_sentences, sentences))  # map adds no frame for warnings
         results: list[list[Segmentation]] = [[] for _ in images]
         for group in group_by_sentences([len(texts) for texts in lists], SENTENCE_BATCH):
             opened = [open_image(images[i]) for i in group]
