@@ -20,7 +20,7 @@ from crislit.checkpoints.checkpoint import read_checkpoint
 from crislit.checkpoints.clip_weights import find_openai, load_clip_weights
 from crislit.config import compose_config
 from crislit.errors import InputError
-from crislit.io import files
+from crislit.io import assets, files
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
@@ -278,7 +278,7 @@ def test_a_truncated_archive_is_an_input_error(towers: CLIP, tmp_path: Path) -> 
 def test_a_shipped_name_is_never_a_path(
     towers: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_weights, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(assets, "ASSETS", tmp_path / "assets")
     (tmp_path / "assets").mkdir()
     for name in ("assets/shipped.safetensors", "d.pt", "d.pt.safetensors"):
         (tmp_path / name).write_bytes(name.encode())

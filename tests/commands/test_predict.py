@@ -1,4 +1,4 @@
-"""The command line: files, JSON lines, standard input and output, folders, exit codes."""
+"""Predictions as files and JSON lines, from files, folders and the standard input."""
 
 import io
 import json
@@ -24,26 +24,24 @@ from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
 from tests.inference.test_segmenter import CLIP, photo
-from tests.runs import environment
+from tests.runs import command, environment
 
 SENTENCES = ["the man in red", "leftmost dog"]
+Network = tuple[str, CRIS]
+"""A folder, and the network in it."""
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, CRIS]:
-    """A network in a folder; about half of the first sentence's probabilities are above its threshold."""
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    """A network with about half of the first sentence's probabilities above its threshold."""
     torch.manual_seed(0)
-    model = build_cris(
-        CRISConfig(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
-    ).eval()
-    found = Segmenter(model, image_size=64, device="cpu")(photo(), SENTENCES[0])[0]
+    sizes = {"decoder_layers": 1, "decoder_heads": 4, "decoder_ffn": 64}
+    model = build_cris(CRISConfig(clip=CLIP, neck=(16, 64, 32), **sizes)).eval()
+    (result,) = Segmenter(model, image_size=64, device="cpu")(photo(), SENTENCES[0])
+    threshold = float(np.median(result.probability))
     folder = tmp_path_factory.mktemp("networks") / "net"
-    write_folder(
-        Checkpoint(
-            model.config, model.state_dict(), 64, float(np.median(found.probability)), "random"
-        ),
-        folder,
-    )
+    write_folder(Checkpoint(model.config, model.state_dict(), 64, threshold, "random"), folder)
     return str(folder), model
 
 
@@ -53,45 +51,35 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def run(
-    capsys: pytest.CaptureFixture[str], network: tuple[str, CRIS], *arguments: str | Path
-) -> list[dict[str, Any]]:
+def run(capsys: Capture, network: Network, *arguments: str | Path) -> list[dict[str, Any]]:
     predict.main([*map(str, arguments), "--checkpoint", network[0], "--device", "cpu"])
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_mask_an_overlay_and_a_line_for_every_sentence(
-    picture: Path, network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_every_sentence_gets_a_mask_an_overlay_and_a_line(
+    image_path: Path, network: Network, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "deep/out"
-    lines = run(capsys, network, picture, *SENTENCES, "--output", out)
+    lines = run(capsys, network, image_path, *SENTENCES, "--output", out)
     threshold = json.loads((Path(network[0]) / "config.json").read_text())["threshold"]
-    expected = Segmenter(network[1], image_size=64, threshold=threshold, device="cpu")(
-        picture, SENTENCES
-    )
+    segmenter = Segmenter(network[1], image_size=64, threshold=threshold, device="cpu")
+    expected = segmenter(image_path, SENTENCES)
     assert [line["sentence"] for line in lines] == SENTENCES
     assert 0.3 < expected[0].mask.mean() < 0.7
     for number, (line, result) in enumerate(zip(lines, expected, strict=True)):
-        assert line["image"] == str(picture)
-        assert np.array_equal(np.array(PIL.Image.open(line["mask"])), np.where(result.mask, 255, 0))
-        assert np.array_equal(
-            np.array(PIL.Image.open(line["overlay"])), paint(photo(), [result.mask], first=number)
-        )
-        runs = {
-            "size": line["segmentation"]["size"],
-            "counts": line["segmentation"]["counts"].encode(),
-        }
+        assert line["image"] == str(image_path)
+        mask, overlay = (np.array(PIL.Image.open(line[kind])) for kind in ("mask", "overlay"))
+        assert np.array_equal(mask, np.where(result.mask, 255, 0))
+        assert np.array_equal(overlay, paint(photo(), [result.mask], first=number))
+        segmentation = line["segmentation"]
+        runs = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
         assert np.array_equal(coco_mask.decode(runs).astype(bool), result.mask)
         assert line["area"] == result.mask.sum()
         assert line["score"] == pytest.approx(result.score, abs=1e-6)
         if result.mask.any():
             ys, xs = np.nonzero(result.mask)
-            assert line["box"] == [
-                xs.min(),
-                ys.min(),
-                xs.max() + 1 - xs.min(),
-                ys.max() + 1 - ys.min(),
-            ]
+            width, height = xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()
+            assert line["box"] == [xs.min(), ys.min(), width, height]
         else:
             assert (line["box"], line["score"]) == ([0, 0, 0, 0], 0)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -101,164 +89,143 @@ def test_a_mask_an_overlay_and_a_line_for_every_sentence(
     ]
 
 
-def test_the_threshold_can_be_chosen(
-    picture: Path, network: tuple[str, CRIS], capsys: pytest.CaptureFixture[str]
-) -> None:
-    (low,) = run(capsys, network, picture, "star", "--output", "-", "--threshold", "0")
-    (high,) = run(capsys, network, picture, "star", "--output", "-", "--threshold", "0.999")
+def test_the_threshold_can_be_chosen(image_path: Path, network: Network, capsys: Capture) -> None:
+    (low,) = run(capsys, network, image_path, "star", "--output", "-", "--threshold", "0")
+    (high,) = run(capsys, network, image_path, "star", "--output", "-", "--threshold", "0.999")
     assert low["area"] > high["area"]
 
 
-def test_without_files_nothing_is_written(
-    picture: Path,
-    network: tuple[str, CRIS],
+def test_a_dash_as_output_writes_no_files(
+    image_path: Path,
+    network: Network,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (line,) = run(capsys, network, picture, "star", "--output", "-")
+    (line,) = run(capsys, network, image_path, "star", "--output", "-")
     assert "mask" not in line
-    assert list(tmp_path.iterdir()) == [picture]
+    assert list(tmp_path.iterdir()) == [image_path]
 
 
-def test_options_may_stand_between_the_words(
-    picture: Path, network: tuple[str, CRIS], capsys: pytest.CaptureFixture[str]
+def test_options_may_stand_between_sentences(
+    image_path: Path, network: Network, capsys: Capture
 ) -> None:
-    assert (
-        len(run(capsys, network, "--output", "-", picture, "star", "--threshold", "0.5", "ring"))
-        == 2
-    )
+    options = ("--output", "-", image_path, "star", "--threshold", "0.5", "ring")
+    assert len(run(capsys, network, *options)) == 2
 
 
-def test_sentences_come_from_a_file_one_a_line(
-    picture: Path, network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_sentences_come_from_a_file_with_one_per_line(
+    image_path: Path, network: Network, tmp_path: Path, capsys: Capture
 ) -> None:
-    (tmp_path / "said.txt").write_text(
-        "the man in red\n\n  leftmost dog \r\nÉtoile\n", encoding="utf-8"
-    )
-    lines = run(capsys, network, picture, "--sentences", tmp_path / "said.txt", "--output", "-")
+    file = tmp_path / "sentences.txt"
+    file.write_text("the man in red\n\n  leftmost dog \r\nÉtoile\n", encoding="utf-8")
+    lines = run(capsys, network, image_path, "--sentences", file, "--output", "-")
     assert [line["sentence"] for line in lines] == [*SENTENCES, "Étoile"]
 
 
-def test_a_picture_comes_from_the_standard_input_of_a_process(
-    picture: Path, network: tuple[str, CRIS], capsys: pytest.CaptureFixture[str]
+def test_an_image_comes_from_the_standard_input_of_a_process(
+    image_path: Path, network: Network, capsys: Capture
 ) -> None:
-    expected = run(capsys, network, picture, *SENTENCES, "--output", "-")
-    command = [
-        sys.executable,
-        "-m",
-        "crislit.predict",
-        "-",
-        *SENTENCES,
-        "--checkpoint",
-        network[0],
-        "--output",
-        "-",
-    ]
-    done = subprocess.run(
-        command, input=picture.read_bytes(), env=environment(), capture_output=True, check=True
-    )
+    expected = run(capsys, network, image_path, *SENTENCES, "--output", "-")
+    line = command("predict", "-", *SENTENCES, "--checkpoint", network[0], "--output", "-")
+    content = image_path.read_bytes()
+    done = subprocess.run(line, input=content, env=environment(), capture_output=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["area"] for line in lines] == [line["area"] for line in expected]
     assert lines[0]["image"] == "-"
     assert done.stderr == b""
 
 
-def say(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    """Let this process's standard input hold something."""
+def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Replace the standard input of this process."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def test_sentences_come_from_the_standard_input_and_a_mark_of_byte_order_is_no_part_of_them(
-    picture: Path,
-    network: tuple[str, CRIS],
-    capsys: pytest.CaptureFixture[str],
+def test_sentences_come_from_the_standard_input_without_a_byte_order_mark(
+    image_path: Path,
+    network: Network,
+    capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    say(monkeypatch, b"\xef\xbb\xbf" + "\n".join(SENTENCES).encode())
-    lines = run(capsys, network, picture, "--sentences", "-", "--output", "-")
+    set_stdin(monkeypatch, b"\xef\xbb\xbf" + "\n".join(SENTENCES).encode())
+    lines = run(capsys, network, image_path, "--sentences", "-", "--output", "-")
     assert [line["sentence"] for line in lines] == SENTENCES
-    assert lines[0]["image"] == str(picture)
+    assert lines[0]["image"] == str(image_path)
 
 
-def test_one_bad_picture_of_a_folder_does_not_stop_the_rest(
-    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_bad_image_in_a_folder_does_not_stop_the_others(
+    network: Network, tmp_path: Path, capsys: Capture
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.jpg", "a.png", "c.webp"):
         PIL.Image.fromarray(photo()).save(folder / name)
     (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     (folder / "sub.png").mkdir()
-    with pytest.raises(SystemExit, match="1 of 4 pictures could not be segmented"):
+    with pytest.raises(SystemExit, match="1 of 4 images could not be segmented"):
         run(capsys, network, folder, "star", "--output", tmp_path / "out")
     shown = capsys.readouterr()
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["a.jpg", "a.png", "c.webp"]
     assert "b.jpg" in shown.err
-    assert len(list((tmp_path / "out").iterdir())) == 6, (
-        "a.jpg and a.png do not take each other's names"
-    )
+    assert len(list((tmp_path / "out").iterdir())) == 6, "a.jpg and a.png get different names"
 
 
-def test_sentences_that_look_alike_have_files_of_their_own() -> None:
+def test_similar_sentences_get_different_files() -> None:
     taken: set[str] = set()
-    names = [
-        safe_file_name("p.jpg", sentence, taken)
-        for sentence in ("a star!", "A star?", "星", "../../etc", "x" * 500, "x" * 499)
-    ]
+    sentences = ("a star!", "A star?", "星", "../../etc", "x" * 500, "x" * 499)
+    names = [safe_file_name("p.jpg", sentence, taken) for sentence in sentences]
     assert len(set(names)) == 6
     assert names[:3] == ["p.jpg-a-star", "p.jpg-a-star-2", "p.jpg-sentence"]
     assert all("/" not in name and len(name) < 80 for name in names)
 
 
-@pytest.mark.filterwarnings("default:the network reads")  # as outside of the tests
-def test_words_that_are_cut_off_are_told_once(
-    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.filterwarnings("default:the network reads")  # as outside of tests
+def test_truncated_words_are_reported_once(
+    network: Network, tmp_path: Path, capsys: Capture
 ) -> None:
     for name in ("a.png", "b.png"):
         PIL.Image.fromarray(photo()).save(tmp_path / name)
-    predict.main(
-        [str(tmp_path), "word " * 20 + "lost", "--output", "-", "--checkpoint", network[0]]
-    )
-    told = capsys.readouterr().err
-    assert told.count("warning: the network reads 15 tokens") == 1
-    assert "word lost" in told
+    sentence = "word " * 20 + "lost"
+    predict.main([str(tmp_path), sentence, "--output", "-", "--checkpoint", network[0]])
+    message = capsys.readouterr().err
+    assert message.count("warning: the network reads 15 tokens") == 1
+    assert "word lost" in message
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["PICTURE"], "expected sentences after the picture, or --sentences FILE"),
-        (["PICTURE", "star", "--sentences", "-"], "not both"),
+        (["IMAGE"], "expected either sentences after the image, or --sentences FILE"),
+        (["IMAGE", "star", "--sentences", "-"], "not both"),
         (["-", "--sentences", "-"], "the standard input holds either"),
-        (["PICTURE", "--sentences", "nowhere.txt"], "cannot read the sentences in nowhere.txt"),
-        (["PICTURE", "--sentences", "EMPTY"], "there is no sentence in"),
-        (["PICTURE", "star", " "], "a sentence is empty"),
-        (["PICTURE", "star", "&nbsp;"], "a sentence is empty: .* not '&nbsp;'"),
+        (["IMAGE", "--sentences", "nowhere.txt"], "cannot read the sentences in nowhere.txt"),
+        (["IMAGE", "--sentences", "EMPTY"], "holds no sentence"),
+        (["IMAGE", "star", " "], "a sentence is empty"),
+        (["IMAGE", "star", "&nbsp;"], "a sentence is empty: .* not '&nbsp;'"),
         (["nowhere.jpg", "star"], "no image at nowhere.jpg"),
-        (["FOLDER", "star"], "no picture in"),
-        (["PICTURE", "star", "--output", "PICTURE"], "cannot write to"),
-        (["PICTURE", "star", "--checkpoint", "nowhere"], "no network 'nowhere'"),
-        (["PICTURE", "star", "--threshold", "2"], "threshold must be"),
-        (["PICTURE", "star", "--device", "abacus"], "cannot compute on device 'abacus'"),
+        (["FOLDER", "star"], "no image in"),
+        (["IMAGE", "star", "--output", "IMAGE"], "cannot write to"),
+        (["IMAGE", "star", "--checkpoint", "nowhere"], "no network 'nowhere'"),
+        (["IMAGE", "star", "--threshold", "2"], "threshold must be"),
+        (["IMAGE", "star", "--device", "abacus"], "cannot compute on device 'abacus'"),
     ],
 )
 def test_bad_input_is_one_error_line(
     arguments: list[str],
     expected: str,
-    picture: Path,
-    network: tuple[str, CRIS],
+    image_path: Path,
+    network: Network,
     tmp_path: Path,
     monkeypatch: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "folder").mkdir()
-    known = {"PICTURE": str(picture), "EMPTY": "empty.txt", "FOLDER": "folder"}
-    filled = [known.get(argument, argument) for argument in arguments]
+    files = {"IMAGE": str(image_path), "EMPTY": "empty.txt", "FOLDER": "folder"}
+    filled = [files.get(argument, argument) for argument in arguments]
     if "--checkpoint" not in filled:
         filled += ["--checkpoint", network[0]]
     if "--output" not in filled:
@@ -268,12 +235,12 @@ def test_bad_input_is_one_error_line(
     assert "\n" not in str(caught.value)
 
 
-def test_paint_colours_the_mask_outlines_it_and_leaves_the_rest() -> None:
+def test_paint_colours_and_outlines_the_mask_only() -> None:
     image = np.full((40, 60, 3), 100, dtype=np.uint8)
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:20, 10:30] = True
     painted = paint(image, [mask, np.roll(mask, 15, axis=0)])
-    assert (image == 100).all(), "the picture given stays as it is"
+    assert (image == 100).all(), "the image itself does not change"
     assert painted[15, 20].tolist() == [round((100 + channel) / 2) for channel in COLOURS[0]]
     assert painted[30, 20].tolist() == [round((100 + channel) / 2) for channel in COLOURS[1]]
     assert painted[10, 15].tolist() == list(COLOURS[0])
@@ -281,103 +248,76 @@ def test_paint_colours_the_mask_outlines_it_and_leaves_the_rest() -> None:
     assert np.array_equal(paint(image, [np.zeros_like(mask)]), image)
 
 
-def test_pictures_of_a_pipe_are_read_whole(
-    network: tuple[str, CRIS], monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_an_image_of_another_format_comes_from_the_standard_input(
+    network: Network, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     file = io.BytesIO()
     PIL.Image.fromarray(photo(20, 30)).save(file, "BMP")
-    say(monkeypatch, file.getvalue())
+    set_stdin(monkeypatch, file.getvalue())
     (line,) = run(capsys, network, "-", "star", "--output", "-")
     assert line["segmentation"]["size"] == [20, 30]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shells and devices differ")
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("PREDICT - star <&-", "error: the standard input is closed"),
         ("PREDICT a.png star --output - > /dev/full", "error: .*No space left on device"),
     ],
 )
-def test_what_the_shell_does_wrong_is_one_line(line: str, told: str, tmp_path: Path) -> None:
+def test_bad_redirections_are_one_error_line(line: str, message: str, tmp_path: Path) -> None:
     PIL.Image.fromarray(photo()).save(tmp_path / "a.png")
-    line = line.replace("PREDICT", f"{shlex.quote(sys.executable)} -m crislit.predict")
+    shell = ["bash", "-c", line.replace("PREDICT", shlex.join(command("predict")))]
     done = subprocess.run(
-        line,
-        shell=True,
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
+        shell, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert re.search(told, done.stderr)
+    assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_input_and_a_name_too_long_are_one_error(
-    picture: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_closed_input_and_a_name_too_long_are_one_error_line(
+    image_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of a closed one
-    for arguments, told in (
-        ([str(picture), "--sentences", "-"], "the standard input is closed"),
+    monkeypatch.setattr(sys, "stdin", None)  # as Python does if it is closed
+    for arguments, message in (
+        ([str(image_path), "--sentences", "-"], "the standard input is closed"),
         (["x" * 300, "star"], "File name too long"),
     ):
-        with pytest.raises(SystemExit, match=f"error: .*{told}"):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
             predict.main(arguments)
 
 
-def test_a_link_to_nothing_is_a_bad_file_of_a_folder_and_a_long_name_is_none(
-    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_may_contain_broken_links_and_long_names(
+    network: Network, tmp_path: Path, capsys: Capture
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     (folder / "gone.png").symlink_to("nowhere.png")
     PIL.Image.fromarray(photo()).save(folder / f"{'n' * 200}.png")
-    with pytest.raises(SystemExit, match="error: 1 of 2 pictures could not be segmented"):
-        predict.main(
-            [
-                str(folder),
-                "word " * 10,
-                "--checkpoint",
-                network[0],
-                "--output",
-                str(tmp_path / "out"),
-            ]
-        )
+    with pytest.raises(SystemExit, match="error: 1 of 2 images could not be segmented"):
+        run(capsys, network, folder, "word " * 10, "--output", tmp_path / "out")
     assert "no image at" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
-def test_a_picture_whose_name_is_no_text_is_segmented_too(
-    network: tuple[str, CRIS], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_an_image_whose_name_is_not_text_is_segmented(
+    network: Network, tmp_path: Path, capsys: Capture
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in (b"\xff.png", b"\xff" * 200 + b".png"):
         PIL.Image.fromarray(photo()).save(folder / os.fsdecode(name), "PNG")
-    predict.main(
-        [str(folder), "star", "--checkpoint", network[0], "--output", str(tmp_path / "out")]
-    )
+    assert len(run(capsys, network, folder, "star", "--output", tmp_path / "out")) == 2
     assert len(list((tmp_path / "out").iterdir())) == 4
-    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 2
 
 
-def test_prediction_imports_nothing_that_takes_long_and_is_not_needed() -> None:
+def test_prediction_imports_no_large_library_that_it_does_not_need() -> None:
     code = "import json, sys, crislit.predict, open_clip; print(json.dumps(sorted(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment()
-    )
-    loaded = {module.split(".")[0] for module in json.loads(result.stdout)}
-    needless = {
-        "lightning",
-        "pytorch_lightning",
-        "torchmetrics",
-        "hydra",
-        "omegaconf",
-        "matplotlib",
-        "albumentations",
-    }
-    assert not loaded & needless
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, check=True, capture_output=True, text=True, env=environment())
+    loaded = {module.split(".")[0] for module in json.loads(done.stdout)}
+    assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"}
+    assert not loaded & {"matplotlib", "albumentations"}

@@ -1,4 +1,4 @@
-"""The page under load and under attack: right masks and clear messages in bounded memory, and no file but uploads."""
+"""The page under load and under attack: correct masks, bounded memory, no files but uploads."""
 
 import asyncio
 import io
@@ -38,16 +38,12 @@ from tests.inference.test_web_page import serve, write_network
 httpx = pytest.importorskip("httpx", reason="Gradio brings it")
 
 GOOD, BAD = 100, 100
-LIMITS = httpx.Limits(
-    max_connections=None, max_keepalive_connections=0
-)  # an idle connection may be closed at any time
-MOST_GROWTH, MOST_GROWTH_OF_LARGEST = 600, 4000
-"""Megabytes that the server may take for all of them beyond what it takes at rest: for small pictures, and for the largest."""
-WORDS = (
-    "the man in red",
-    "leftmost dog",
-    "star",
-    "the big blue circle",
+# Idle connections may be closed at any time.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+MAX_GROWTH, MAX_GROWTH_OF_LARGEST = 600, 4000
+"""Megabytes that the server may take in addition, for small images and for the largest ones."""
+PHRASES = (
+    *("the man in red", "leftmost dog", "star", "the big blue circle"),
     "the cup that is behind the plate",
 )
 
@@ -63,12 +59,15 @@ def served(network: Path) -> Iterator[tuple[str, int]]:
         yield address, process
 
 
-# -- Requests -----------------------------------------------------------------------------------------------------------------
+# -- Requests
 
 
 @dataclass
 class Request:
-    """What a visitor gives: a file's name and bytes, and sentences; and what the message must say, if it is to be refused."""
+    """A file's name and content, and sentences.
+
+    If the request must be refused, ``refusal`` is a part of the expected message.
+    """
 
     name: str
     content: bytes | None
@@ -95,65 +94,52 @@ def claiming(width: int, height: int) -> bytes:
 
 
 def good() -> Iterator[Request]:
-    """Pictures of many sizes and kinds, each its own, with one to three sentences."""
+    """Different images of many sizes and formats, with one to three sentences each."""
     for i in range(GOOD):
         pixels = photo(60 + 7 * (i % 11), 70 + 5 * (i % 13), seed=i)
-        text = "\n".join(itertools.islice(itertools.cycle(WORDS), i % 5, i % 5 + 1 + i % 3))
-        yield Request(
-            f"photo.{'png' if i % 2 else 'bmp'}", encoded(pixels, "PNG" if i % 2 else "BMP"), text
-        )
+        text = "\n".join(itertools.islice(itertools.cycle(PHRASES), i % 5, i % 5 + 1 + i % 3))
+        kind = "PNG" if i % 2 else "BMP"
+        yield Request(f"photo.{kind.lower()}", encoded(pixels, kind), text)
 
 
 def bad() -> Iterator[Request]:
-    """Everything a stranger may send instead."""
-    picture = encoded(photo(60, 80))
-    kinds = [
-        Request("none", None, "star", "There is no picture yet"),
-        Request("notes.png", b"not a picture", "star", "The file is not an image that can be read"),
-        Request(
-            "script.svg",
-            b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>",
-            "star",
-            "The file is not an image",
-        ),
-        Request(
-            "page.eps",
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "star",
-            "The file is not an image",
-        ),
-        Request("nothing.png", b"", "star", "The file is not an image that can be read"),
-        Request("half.png", picture[: len(picture) // 2], "star", "The file is damaged"),
-        Request("half.jpg", encoded(photo(200, 200), "JPEG")[:2000], "star", "The file is damaged"),
-        Request("wide.png", claiming(30_000, 30_000), "star", "The file is too large: "),
-        Request(
-            "bomb.png",
-            encoded(np.zeros((7000, 7000), np.uint8)),
-            "star",
-            "The file is too large: 7000 x 7000 pixels",
-        ),
-        Request(
-            "dot.png",
-            encoded(photo(1, 1)),
-            "star",
-            "The file has 1 x 1 pixels; both sides need at least 8",
-        ),
-        Request("big.png", bytes(21 * 2**20), "star", "That is too large: at most 20 MB are taken"),
-        Request("photo.png", picture, " \n\t\n", "There is no sentence yet"),
-        Request("photo.png", picture, None, "There is no sentence yet"),
-        Request("photo.png", picture, "a\n" * (MAX_SENTENCES + 1), f"at most {MAX_SENTENCES}"),
-        Request("photo.png", picture, "word " * 10_000, f"too long: at most {MAX_SENTENCE_LENGTH}"),
-        Request(
-            "photo.png", picture, "star " * 300_000, "That is too large: at most 1 MB are taken"
-        ),
-        Request("photo.png", picture, "star", "greater than maximum", threshold=5),
+    """Everything an untrusted visitor may send instead."""
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>"
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    half_png = encoded(photo(60, 80))
+    half_png = half_png[: len(half_png) // 2]
+    half_jpeg = encoded(photo(200, 200), "JPEG")[:2000]
+    black, dot = encoded(np.zeros((7000, 7000), np.uint8)), encoded(photo(1, 1))
+    bad_files = [
+        ("none", None, "Upload an image first"),
+        ("notes.png", b"not an image", "The file is not an image that can be read"),
+        ("script.svg", svg, "The file is not an image"),
+        ("page.eps", eps, "The file is not an image"),
+        ("nothing.png", b"", "The file is not an image that can be read"),
+        ("half.png", half_png, "The file is damaged"),
+        ("half.jpg", half_jpeg, "The file is damaged"),
+        ("wide.png", claiming(30_000, 30_000), "The file is too large: "),
+        ("bomb.png", black, "The file is too large: 7000 x 7000 pixels"),
+        ("dot.png", dot, "The file has 1 x 1 pixels; both sides need at least 8"),
+        ("big.png", bytes(21 * 2**20), "The request is too large: at most 20 MB are accepted"),
     ]
-    return itertools.islice(itertools.cycle(kinds), BAD)
+    bad_texts = [
+        (" \n\t\n", "Write a sentence first"),
+        (None, "Write a sentence first"),
+        ("a\n" * (MAX_SENTENCES + 1), f"at most {MAX_SENTENCES}"),
+        ("word " * 10_000, f"too long: at most {MAX_SENTENCE_LENGTH}"),
+        ("star " * 300_000, "The request is too large: at most 1 MB are accepted"),
+    ]
+    image = encoded(photo(60, 80))
+    requests = [Request(name, content, "star", refusal) for name, content, refusal in bad_files]
+    requests += [Request("photo.png", image, text, refusal) for text, refusal in bad_texts]
+    requests.append(Request("photo.png", image, "star", "greater than maximum", threshold=5))
+    return itertools.islice(itertools.cycle(requests), BAD)
 
 
 @dataclass
 class Answer:
-    """What came back: the masks, or the message; and all that the browser was sent."""
+    """The masks or the message, and the text of all responses."""
 
     masks: list[np.ndarray] | None
     message: str
@@ -161,22 +147,24 @@ class Answer:
 
 
 async def ask(client: Any, request: Request) -> Answer:
-    """Do what the page's script does: upload, join the queue, wait, fetch the masks."""
-    seen = ""
-    given = None
+    """Do what the page's script does: upload, join the queue, wait, download the masks."""
+    seen, file = "", None
     if request.content is not None:
-        answer = await client.post(
-            "/gradio_api/upload", files={"files": (request.name, request.content)}
-        )
-        seen += answer.text
-        if answer.status_code != 200:
-            return Answer(None, answer.text, seen)
-        given = {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
-    return await mark(client, [given, request.text, request.threshold], seen)
+        response = await upload(client, request.name, request.content)
+        seen += response.text
+        if response.status_code != 200:
+            return Answer(None, response.text, seen)
+        file = {"path": response.json()[0], "meta": {"_type": "gradio.FileData"}}
+    return await mark(client, [file, request.text, request.threshold], seen)
+
+
+async def upload(client: Any, name: str, content: bytes) -> Any:
+    """Upload a file."""
+    return await client.post("/gradio_api/upload", files={"files": (name, content)})
 
 
 async def mark(client: Any, data: Any, seen: str = "") -> Answer:
-    """Have a picture marked."""
+    """Request the masks of an upload."""
     joined = await client.post("/gradio_api/call/mark", json={"data": data})
     seen += joined.text
     if joined.status_code != 200:
@@ -193,7 +181,7 @@ async def mark(client: Any, data: Any, seen: str = "") -> Answer:
 
 
 def read_masks(content: bytes) -> list[np.ndarray]:
-    """Read the offered file: a mask, or an archive of some."""
+    """Read the offered file: a mask, or an archive of masks."""
     files = [content]
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -202,49 +190,43 @@ def read_masks(content: bytes) -> list[np.ndarray]:
 
 
 def visitor(address: str) -> Any:
-    """A client with a connection of its own for each request under way."""
+    """A client that opens a connection per request."""
     return httpx.AsyncClient(base_url=address, timeout=300, limits=LIMITS)
 
 
-def megabytes(process: int, what: str) -> float:
-    """Return VmRSS (resident now) or VmHWM (resident at most) of a process, as Linux counts."""
+def megabytes(process: int, field: str) -> float:
+    """Return VmRSS (resident now) or VmHWM (highest so far) of a process, as Linux counts."""
     status = Path(f"/proc/{process}/status")
     if not status.is_file():
-        pytest.skip("memory is measured where there is /proc")
-    found = re.search(rf"{what}:\s+(\d+) kB", status.read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+        pytest.skip("memory is measured in /proc")
+    match = re.search(rf"{field}:\s+(\d+) kB", status.read_text())
+    assert match is not None
+    return int(match[1]) / 1024
 
 
-def check_silent(text: str) -> None:
-    """Nothing of the program's inside reaches the browser."""
-    for telling in (
-        "Traceback",
-        "site-packages",
-        'File "',
-        str(Path(crislit.__file__).parent),
-        str(Path.cwd()),
-    ):
-        assert telling not in text, text[:2000]
+def assert_no_internals(text: str) -> None:
+    """Check that no traceback or path of the program reaches the browser."""
+    paths = (str(Path(crislit.__file__).parent), str(Path.cwd()))
+    for internal in ("Traceback", "site-packages", 'File "', *paths):
+        assert internal not in text, text[:2000]
 
 
-# -- Load ---------------------------------------------------------------------------------------------------------------------
+# -- Load
 
 
 @pytest.mark.slow
-def test_under_200_requests_at_once_each_gets_its_own_masks_or_a_clear_message(
+def test_each_of_200_simultaneous_requests_gets_its_own_masks_or_a_clear_message(
     served: tuple[str, int], network: Path
 ) -> None:
-    """``PAGE_LOAD=results/page_load.json`` in the environment has the figures written there."""
+    """``PAGE_LOAD=results/page_load.json`` in the environment writes the measurements there."""
     address, process = served
     requests = [request for pair in zip(good(), bad(), strict=True) for request in pair]
     segmenter = crislit.load(network, device="cpu")
 
     async def visit() -> list[Answer]:
         async with visitor(address) as client:
-            assert (
-                await ask(client, requests[0])
-            ).masks is not None  # what is loaded on first use is loaded
+            first = await ask(client, requests[0])  # loads what is loaded on first use
+            assert first.masks is not None
             return await asyncio.gather(*(ask(client, request) for request in requests))
 
     before = megabytes(process, "VmRSS")
@@ -253,7 +235,7 @@ def test_under_200_requests_at_once_each_gets_its_own_masks_or_a_clear_message(
     seconds = time.monotonic() - start
     peak = megabytes(process, "VmHWM")
     for request, answer in zip(requests, answers, strict=True):
-        check_silent(answer.seen)
+        assert_no_internals(answer.seen)
         if request.refusal is None:
             check_masks(segmenter, request, answer)
         else:
@@ -269,31 +251,23 @@ def test_under_200_requests_at_once_each_gets_its_own_masks_or_a_clear_message(
         "server_megabytes_after": round(megabytes(process, "VmRSS")),
     }
     if record := os.environ.get("PAGE_LOAD"):
-        about = {name: version(name) for name in ("gradio", "torch")} | {
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
-        }
-        Path(record).write_text(json.dumps(measured | about, indent=1) + "\n")
-    assert peak - before < MOST_GROWTH
-    # The page still answers, and the next visitor is served.
+        machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+        versions = {name: version(name) for name in ("gradio", "torch")}
+        Path(record).write_text(json.dumps(measured | versions | machine, indent=1) + "\n")
+    assert peak - before < MAX_GROWTH
+    # The page still answers, and serves the next visitor.
     assert "crislit" in httpx.get(address).text
     last = Request("last.png", encoded(photo(90, 90, seed=999)), "star")
 
-    async def once() -> Answer:
-        async with visitor(address) as client:
-            return await ask(client, last)
-
-    check_masks(segmenter, last, asyncio.run(once()))
+    check_masks(segmenter, last, run(address, lambda client: ask(client, last)))
 
 
 @pytest.mark.slow
-def test_the_largest_pictures_that_are_taken_are_marked_in_bounded_memory(network: Path) -> None:
+def test_the_largest_images_are_segmented_in_bounded_memory(network: Path) -> None:
     side = math.isqrt(MAX_UPLOAD_PIXELS)
-    text = "\n".join(WORDS[: MAX_MAP_PIXELS // side**2])
-    requests = [
-        Request("photo.jpg", encoded(np.full((side, side, 3), 40 * i, np.uint8), "JPEG"), text)
-        for i in range(3)
-    ]  # two are remembered
+    text = "\n".join(PHRASES[: MAX_MAP_PIXELS // side**2])
+    images = [np.full((side, side, 3), 40 * i, np.uint8) for i in range(3)]  # more than are cached
+    requests = [Request("photo.jpg", encoded(image, "JPEG"), text) for image in images]
     with serve(network) as (address, process):
 
         async def visit() -> list[Answer]:
@@ -304,14 +278,14 @@ def test_the_largest_pictures_that_are_taken_are_marked_in_bounded_memory(networ
         answers = asyncio.run(visit())
         growth = megabytes(process, "VmHWM") - before
     for answer in answers:
-        check_silent(answer.seen)
+        assert_no_internals(answer.seen)
         assert answer.masks is not None, answer.message
         assert [mask.shape for mask in answer.masks] == [(side, side)] * len(text.splitlines())
-    assert growth < MOST_GROWTH_OF_LARGEST
+    assert growth < MAX_GROWTH_OF_LARGEST
 
 
 def check_masks(segmenter: Segmenter, request: Request, answer: Answer) -> None:
-    """The masks are the Segmenter's for this very picture and these sentences."""
+    """Check that the masks are those of the Segmenter for this image and these sentences."""
     assert request.content is not None
     assert answer.masks is not None, answer.message
     sentences = request.text.splitlines()
@@ -321,147 +295,106 @@ def check_masks(segmenter: Segmenter, request: Request, answer: Answer) -> None:
         assert np.array_equal(mask, result.probability > request.threshold)
 
 
-# -- Attack -------------------------------------------------------------------------------------------------------------------
+# -- Attack
 
 
 def run(address: str, visit: Any) -> Any:
-    """Run a visit, given a client."""
+    """Run a visit with a client."""
 
-    async def inside() -> Any:
+    async def open_client() -> Any:
         async with visitor(address) as client:
             return await visit(client)
 
-    return asyncio.run(inside())
+    return asyncio.run(open_client())
 
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture that nobody uploaded, in the temporary folder, where uploads are too."""
+    """An image in the folder for temporary files, like uploads, but not uploaded."""
     path = tmp_path_factory.mktemp("private") / "secret.png"
     path.write_bytes(encoded(photo()))
     return path
 
 
 @pytest.mark.slow
-def test_no_picture_but_an_upload_is_read_however_it_is_named(
+def test_only_uploads_are_read_whatever_path_a_request_names(
     served: tuple[str, int], secret: Path
 ) -> None:
     address, _ = served
     meta = {"meta": {"_type": "gradio.FileData"}}
 
     async def visit(client: Any) -> list[tuple[Any, Answer]]:
-        upload = await client.post(
-            "/gradio_api/upload", files={"files": ("a.png", encoded(photo()))}
-        )
-        mine = Path(upload.json()[0])
+        mine = Path((await upload(client, "a.png", encoded(photo()))).json()[0])
         link = mine.with_name("link.png")
         link.symlink_to(secret)
         assert (await mark(client, [{"path": str(mine)}, "star", 0.5])).masks is not None
         up = "/".join([".."] * (len(mine.parent.parts) - 1))
-        paths = [
-            str(secret),
-            "/etc/passwd",
-            f"{mine.parent}/{up}{secret}",
-            f"{mine}/{up}{secret}",
-            os.path.relpath(secret),
-            str(secret).replace("/", "%2f"),
-            f"file://{secret}",
-            f"{address}/robots.txt",
-            "http://localhost/x.png",
-            "http://[::1]/x.png",
-            "http://2130706433/x.png",
-            str(link),
-            str(mine.parent),
-            "",
-            "\0",
-            "x" * 5000,
-        ]
-        given: list[Any] = []
+        paths = [str(secret), "/etc/passwd", f"{mine.parent}/{up}{secret}", f"{mine}/{up}{secret}"]
+        paths += [os.path.relpath(secret), str(secret).replace("/", "%2f"), f"file://{secret}"]
+        paths += [f"{address}/robots.txt", "http://localhost/x.png", "http://[::1]/x.png"]
+        paths += ["http://2130706433/x.png", str(link), str(mine.parent), "", "\0", "x" * 5000]
+        files: list[Any] = []
         for path in paths:
-            given += [
-                path,
-                {"path": path},
-                {"path": path, "meta": {}},
-                {"path": path} | meta,
-                {"path": str(mine), "url": path},
-            ]
-            given += [{"path": None, "url": path} | meta, [path], {"path": {"path": path} | meta}]
-        return [(one, await mark(client, [one, "star", 0.5])) for one in given]
+            files += [path, {"path": path}, {"path": path, "meta": {}}, {"path": path} | meta]
+            files += [{"path": str(mine), "url": path}, {"path": None, "url": path} | meta]
+            files += [[path], {"path": {"path": path} | meta}]
+        return [(file, await mark(client, [file, "star", 0.5])) for file in files]
 
-    for given, answer in run(address, visit):
-        own = (
-            isinstance(given, dict) and "url" in given and given["path"] is not None
-        )  # and the address is not asked
-        assert (answer.masks is not None) == own, given
-        check_silent(answer.seen)
+    for file, answer in run(address, visit):
+        # The url beside a valid path is ignored.
+        is_mine = isinstance(file, dict) and "url" in file and file["path"] is not None
+        assert (answer.masks is not None) == is_mine, file
+        assert_no_internals(answer.seen)
 
 
 @pytest.mark.slow
-def test_sentences_and_thresholds_of_every_kind_end_in_silence(
-    served: tuple[str, int], secret: Path
-) -> None:
+def test_no_sentence_or_threshold_reveals_internals(served: tuple[str, int], secret: Path) -> None:
     address, _ = served
 
     async def visit(client: Any) -> None:
-        upload = await client.post(
-            "/gradio_api/upload", files={"files": ("a.png", encoded(photo()))}
-        )
-        mine = {"path": upload.json()[0]}
+        mine = {"path": (await upload(client, "a.png", encoded(photo()))).json()[0]}
         hostile = {"path": "http://127.0.0.1/x", "meta": {"_type": "gradio.FileData"}}
         markup, marks = ("<script>alert(1)</script>", "\x1b[31m", "\0"), ("‮star", "🟦" * 99)
         texts: tuple[Any, ...] = (5, [], {"a": 1}, *markup, *marks, "../../x", hostile)
         for text in texts:
-            check_silent((await mark(client, [mine, text, 0.5])).seen)
+            assert_no_internals((await mark(client, [mine, text, 0.5])).seen)
         thresholds: tuple[Any, ...] = (None, "x", -1, 5, [], {"path": str(secret)}, 1e999)
         for threshold in thresholds:
-            with_it = json.dumps({"data": [mine, "star", threshold]})
-            joined = await client.post(
-                "/gradio_api/call/mark",
-                content=with_it,
-                headers={"content-type": "application/json"},
-            )
-            check_silent(joined.text)
+            body = json.dumps({"data": [mine, "star", threshold]})
+            kind = {"content-type": "application/json"}
+            joined = await client.post("/gradio_api/call/mark", content=body, headers=kind)
+            assert_no_internals(joined.text)
         for data in ([], [mine], [mine, "star", 0.5, 1, 2], {"a": 1}, None):
-            check_silent((await client.post("/gradio_api/call/mark", json={"data": data})).text)
-        for name in (
+            response = await client.post("/gradio_api/call/mark", json={"data": data})
+            assert_no_internals(response.text)
+        names = (
             "../../../../x.png",
             "/tmp/x.png",
             "a\0.png",
             "x" * 300 + ".png",
             "CON",
             "a\nb.png",
-        ):
-            upload = await client.post(
-                "/gradio_api/upload", files={"files": (name, encoded(photo()))}
-            )
-            check_silent(upload.text)
-            if upload.status_code == 200:  # and lies beside the others
-                assert Path(upload.json()[0]).parent.parent == Path(mine["path"]).parent.parent
+        )
+        for name in names:
+            response = await upload(client, name, encoded(photo()))
+            assert_no_internals(response.text)
+            if response.status_code == 200:  # it is stored beside the other uploads
+                assert Path(response.json()[0]).parent.parent == Path(mine["path"]).parent.parent
 
     run(address, visit)
 
 
 @pytest.mark.slow
-def test_no_address_of_the_page_serves_a_file_that_is_no_upload(
+def test_no_address_of_the_page_serves_a_file_that_was_not_uploaded(
     served: tuple[str, int], secret: Path
 ) -> None:
     address, _ = served
     roots = (
-        "/gradio_api/file=",
-        "/gradio_api/file/",
-        "/file=",
-        "/static/",
-        "/assets/",
-        "/svelte/",
-        "/gradio_api/proxy=",
-        "/",
+        *("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"),
+        *("/gradio_api/proxy=", "/"),
     )
     paths = (
-        str(secret),
-        "/etc/passwd",
-        "/proc/self/environ",
-        crislit.__file__,
-        "pyproject.toml",
+        *(str(secret), "/etc/passwd", "/proc/self/environ", crislit.__file__, "pyproject.toml"),
         f"{address}/config",
     )
 
@@ -469,118 +402,75 @@ def test_no_address_of_the_page_serves_a_file_that_is_no_upload(
         for root, path in itertools.product(roots, paths):
             bare = path.lstrip("/")
             ups = (up * 9 + bare for up in ("../", "..%2f", "%2e%2e/", "..%252f", "..\\"))
-            for form in (
-                path,
-                bare,
-                *ups,
-                path.replace("/", "%2f"),
-                path.replace("/", "\\"),
-                f"//{path}",
-                f"file://{path}",
-            ):
-                target = (root + form).encode()
-                answer = await client.get(
-                    "/", extensions={"target": target}
-                )  # as it is written, ".." and all
-                assert answer.status_code in (400, 403, 404), target
-                assert secret.read_bytes() not in answer.content
-                assert "Traceback" not in answer.text
-        # What Gradio offers beyond what the page needs.
-        body = {"data": [{"path": str(secret)}, "star", 0.5]}
-        for path in (
-            "run/mark",
-            "api/mark",
-            "component_server",
-            "process_recording",
-            "run-history/connect",
-            "vibe-edit",
-        ):
-            assert (await client.post(f"/gradio_api/{path}", json=body)).status_code == 404
-        for path in (
-            "runs",
-            "deep_link?session_hash=x",
-            "openapi.json",
-            "custom_component/x/client/y/z",
-            "dev/reload",
-        ):
+            encoded_slashes = (path.replace("/", "%2f"), path.replace("/", "\\"))
+            for form in (path, bare, *ups, *encoded_slashes, f"//{path}", f"file://{path}"):
+                target = (root + form).encode()  # sent as it is, with ".."
+                response = await client.get("/", extensions={"target": target})
+                assert response.status_code in (400, 403, 404), target
+                assert secret.read_bytes() not in response.content
+                assert "Traceback" not in response.text
+        # Addresses of Gradio that the page does not need.
+        data: list[Any] = [{"path": str(secret)}, "star", 0.5]
+        posted = ("run/mark", "api/mark", "component_server", "process_recording", "vibe-edit")
+        for path in (*posted, "run-history/connect"):
+            response = await client.post(f"/gradio_api/{path}", json={"data": data})
+            assert response.status_code == 404
+        gotten = ("runs", "deep_link?session_hash=x", "openapi.json", "dev/reload")
+        for path in (*gotten, "custom_component/x/client/y/z"):
             assert (await client.get(f"/gradio_api/{path}")).status_code == 404
-        shown = 0
-        for number in range(8):  # examples are shown out of turn, and nothing else is
-            direct = {
-                "data": [{"path": str(secret)}, "star", 0.5],
-                "fn_index": number,
-                "session_hash": "x",
-            }
-            for data in (
-                direct,
-                direct | {"data": [0]},
-                direct | {"data": [{"path": str(secret)}]},
-            ):
-                answer = await client.post("/gradio_api/run/predict", json=data)
-                check_silent(answer.text)
-                assert secret.name not in answer.text
-                if answer.status_code == 200:
-                    shown += 1
-                    assert "attributes.jpg" in answer.text
-        assert shown == 1
+        # Without the queue, only the function that shows an example can be called.
+        answered = 0
+        for number, inputs in itertools.product(range(8), (data, [0], data[:1])):
+            body = {"data": inputs, "fn_index": number, "session_hash": "x"}
+            response = await client.post("/gradio_api/run/predict", json=body)
+            assert_no_internals(response.text)
+            assert secret.name not in response.text
+            if response.status_code == 200:
+                answered += 1
+                assert "attributes.jpg" in response.text
+        assert answered == 1
         for bad_json in (b"{", b"[" * 100_000, b"\xff"):
             kind = {"content-type": "application/json"}
-            broken = await client.post("/gradio_api/call/mark", content=bad_json, headers=kind)
-            assert broken.status_code in (400, 422)
-            check_silent(broken.text)
+            response = await client.post("/gradio_api/call/mark", content=bad_json, headers=kind)
+            assert response.status_code in (400, 422)
+            assert_no_internals(response.text)
 
         async def endless() -> Any:
             for _ in range(100):
                 yield bytes(2**16)
 
         assert (await client.post("/gradio_api/upload", content=endless())).status_code == 411
-        unknown = await client.post(
-            "/gradio_api/queue/join", json={"data": [], "session_hash": "x", "fn_index": 99}
-        )
-        check_silent(unknown.text)
+        unknown = {"data": [], "session_hash": "x", "fn_index": 99}
+        response = await client.post("/gradio_api/queue/join", json=unknown)
+        assert_no_internals(response.text)
         assert "crislit" in (await client.get("/")).text
 
     run(address, visit)
 
 
 def scope(path: str, method: str = "GET", **headers: str) -> dict[str, Any]:
-    encoded_headers = [
-        (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()
-    ]
-    return {"type": "http", "path": path, "method": method, "headers": encoded_headers}
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "path": path, "method": method, "headers": pairs}
 
 
-def test_only_what_the_page_needs_is_let_through() -> None:
-    for path in (
-        "/",
-        "/config",
-        "/assets/index-1.js",
-        "/gradio_api/info",
-        "/gradio_api/file=/tmp/gradio/a b.png",
-    ):
+def test_only_requests_that_the_page_needs_are_passed_on() -> None:
+    needed = ("/", "/config", "/assets/index-1.js", "/gradio_api/info")
+    for path in (*needed, "/gradio_api/file=/tmp/gradio/a b.png"):
         assert refuse(scope(path)) is None
     assert refuse(scope("/gradio_api/run/predict", "POST", content_length="9")) is None
-    fetching = (
-        "/gradio_api/proxy=http://a",
-        "/gradio_api/file=http://a/b",
-        "/gradio_api/file=HTTPS://a/b",
-    )
-    for path in (*fetching, "/gradio_api/run/mark", "/monitoring", "//", ""):
-        assert refuse(scope(path)) == (404, "This page has nothing of that name.")
-    for path, most in (("/gradio_api/upload", 20 * 2**20), ("/gradio_api/queue/join", 2**20)):
-        assert refuse(scope(path, "POST", content_length=str(most))) is None
-        too_large = refuse(scope(path, "POST", content_length=str(most + 1)))
-        assert too_large == (413, f"That is too large: at most {most // 2**20} MB are taken.")
-        assert refuse(scope(path, "POST", content_length="9" * 5000)) == too_large
-        for other in (
-            scope(path, "POST", content_length="-1"),
-            scope(path, "POST", content_length="9", transfer_encoding="chunked"),
-        ):
-            assert (
-                refuse(other)
-                == refuse(scope(path, "POST"))
-                == (411, "A request has to say how long it is.")
-            )
+    remote = ("proxy=http://a", "file=http://a/b", "file=HTTPS://a/b")
+    unneeded = [*(f"/gradio_api/{path}" for path in (*remote, "run/mark")), "/monitoring", "//", ""]
+    for path in unneeded:
+        assert refuse(scope(path)) == (404, "There is no such address on this page.")
+    for path, limit in (("/gradio_api/upload", 20 * 2**20), ("/gradio_api/queue/join", 2**20)):
+        assert refuse(scope(path, "POST", content_length=str(limit))) is None
+        refusal = (413, f"The request is too large: at most {limit // 2**20} MB are accepted.")
+        for length in (str(limit + 1), "9" * 5000):
+            assert refuse(scope(path, "POST", content_length=length)) == refusal
+        chunked = {"content_length": "9", "transfer_encoding": "chunked"}
+        for headers in ({}, {"content_length": "-1"}, chunked):
+            refusal = (411, "A request needs a Content-Length.")
+            assert refuse(scope(path, "POST", **headers)) == refusal
 
 
 def test_only_files_in_the_folder_of_uploads_are_uploads(tmp_path: Path) -> None:
@@ -591,14 +481,7 @@ def test_only_files_in_the_folder_of_uploads_are_uploads(tmp_path: Path) -> None
     (folder / "link.png").symlink_to(tmp_path / "b.png")
     assert check_uploaded(None, str(folder)) is None
     assert check_uploaded(str(folder / "a.png"), str(folder)) == str((folder / "a.png").resolve())
-    for path in (
-        "b.png",
-        "uploads/../b.png",
-        "uploads/link.png",
-        "uploads",
-        "uploads/gone.png",
-        "\0",
-        "x" * 5000,
-    ):
-        with pytest.raises(InputError, match="That picture is not among the uploads, or no longer"):
+    others = ["b.png", "uploads/../b.png", "uploads/link.png", "uploads", "uploads/gone.png"]
+    for path in [*others, "\0", "x" * 5000]:
+        with pytest.raises(InputError, match="That image is not among the uploads, or was deleted"):
             check_uploaded(str(tmp_path / path), str(folder))

@@ -196,7 +196,8 @@ def _read(path: Path) -> Any:
     content = read_torch(path)
     if not isinstance(content, dict) or KEY not in content:
         return content
-    check_checksums(path)
+    if zipfile.is_zipfile(path):  # PyTorch's old format holds no checksums
+        check_checksums(path)
     try:
         metadata, state = content[KEY], content["state_dict"]
         return Checkpoint(

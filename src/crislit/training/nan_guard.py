@@ -82,7 +82,7 @@ class NanGuard(L.Callback):
             names = ", ".join(offenders[:3]) or "elsewhere"
             raise InputError(
                 f"the weights are no longer finite after step {trainer.global_step}: {names}. They "
-                f"are not saved. {self.recovery_hint()}"
+                f"are not saved; {self.recovery_hint()}"
             )
 
     def examine(self, trainer: L.Trainer, task: CRISTask, number: int) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class NanGuard(L.Callback):
         origin = first["origin"] or "nothing when the batch was run again"
         return (
             f"step {trainer.global_step + 1} was not taken ({place}): loss {first['loss']:g}, norm "
-            f"of the gradients {norm:g}. First not finite: {origin}. Learning rates: {rates}. "
+            f"of the gradients {norm:g}. First not finite: {origin}. Learning rates: {rates}; "
             f"{self.recovery_hint()}. Samples: {samples}"
         )
 
@@ -128,7 +128,7 @@ class NanGuard(L.Callback):
         last = self.folder / LAST
         resume = f", or correct the data and continue with resume={last}"
         saved = resume if last.is_file() else "; nothing had been saved"
-        return f"Start again with a lower recipe.optimizer.learning_rate{saved}"
+        return f"start again with a lower recipe.optimizer.learning_rate{saved}"
 
 
 def can_lower_scale(trainer: L.Trainer) -> bool:
