@@ -459,7 +459,7 @@ def test_a_full_size_network_has_the_golden_names_with_other_numbers(
     ["head.conv.weight", "weight", "", "text_encode.ln_final.weight", "model.decoder.norm.bias"],
 )
 def test_an_unreleased_part_has_no_released_name(name: str) -> None:
-    with pytest.raises(KeyError, match="is no parameter of CRIS"):
+    with pytest.raises(KeyError, match="is not a parameter of CRIS"):
         rename_ours(name)
 
 

@@ -21,9 +21,8 @@ from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.inference.masks import COLOURS, paint, safe_file_name
 from crislit.inference.segmenter import Segmenter
 from crislit.models.build import build_cris
-from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
-from tests.inference.test_segmenter import CLIP, photo
+from tests.inference.test_segmenter import TINY, photo
 from tests.runs import command, environment
 
 SENTENCES = ["the man in red", "leftmost dog"]
@@ -36,8 +35,7 @@ Capture = pytest.CaptureFixture[str]
 def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
     """A network with about half of the first sentence's probabilities above its threshold."""
     torch.manual_seed(0)
-    sizes = {"decoder_layers": 1, "decoder_heads": 4, "decoder_ffn": 64}
-    model = build_cris(CRISConfig(clip=CLIP, neck=(16, 64, 32), **sizes)).eval()
+    model = build_cris(TINY).eval()
     (result,) = Segmenter(model, image_size=64, device="cpu")(photo(), SENTENCES[0])
     threshold = float(np.median(result.probability))
     folder = tmp_path_factory.mktemp("networks") / "net"
@@ -46,7 +44,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image_path(tmp_path: Path) -> Path:
     PIL.Image.fromarray(photo()).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
@@ -268,7 +266,7 @@ def test_an_image_of_another_format_comes_from_the_standard_input(
 )
 def test_bad_redirections_are_one_error_line(line: str, message: str, tmp_path: Path) -> None:
     PIL.Image.fromarray(photo()).save(tmp_path / "a.png")
-    shell = ["bash", "-c", line.replace("PREDICT", shlex.join(command("predict")))]
+    shell = ["sh", "-c", line.replace("PREDICT", shlex.join(command("predict")))]
     done = subprocess.run(
         shell, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,10 @@ from crislit.inference.onnx_network import EXPORT_CONFIG, GROUNDING, IMAGE_ENCOD
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
-from tests.inference.test_segmenter import CLIP, SENTENCES, photo
+from tests.inference.test_segmenter import SENTENCES, TINY, photo
 
 pytest.importorskip("onnxruntime")
 
-CONFIG = CRISConfig(clip=CLIP, neck=(16, 64, 32), decoder_layers=2, decoder_heads=4, decoder_ffn=64)
 IMAGE_INDICES = [[0], [0, 0, 0, 0], [2, 0, 1, 1, 1], [3, 1, 0, 2]]
 """One of each, many sentences of one image, uneven and out of order, several images."""
 
@@ -29,7 +29,7 @@ IMAGE_INDICES = [[0], [0, 0, 0, 0], [2, 0, 1, 1, 1], [3, 1, 0, 2]]
 @pytest.fixture(scope="module")
 def model() -> CRIS:
     torch.manual_seed(0)
-    model = build_cris(CONFIG)
+    model = build_cris(replace(TINY, decoder_layers=2))
     for module in model.modules():  # statistics as after training
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
@@ -65,8 +65,7 @@ def test_onnx_runtime_agrees(image_indices: list[int], model: CRIS, folder: Path
 @pytest.mark.parametrize("contrastive", [True, False])
 @pytest.mark.parametrize("layers", [0, 1])
 def test_every_kind_of_network_can_be_traced(contrastive: bool, layers: int) -> None:
-    sizes = {"clip": CLIP, "neck": (16, 64, 32), "decoder_heads": 4, "decoder_ffn": 64}
-    config = CRISConfig(**sizes, decoder_layers=layers, contrastive=contrastive)
+    config = replace(TINY, decoder_layers=layers, contrastive=contrastive)
     model = build_cris(config).eval()
     image_graph, grounding = onnx_export.trace_graphs(model, 64)
     for image_indices in IMAGE_INDICES:

@@ -39,6 +39,7 @@ CLIP = {
     "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
+TINY = CRISConfig(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
 SENTENCES = ["the man in red", "leftmost dog", "star", "the big blue circle on the far left"]
 
 
@@ -46,9 +47,7 @@ SENTENCES = ["the man in red", "leftmost dog", "star", "the big blue circle on t
 def model() -> CRIS:
     """A network whose logits vary over pixels and sentences."""
     torch.manual_seed(0)
-    model = build_cris(
-        CRISConfig(clip=CLIP, neck=(16, 64, 32), decoder_layers=1, decoder_heads=4, decoder_ffn=64)
-    )
+    model = build_cris(TINY)
     with torch.no_grad():
         model.head.linear.weight.mul_(30)  # type: ignore[union-attr, operator]
     return model.eval()

@@ -22,8 +22,7 @@ from crislit.errors import InputError
 from crislit.inference.model_card import model_card
 from crislit.inference.segmenter import Segmenter
 from crislit.models.build import build_cris
-from crislit.models.config import CRISConfig
-from tests.inference.test_segmenter import CLIP, photo
+from tests.inference.test_segmenter import TINY, photo
 from tests.runs import environment, run
 
 
@@ -126,8 +125,7 @@ def test_the_card_lists_metrics_data_recipe_licence_and_limits(trained: Path) ->
 
 
 def test_the_card_of_a_network_without_results_says_so(tmp_path: Path) -> None:
-    sizes = {"decoder_layers": 1, "decoder_heads": 4, "decoder_ffn": 64}
-    model = build_cris(CRISConfig(clip=CLIP, neck=(16, 64, 32), **sizes))
+    model = build_cris(TINY)
     card = model_card(Checkpoint(model.config, {}, 64, 0.35, "random"), "net")
     assert "No results are stored" in card
     Segmenter(model, image_size=64, device="cpu").save_pretrained(tmp_path / "net")

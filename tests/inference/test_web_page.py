@@ -35,8 +35,7 @@ from crislit.inference.web_page import (
 )
 from crislit.io.assets import EXAMPLES
 from crislit.models.build import build_cris
-from crislit.models.config import CRISConfig
-from tests.inference.test_segmenter import CLIP, photo
+from tests.inference.test_segmenter import TINY, photo
 from tests.runs import command, environment
 
 SENTENCES = ["the man in red", "leftmost dog"]
@@ -50,8 +49,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_network(folder: Path) -> Path:
     """Write a network with about half of the first sentence's probabilities above its threshold."""
     torch.manual_seed(0)
-    sizes = {"decoder_layers": 1, "decoder_heads": 4, "decoder_ffn": 64}
-    model = build_cris(CRISConfig(clip=CLIP, neck=(16, 64, 32), **sizes))
+    model = build_cris(TINY)
     with torch.no_grad():
         model.head.linear.weight.mul_(5)  # type: ignore[union-attr, operator]
     result = Segmenter(model, image_size=64, device="cpu")(photo(120, 160), SENTENCES)[0]

@@ -215,7 +215,7 @@ def assert_no_internals(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_each_of_200_simultaneous_requests_gets_its_own_masks_or_a_clear_message(
+def test_200_requests_at_once_get_their_own_masks_or_a_clear_message(
     served: tuple[str, int], network: Path
 ) -> None:
     """``PAGE_LOAD=results/page_load.json`` in the environment writes the measurements there."""

@@ -36,8 +36,8 @@ from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
 
 KEY = "crislit"
-"""Where a Lightning checkpoint stores :func:`checkpoint_metadata`, and ``config.json`` the version
-that wrote it."""
+"""Key of :func:`checkpoint_metadata` in Lightning checkpoints, and of the version of crislit in
+``config.json``."""
 MAX_IMAGE_SIZE = 2048
 """Largest side of the square input in pixels; more would exhaust the memory."""
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -49,7 +49,7 @@ RESULTS = (
 )
 """Entries of a run's ``results.json`` that are stored with its network."""
 MALFORMED = (KeyError, AttributeError, TypeError, ValueError, OverflowError, RecursionError)
-"""Raised by content that crislit did not write."""
+"""Errors raised when content that crislit did not write is parsed."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Checkpoint:
     source: str = "this checkpoint"
 
     def check(self) -> None:
-        """Check that the weights belong to the network, in little memory.
+        """Check that the weights belong to the network, without allocating the network.
 
         Raises:
-            InputError: If they do not, with the file's name.
+            InputError: If they do not; the message has the file's name.
         """
         check_storage(self.weights, self.source)
         check_integer(
@@ -103,7 +103,7 @@ class Checkpoint:
     def _build_untrained(self) -> CRIS:
         try:
             model = build_cris(self.network)
-        except Exception as error:  # whatever odd sizes lead PyTorch and open_clip to
+        except Exception as error:  # odd sizes raise various types in PyTorch and open_clip
             raise InputError(
                 f"{self.source} does not describe a network of crislit: {first_line(error)}"
             ) from error
@@ -141,13 +141,13 @@ def read_any(
     Args:
         path: A run's checkpoint, a folder of :func:`write_folder`, a checkpoint of the authors'
             code, or the bare name of a network that ships with the package.
-        max_tokens: L, only for a checkpoint of the authors' code, which does not store it; so are
-            the next two.
+        max_tokens: L. This and the next two are only for checkpoints of the authors' code, which do
+            not store them.
         decoder_heads: Attention heads of the decoder (default 8).
         image_size: Side of the square input (default 416).
 
     Raises:
-        InputError: If it cannot be read, or stores what is given here.
+        InputError: If it cannot be read, or stores a value that is also given as an argument.
     """
     content = _read(path)
     given = {"max_words": max_tokens, "decoder_heads": decoder_heads, "image_size": image_size}
@@ -273,14 +273,14 @@ def find_network(path: Path) -> Path:
 
 
 def require_dict(value: Any) -> dict[str, Any]:
-    """Return a dictionary, or raise a TypeError if the value is none."""
+    """Return the value if it is a dictionary; raise a TypeError otherwise."""
     if not isinstance(value, dict):
         raise TypeError(f"expected a dictionary, found {type(value).__name__}")
     return value
 
 
 def require_run_config(value: Any) -> dict[str, Any]:
-    """Return a run's configuration, or raise a TypeError if it or one of its groups is none."""
+    """Return a run's configuration; raise a TypeError if it or a group is not a dictionary."""
     config = require_dict(value)
     for group in GROUPS & config.keys():
         if not isinstance(config[group], dict):
@@ -289,9 +289,10 @@ def require_run_config(value: Any) -> dict[str, Any]:
 
 
 def results_beside(path: Path) -> dict[str, Any]:
-    """Return what a run measured with one of its checkpoints, empty if that is unknown."""
+    """Return the results that a run measured with this checkpoint, empty if there are none."""
     try:
-        results = json.loads((path.parents[1] / "results.json").read_bytes())
+        file = path.parents[1] / "results.json"
+        results = json.loads(file.read_bytes()) if file.is_file() else {}
         is_of_this = Path(results["checkpoint"]).name == path.name
         return {name: results[name] for name in RESULTS} if is_of_this else {}
     except (OSError, IndexError, ValueError, KeyError, TypeError, RecursionError):
@@ -373,7 +374,7 @@ def write_released(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def check_head_widths(clip: str | Mapping[str, Any]) -> None:
-    """Raise an :class:`InputError` unless attention heads have the 64 channels of the authors'."""
+    """Raise an :class:`InputError` unless attention heads have 64 channels, as in released ones."""
     if isinstance(clip, str):
         return
     text = clip["text_cfg"]

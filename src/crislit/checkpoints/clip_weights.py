@@ -151,7 +151,7 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
             f"OpenAI published no weights of model.clip={clip}: set model.clip_weights to a path"
         )
     *_, checksum, file_name = url.split("/")
-    archive = Path.home() / ".cache" / "clip" / file_name
+    archive: Path = Path.home() / ".cache" / "clip" / file_name
     if archive.is_file():
         if sha256(archive) != checksum:
             raise InputError(

@@ -95,9 +95,11 @@ def build_page(segmenter: Segmenter) -> Any:
         )
         with gradio.Row():
             with gradio.Column(min_width=300):
-                sources = ["upload", "clipboard"]
                 image = gradio.Image(
-                    type="filepath", image_mode=None, label="Image", sources=sources
+                    type="filepath",
+                    image_mode=None,
+                    label="Image",
+                    sources=["upload", "clipboard"],
                 )
                 # Only `mark` can report a file that cannot be read.
                 image.preprocess = uploaded_path  # type: ignore[method-assign]

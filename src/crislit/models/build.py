@@ -99,9 +99,9 @@ def _clip_config(clip: str | Mapping[str, Any]) -> dict[str, Any]:
     """Return the sizes of a ResNet CLIP in open_clip's format.
 
     Raises:
-        ValueError: If they are unknown or incomplete, or belong to another kind of model.
+        ValueError: If there is no such model, it is not a ResNet, or its sizes are incomplete.
     """
-    # Check the name: open_clip downloads models of some other names.
+    # Check the name first: for some names outside the list, open_clip downloads a model.
     if isinstance(clip, str) and clip not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {clip!r}; see open_clip.list_models()")
     config = open_clip.get_model_config(clip) if isinstance(clip, str) else clip

@@ -27,9 +27,9 @@ class CRISConfig:
         decoder_heads: Number of attention heads of the decoder.
         decoder_ffn: Hidden width of the decoder's feed-forward networks.
         decoder_dropout: Dropout rate of the decoder, in [0, 1).
-        contrastive: Whether the text projector computes the logits ("Con." of table 1), or one
-            convolution for all sentences.
-        kernel_size: k, side of the kernel of either, odd.
+        contrastive: Whether the text projector computes the logits ("Con." of table 1). If not, a
+            convolution does, the same for all sentences.
+        kernel_size: k, side of the kernel that computes the logits, odd.
         max_tokens: L, maximum number of tokens per sentence, [SOS] and [EOS] included.
             Configurations and checkpoints call it ``max_words``.
 

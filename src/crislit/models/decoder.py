@@ -50,8 +50,8 @@ class Decoder(Recomputable):
         word_positions = sine_positions(torch.arange(words.shape[1]), width).to(words)  # (L, D)
         cells = fused.flatten(2).transpose(1, 2)  # (B, N, D)
         inputs = (words, cell_positions, word_positions, padding)
-        cells = self.norm(self.run_each(self.layers, cells, *inputs))  # (B, N, D)
-        return cells.transpose(1, 2).reshape(-1, width, h, w)  # (B, D, h, w')
+        decoded: Tensor = self.norm(self.run_each(self.layers, cells, *inputs))  # (B, N, D)
+        return decoded.transpose(1, 2).reshape(-1, width, h, w)  # (B, D, h, w')
 
 
 class DecoderLayer(nn.Module):
@@ -118,7 +118,8 @@ class DecoderLayer(nn.Module):
         cells = cells + self.dropout(self.cross_norm_out(x))
 
         # Equation 7, second line: feed-forward network.
-        return cells + self.dropout(self.ffn(self.ffn_norm_in(cells)))
+        cells = cells + self.dropout(self.ffn(self.ffn_norm_in(cells)))
+        return cells
 
 
 def sine_positions(positions: Tensor, width: int) -> Tensor:

@@ -40,7 +40,7 @@ class ImageEncoder(Recomputable):
 
 
 class SpatialAttentionPool(nn.Module):
-    """CLIP's attention pooling, keeping the map.
+    """CLIP's attention pooling, with one output per cell.
 
     CLIP attends from the mean of all cells to every cell. Here every cell is a query, so that the
     output is a map again, and a shortcut is added.

@@ -20,8 +20,8 @@ from crislit.models.neck import Maps, Neck, coordinates, repeat_for_sentences, u
 from crislit.models.projector import ImageProjector, TextProjector, sum_of_taps
 
 LARGE_MAP = 2**18
-"""Elements of one sentence's z_v from which several sentences at once overflow a CPU's cache. RN50
-at 416 pixels has 2.8 million."""
+"""With this many elements of z_v per sentence, several sentences at once overflow a CPU's cache.
+RN50 at 416 pixels has 2.8 million."""
 
 
 def optimize_for_training(model: CRIS, network_class: type[CRIS] = CRIS) -> CRIS:
@@ -94,9 +94,9 @@ class SentenceWiseCRIS(CRIS):
 
 
 class OptimizedNeck(Neck):
-    """The neck, with convolutions over concatenated maps computed as one sum term per map.
+    """The neck, with each convolution over concatenated maps computed as a sum of a term per map.
 
-    Terms of the images are computed once per image instead of once per sentence. Those of f5 are
+    The terms of v3 and v4 are computed once per image instead of once per sentence. Those of f5 are
     computed at H/32 and then upsampled, because a 1 x 1 convolution and upsampling commute.
 
     Args:
@@ -110,7 +110,8 @@ class OptimizedNeck(Neck):
         """Compute everything that does not depend on the sentences, once per image.
 
         Returns:
-            The images' terms of f3 and f4, (P, b, h, w') each, and ``v5`` (P, c, H/32, W/32).
+            The term of v3 in f3 and that of v4 in f4, (P, b, h, w') each, and ``v5``
+            (P, c, H/32, W/32).
         """
         v3, v4, v5 = super().project_maps(c3, c4, c5)
         return convolve_part(self.fuse_f3, v3, 0), convolve_part(self.fuse_f4, v4, 0), v5
@@ -152,7 +153,7 @@ def convolve_part(conv_bn_relu: nn.Sequential, x: Tensor, start: int) -> Tensor:
 
 
 class OptimizedImageProjector(ImageProjector):
-    """The image projector, with each upsampling moved behind the channel mixing of a convolution.
+    """The image projector, with each upsampling done after the next convolution's channel mixing.
 
     Args:
         projector: The image projector, whose modules are used, not copied.

@@ -13,7 +13,7 @@ class Recomputable(nn.Module):
     """Base class of modules whose parts can be recomputed in the backward pass."""
 
     recompute = False
-    """Whether training stores only the inputs of each part, and no activations inside of it."""
+    """Whether training stores only the inputs of each part, and recomputes its activations."""
 
     def run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Apply a part of this module.
@@ -34,7 +34,13 @@ class Recomputable(nn.Module):
     def run_each(
         self, parts: Iterable[Callable[..., Tensor]], x: Tensor, *inputs: Tensor
     ) -> Tensor:
-        """Apply parts one after the other: each to the output of the one before and the inputs."""
+        """Apply parts one after the other, each to the output of the previous one.
+
+        Args:
+            parts: The parts.
+            x: Input of the first part.
+            inputs: Further inputs of every part.
+        """
         for part in parts:
             x = self.run(part, x, *inputs)
         return x

@@ -96,8 +96,8 @@ class Augmentation:
         self._composed: dict[int, A.Compose] = {}
 
     def mirror(self, sentences: Sequence[str], seed: int) -> list[str] | None:
-        """Return the mirrored sentences of a sample that is to be mirrored, else None."""
-        # [seed, 1]: random numbers other than those of the transforms.
+        """Decide whether to mirror a sample: return its mirrored sentences, or None."""
+        # The transforms are seeded by the seed alone: mirroring must not depend on their choices.
         if np.random.default_rng([seed, 1]).random() >= self.flip:
             return None
         mirrored = [mirror_sentence(sentence) for sentence in sentences]

@@ -110,7 +110,7 @@ def probability_maps(
 
     Takes the sigmoid, upsamples to the square (bicubic, aligned corners) and warps back to the
     image (cubic, zero outside the square). Cubic interpolation overshoots: values may lie slightly
-    outside [0, 1]. Maps of large images are large, so each is computed when it is asked for.
+    outside [0, 1]. To save memory, each map is computed only when it is asked for.
 
     Args:
         logits: (B, 1, S/4, S/4).

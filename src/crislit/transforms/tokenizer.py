@@ -65,7 +65,7 @@ def has_words(sentence: str) -> bool:
 
 @functools.cache
 def _clip_tokenizer() -> SimpleTokenizer:
-    """Return CLIP's tokenizer, with :func:`_clean` in front."""
+    """Return CLIP's tokenizer, cleaning sentences by :func:`_clean`. Built on first use."""
     tokenizer = SimpleTokenizer()
     tokenizer.clean_fn = functools.partial(_clean, tokenizer.clean_fn)
     return tokenizer
