@@ -16,11 +16,11 @@ The network is split into two graphs, so that an image is encoded once for all i
                        -> v3, v4, v5: three maps of each of P images
   {GROUNDING}       v3, v4, v5, tokens (B, L) int64, image_indices (B,) int64
                        -> logits (B, 1, S/4, S/4) float32
-  {EXPORT_CONFIG}        S, L and the threshold
+  {EXPORT_CONFIG}          S, L and the threshold
 
-P and B are any numbers; image_indices holds the index of each sentence's image. They contain
-neither the preprocessing nor the resizing of masks to the image's own size. crislit.load("DIR")
-does both, with ONNX Runtime (the extra `onnx`: pip install "crislit[onnx]").
+P and B are any numbers; image_indices holds the index of each sentence's image. The graphs
+contain neither the preprocessing nor the resizing of masks to the image's own size.
+crislit.load("DIR") does both, with ONNX Runtime (the extra `onnx`: pip install "crislit[onnx]").
 """
 
 

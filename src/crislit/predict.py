@@ -76,10 +76,24 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="an image, a folder of images without its subfolders, or - for stdin",
     )
     add("sentences", metavar="SENTENCE", nargs="*", help="what to segment")
-    add("--sentences", dest="file", metavar="FILE", help="one sentence per line; - for stdin")
+    add(
+        "--sentences",
+        dest="file",
+        metavar="FILE",
+        help="file of sentences, one per line; - for stdin",
+    )
     add("--checkpoint", default="shapes-tiny", help="network (default: the shipped shapes-tiny)")
-    add("--output", default="predictions", metavar="DIR", help="(default: predictions); - for none")
-    add("--threshold", type=float, help="probability where masks begin (default: the network's)")
+    add(
+        "--output",
+        default="predictions",
+        metavar="DIR",
+        help="output folder (default: predictions); - for no files",
+    )
+    add(
+        "--threshold",
+        type=float,
+        help="probability above which a pixel belongs to the mask (default: the network's)",
+    )
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add("--precision", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     return parser.parse_intermixed_args(arguments)

@@ -344,9 +344,7 @@ def invalid_headers() -> Cases:
         "unknown type": ({"a": tensor | {"dtype": "F7"}}, bytes(16), None),
         "no tensors": ({}, b"", None),
     }
-    error = (
-        "model.safetensors: it is damaged|/net do not fit the network that it describes"
-    )
+    error = "model.safetensors: it is damaged|/net do not fit the network that it describes"
     for name, (header, data, length) in headers.items():
         act = partial(load_safetensors, header=header, data=data, length=length)
         yield Case(f"safetensors, {name}", act, error=error)
