@@ -55,6 +55,12 @@ def first_line(error: BaseException) -> str:
     return message if len(message) <= 200 else f"{message[:200]}..."
 
 
+def require(condition: object, message: str) -> None:
+    """Raise an :class:`InputError` with the message unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
 def check_integer(
     name: str, value: Any, minimum: int, multiple_of: int = 1, maximum: int = 2**63 - 1
 ) -> None:

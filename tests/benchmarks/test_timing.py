@@ -70,8 +70,8 @@ def peaks_around_allocation() -> tuple[float, float]:
 
 
 def test_a_new_process_has_a_peak_of_its_own_even_if_a_large_one_starts_it() -> None:
-    large = np.ones(1_000_000_000, np.uint8)
+    large = np.ones(2_000_000_000, np.uint8)
     before, after = timing.run_in_new_process(peaks_around_allocation)
     assert timing.peak_memory() > large.nbytes / 1e9
-    assert before < 0.8
+    assert before < 1.5, "more than the libraries take"
     assert after > before + 0.4
