@@ -1,9 +1,10 @@
-"""Fetches RefCOCO, RefCOCO+ and G-Ref: the REFER project's annotations and COCO's train2014 images, and checks what is there.
+"""Downloads and verifies RefCOCO, RefCOCO+ and G-Ref: REFER's annotations, COCO's train2014 images.
 
-python scripts/download_refer.py DATA             # 13.7 GB to fetch, 28 GB of disk until the archives are unpacked
-python scripts/download_refer.py DATA --verify    # compares with the published counts; exit code 1 on a difference
+    python scripts/download_refer.py DATA             # downloads 13.7 GB, needs 28 GB of disk
+    python scripts/download_refer.py DATA --verify    # compares with the published counts
 
-Start it again after an interruption: it goes on where it was. DATA is then what data_root=DATA (or CRISLIT_DATA) names.
+After an interruption, start it again: it continues where it stopped. Then train with data_root=DATA
+or CRISLIT_DATA=DATA. With --verify the exit code is 1 if a count differs.
 """
 
 import argparse
@@ -32,20 +33,20 @@ from crislit.errors import InputError, one_line_errors
 
 CHUNK = 2**20
 SPARE = 2**28
-"""Bytes that shall stay free on the disk."""
+"""Bytes of the disk that must stay free."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file and where it can be had.
+    """A zip file and its mirrors.
 
     Attributes:
         name: Its file name.
-        inside: The folder in it that is wanted.
-        place: Where that goes, below the data root.
+        inside: The folder in it that is unpacked.
+        place: The folder below the data root that it becomes.
         size: Bytes.
         checksum: ``algorithm:digest``.
-        urls: Where it is, the best place first.
+        urls: Mirrors, the best one first.
     """
 
     name: str
@@ -57,14 +58,15 @@ class Archive:
 
 
 def refer_archive(name: str, captured: str, size: int, sha256: str) -> Archive:
-    """Return one of the REFER project's archives; its original host answers no more, the Web Archive keeps what it served.
+    """Return one of the REFER project's archives.
 
-    We know of no other host with these very files: others serve conversions. A lab's own copy goes to DATA/downloads.
+    Its original host no longer answers, but the Web Archive has copies. Other hosts that we know
+    serve conversions. A copy that you already have can be placed in DATA/downloads.
     """
     original = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip"
     urls = (
         f"https://web.archive.org/web/{captured}id_/{original}",
-        f"https://web.archive.org/web/2id_/{original}",  # its newest capture, should that one be gone
+        f"https://web.archive.org/web/2id_/{original}",  # the newest capture
         original,
     )
     return Archive(f"{name}.zip", name, name, size, f"sha256:{sha256}", urls)
@@ -128,30 +130,33 @@ EXPECTED: dict[tuple[str, str], Counts] = {
 }
 
 
-# -- Fetching ---------------------------------------------------------------------------------------------------------------
+# -- Downloading
 
 
 class UnusableMirrorError(Exception):
-    """A mirror that cannot give the archive; the next one may."""
+    """A mirror that does not provide the archive; the next one may."""
 
 
 def fetch(archive: Archive, folder: Path, tries: int = 3, pause: float = 2.0) -> Path:
-    """Download an archive, from the first mirror that gives it whole and right; what an earlier try left is gone on with.
+    """Download an archive from the first mirror that provides it complete and correct.
+
+    A partial download is continued.
 
     Args:
-        archive: What to fetch.
-        folder: Where to.
-        tries: How often a mirror may break off.
-        pause: Seconds between two tries.
+        archive: The archive.
+        folder: The folder for the file.
+        tries: Attempts per mirror.
+        pause: Seconds between two attempts.
 
     Raises:
-        InputError: If no mirror gives it, or the disk is too full.
+        InputError: If no mirror provides it, or the disk is too full.
     """
     target = folder / archive.name
-    if target.is_file():  # of an interrupted unpacking, or somebody's own copy
+    if target.is_file():  # from an interrupted unpacking, or a copy of the user's
         if digest(target, archive.checksum.split(":")[0]) != archive.checksum:
             raise InputError(
-                f"{target} is not the published archive ({archive.checksum}): take it away, and start again"
+                f"{target} is not the published archive ({archive.checksum}): "
+                "remove it, and start again"
             )
         return target
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,60 +171,58 @@ def fetch(archive: Archive, folder: Path, tries: int = 3, pause: float = 2.0) ->
             continue
         part.rename(target)
         return target
-    kept = (
-        f"; what was fetched of it stays in {part}, to go on with later" if part.is_file() else ""
-    )
-    raise InputError(f"no mirror gave {archive.name}{kept}. " + "; ".join(reasons))
+    partial = f"; a later start continues the partial download {part}" if part.is_file() else ""
+    raise InputError(f"no mirror provided {archive.name}{partial}. {'; '.join(reasons)}")
 
 
 def pull(archive: Archive, url: str, part: Path, tries: int, pause: float) -> None:
-    """Bring ``part`` up to the whole archive from one mirror.
+    """Complete the partial file from one mirror.
 
     Raises:
-        UnusableMirrorError: If the mirror refuses, breaks off too often, or has another file.
+        UnusableMirrorError: If the mirror refuses, disconnects too often, or has another file.
         InputError: If the disk is too full.
     """
     reason = ""
     for number in range(tries):
         if number:
             time.sleep(pause)
-        begun, broken = part.stat().st_size if part.is_file() else 0, ""
+        start, failure = size_of(part), ""
         try:
-            if begun < archive.size:
-                check_space(part.parent, archive.size - begun, archive.name)
+            if start < archive.size:
+                check_space(part.parent, archive.size - start, archive.name)
                 pull_once(archive, url, part)
         except urllib.error.HTTPError as error:
             raise UnusableMirrorError(f"it answers {error.code} {error.reason}") from error
         except (HTTPException, OSError) as error:
-            broken = str(error) or type(error).__name__
-        size = part.stat().st_size if part.is_file() else 0
+            failure = str(error) or type(error).__name__
+        size = size_of(part)
         if size < archive.size:
-            reason = broken or f"the connection broke off at byte {size:,} of {archive.size:,}"
+            reason = failure or f"the connection ended at byte {size:,} of {archive.size:,}"
             continue
-        found = digest(part, archive.checksum.split(":")[0])
-        if size == archive.size and found == archive.checksum:
+        checksum = digest(part, archive.checksum.split(":")[0])
+        if size == archive.size and checksum == archive.checksum:
             return
-        part.unlink()  # whatever it is, it is no beginning of the archive
-        if not begun:
-            raise UnusableMirrorError(f"it has another file ({size:,} bytes, {found})")
-        reason = "what an earlier try left was no part of the archive"  # begin anew, here
+        part.unlink()
+        if not start:
+            raise UnusableMirrorError(f"it has another file ({size:,} bytes, {checksum})")
+        reason = "the partial download was not a part of the archive"  # try once more from zero
     raise UnusableMirrorError(reason)
 
 
 def pull_once(archive: Archive, url: str, part: Path) -> None:
-    """Append to ``part`` what a server gives of the rest, or all of it if the server knows no ranges."""
-    begun = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "crislit"} | ({"Range": f"bytes={begun}-"} if begun else {})
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
-        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
-            f"bytes {begun}-"
-        )
-        start = begun if goes_on else 0
-        length = answer.headers.get("Content-Length", "")
-        announced = int(length) if length.isdecimal() else archive.size - start
-        if start + announced != archive.size:
+    """Download the rest of a partial file, or all of it if the server does not support ranges."""
+    start = size_of(part)
+    headers = {"User-Agent": "crislit"} | ({"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        sent_range = response.headers.get("Content-Range", "")
+        is_rest = response.status == 206 and sent_range.startswith(f"bytes {start}-")
+        start = start if is_rest else 0
+        length = response.headers.get("Content-Length", "")
+        size = start + int(length) if length.isdecimal() else archive.size
+        if size != archive.size:
             raise UnusableMirrorError(
-                f"it has another file, of {start + announced:,} bytes instead of {archive.size:,}"
+                f"it has another file, of {size:,} bytes instead of {archive.size:,}"
             )
         bar = tqdm(
             total=archive.size,
@@ -229,21 +232,26 @@ def pull_once(archive: Archive, url: str, part: Path) -> None:
             desc=archive.name,
             disable=None,
         )
-        with bar, part.open("ab" if goes_on else "wb") as file:
-            while chunk := answer.read(CHUNK):
+        with bar, part.open("ab" if is_rest else "wb") as file:
+            while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-                if file.tell() > archive.size:  # another file, of no announced length
+                if file.tell() > archive.size:  # another file, without a Content-Length
                     break
 
 
+def size_of(path: Path) -> int:
+    """Return a file's size in bytes, 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
 def check_space(folder: Path, needed: int, name: str) -> None:
-    """Raise an :class:`InputError` if a folder's disk has not so many bytes to spare."""
+    """Raise an :class:`InputError` if a folder's disk does not have so many bytes to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
         raise InputError(
-            f"{name} needs {(needed + SPARE) / 1e9:.1f} GB below {folder}, and {free / 1e9:.1f} GB are free: "
-            "make room, or choose another folder"
+            f"{name} needs {(needed + SPARE) / 1e9:.1f} GB below {folder}, and "
+            f"{free / 1e9:.1f} GB are free: make room, or choose another folder"
         )
 
 
@@ -253,11 +261,11 @@ def digest(path: Path, algorithm: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
-# -- Unpacking --------------------------------------------------------------------------------------------------------------
+# -- Unpacking
 
 
 def unpack(archive: Archive, file: Path, root: Path) -> Path:
-    """Unpack the wanted folder of an archive to its place, which gets its name when it is complete.
+    """Unpack an archive's folder. It gets its name only when it is complete.
 
     Raises:
         InputError: If the archive is damaged or would write elsewhere, or the disk is too full.
@@ -265,23 +273,24 @@ def unpack(archive: Archive, file: Path, root: Path) -> Path:
     place = root / archive.place
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = root / f".unpacking-{archive.inside}"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a try that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # from a killed run
     try:
         with zipfile.ZipFile(file) as content:
-            wanted = [
+            items = [
                 item
                 for item in content.infolist()
                 if item.filename.startswith(f"{archive.inside}/")
             ]
-            if not wanted:
-                raise InputError(f"{file} holds no folder {archive.inside}/")
-            for item in wanted:
+            if not items:
+                raise InputError(f"{file} does not have the folder {archive.inside}/")
+            for item in items:
                 if ".." in Path(item.filename).parts:
                     raise InputError(
-                        f"{file} holds {item.filename!r}, which would leave its folder; do not trust it"
+                        f"{file} holds {item.filename!r}, which would leave its folder: "
+                        "do not trust this file"
                     )
-            check_space(root, sum(item.file_size for item in wanted), f"unpacking {archive.name}")
-            for item in tqdm(wanted, f"unpacking {archive.name}", disable=None):
+            check_space(root, sum(item.file_size for item in items), f"unpacking {archive.name}")
+            for item in tqdm(items, f"unpacking {archive.name}", disable=None):
                 content.extract(item, temporary)
             (temporary / archive.inside).rename(place)
     except InputError:
@@ -296,13 +305,13 @@ def unpack(archive: Archive, file: Path, root: Path) -> Path:
 
 
 def install(names: Sequence[str], root: Path, archives: dict[str, Archive], keep: bool) -> None:
-    """Fetch and unpack what is not there yet."""
+    """Download and unpack the archives whose folders are not there yet."""
     for name in names:
         archive = archives[name]
         places = IMAGE_FOLDERS if archive.place in IMAGE_FOLDERS else (archive.place,)
-        there = next((root / place for place in places if (root / place).is_dir()), None)
-        if there is not None:
-            print(f"{there} is there already")
+        existing = next((root / place for place in places if (root / place).is_dir()), None)
+        if existing is not None:
+            print(f"{existing} is there already")
             continue
         file = fetch(archive, root / "downloads")
         place = unpack(archive, file, root)
@@ -311,67 +320,50 @@ def install(names: Sequence[str], root: Path, archives: dict[str, Archive], keep
         print(f"{place} is complete")
 
 
-# -- Verifying --------------------------------------------------------------------------------------------------------------
+# -- Verifying
 
 
 def verify(root: Path, expected: dict[tuple[str, str], Counts]) -> tuple[Table, bool]:
-    """Count what is there, and compare.
+    """Compare the data on disk with the expected counts.
 
     Returns:
-        The table of expected and found counts, and whether all is as expected.
+        The table of expected and found counts, and whether all are equal.
     """
     table = Table(title=escape(f"expected -> found, below {root}"))
-    for column in (
-        "set",
-        "split",
-        "refs",
-        "sentences",
-        "images",
-        "no image file",
-        "empty masks",
-        "",
-    ):
+    columns = ("set", "split", "refs", "sentences", "images", "no image file", "empty masks", "")
+    for column in columns:
         left = column in ("set", "split", "")
         table.add_column(
             column, justify="left" if left else "right", no_wrap=column != "", overflow="fold"
         )
-    fine = True
+    is_complete = True
     for (folder, file), splits in expected.items():
         name = f"{folder}/{file}"
         try:
             index = ReferIndex.open(root, folder, file)
         except InputError as error:
-            fine = False
-            table.add_row(
-                name,
-                "",
-                "",
-                "",
-                "",
-                "",
-                "",
-                escape(str(error).splitlines()[0].removesuffix(" Expected")),
-            )
+            is_complete = False
+            reason = escape(str(error).splitlines()[0].removesuffix(" Expected"))
+            table.add_row(name, *[""] * 6, reason)
             continue
         unknown = {split: (0, 0, 0) for split in index.splits if split not in splits}
         for split, published in {**splits, **unknown}.items():
             found, missing, empty = (
                 count(index, split) if split in index.splits else ((0, 0, 0), 0, 0)
             )
-            good = found == published and not missing and not empty
-            fine = fine and good
+            is_equal = found == published and not missing and not empty
+            is_complete = is_complete and is_equal
             cells = [
                 f"{p:,}" if p == f else f"{p:,} -> {f:,}"
                 for p, f in zip(published, found, strict=True)
             ]
-            table.add_row(
-                name, split, *cells, str(missing), str(empty), "" if good else "DIFFERENT"
-            )
-    return table, fine
+            verdict = "" if is_equal else "DIFFERENT"
+            table.add_row(name, split, *cells, str(missing), str(empty), verdict)
+    return table, is_complete
 
 
 def count(index: ReferIndex, split: str) -> tuple[tuple[int, int, int], int, int]:
-    """Return a split's refs, sentences and images, its missing images, and its refs whose mask has no pixel."""
+    """Count a split's (refs, sentences, images), its missing images, and its empty masks."""
     refs = index.split_refs(split)
     sentences = sum(len(index.sentence_rows(int(ref))) for ref in refs)
     images, first = np.unique(index.image_ids(refs), return_index=True)
@@ -386,7 +378,7 @@ def count(index: ReferIndex, split: str) -> tuple[tuple[int, int, int], int, int
 def main(
     arguments: Sequence[str] | None = None, archives: dict[str, Archive] | None = None
 ) -> None:
-    """Fetch, or verify."""
+    """Download, or verify."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -402,23 +394,23 @@ def main(
         nargs="+",
         choices=tuple(ARCHIVES),
         default=list(ARCHIVES),
-        help="a part of it (DATA goes before)",
+        help="download or verify only these; write DATA before this option",
     )
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
-    parser.add_argument("--verify", action="store_true", help="fetch nothing, count what is there")
+    parser.add_argument(
+        "--verify", action="store_true", help="download nothing, compare with the published counts"
+    )
     options = parser.parse_args(arguments)
     with one_line_errors():
         if options.verify:
             expected = {key: value for key, value in EXPECTED.items() if key[0] in options.only}
             if not expected:
-                parser.error(
-                    "--verify counts the images of annotated sets: name such a set with --only"
-                )
-            table, fine = verify(options.root, expected)
+                parser.error("--verify counts the images of annotated sets: name one with --only")
+            table, is_complete = verify(options.root, expected)
             Console(width=max(Console().width, 150)).print(table)
-            if not fine:
-                raise InputError("the data are not what was published; the table says where")
-            print("the data are what was published")
+            if not is_complete:
+                raise InputError("the data differ from the published counts, see the table")
+            print("the data have the published counts")
         else:
             try:
                 install(
@@ -435,4 +427,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; start it again to go on") from None
+        raise SystemExit("interrupted; start it again to continue") from None
