@@ -22,7 +22,8 @@ from crislit.inference.masks import COLOURS, paint, safe_file_name
 from crislit.inference.segmenter import Segmenter
 from crislit.models.build import build_cris
 from crislit.models.cris import CRIS
-from tests.inference.test_segmenter import TINY, photo
+from tests.inference.test_segmenter import TINY
+from tests.io.test_images import photo
 from tests.runs import command, environment
 
 SENTENCES = ["the man in red", "leftmost dog"]

@@ -18,7 +18,8 @@ from crislit.inference.onnx_network import EXPORT_CONFIG, GROUNDING, IMAGE_ENCOD
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
-from tests.inference.test_segmenter import SENTENCES, TINY, photo
+from tests.inference.test_segmenter import SENTENCES, TINY
+from tests.io.test_images import photo
 
 pytest.importorskip("onnxruntime")
 

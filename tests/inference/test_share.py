@@ -22,7 +22,8 @@ from crislit.errors import InputError
 from crislit.inference.model_card import model_card
 from crislit.inference.segmenter import Segmenter
 from crislit.models.build import build_cris
-from tests.inference.test_segmenter import TINY, photo
+from tests.inference.test_segmenter import TINY
+from tests.io.test_images import photo
 from tests.runs import environment, run
 
 

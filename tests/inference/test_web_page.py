@@ -35,7 +35,8 @@ from crislit.inference.web_page import (
 )
 from crislit.io.assets import EXAMPLES
 from crislit.models.build import build_cris
-from tests.inference.test_segmenter import TINY, photo
+from tests.inference.test_segmenter import TINY
+from tests.io.test_images import photo
 from tests.runs import command, environment
 
 SENTENCES = ["the man in red", "leftmost dog"]

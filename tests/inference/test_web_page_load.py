@@ -32,8 +32,8 @@ from crislit.inference.web_page import (
     check_uploaded,
     refuse,
 )
-from tests.inference.test_segmenter import photo
 from tests.inference.test_web_page import serve, write_network
+from tests.io.test_images import photo
 
 httpx = pytest.importorskip("httpx", reason="Gradio brings it")
 
