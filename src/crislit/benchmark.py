@@ -1,23 +1,32 @@
 """python -m crislit.benchmark: measures parameters, speed and memory against a reference.
 
-Without a part, all are measured. Times are medians of rounds in which the candidates are run in
-turn. The reference, "plain", is the released implementation's forward pass: float32, contiguous
-tensors, one image and one sentence at a time, without reading and preprocessing. "floor" and
-"memory" are what the machine needs for the arithmetic and the memory traffic alone.
+Without a part, all are measured. The reference, "plain", is the released implementation's forward
+pass: float32, contiguous tensors, one image and one sentence at a time, without reading and
+preprocessing. The candidates of a part run in turn. Columns of speed.csv:
+
+  value       in the row's unit; a time is the median over the rounds
+  unit        s, s per sentence, s per sample and core, images/s, GFLOP, GB, MB, %, mIoU (0 to 1);
+              of losses and gradients, what the value is
+  ratio       how many times better than the reference: "plain", or the first row of --start, --data
+  floor       the value if only arithmetic took time, in the same unit
+  moved       the value if only memory traffic took time ("memory" in the printed tables)
+  spread      largest minus smallest value, as a share of the median
+  difference  relative difference from the reference's result; for --agreement, in mIoU
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from crislit.benchmarks import data, training
 from crislit.benchmarks.inference import (
-    Network,
     backends,
     build_network,
     measure_agreement,
@@ -33,19 +42,37 @@ from crislit.benchmarks.measurements import (
 )
 from crislit.benchmarks.parameters import BACKBONES, count_table1_parameters, parameter_table
 from crislit.benchmarks.timing import Machine, measure_machine
-from crislit.errors import InputError, check_integer, one_line_errors
-from crislit.training.allocator import keep_freed_memory
+from crislit.errors import check_integer, one_line_errors, require
 from crislit.training.provenance import hardware
 
 PARTS = {
-    "parameters": "parameters of table 1's rows, beside the paper's",
-    "start": "seconds until a first mask, beside the imports alone",
-    "rows": "GFLOPs and images per second of every row of table 1",
-    "evaluation": "seconds per sentence, with seven sentences per image",
-    "latency": "seconds for one image and one sentence",
+    "parameters": "parameters of table 1's rows in millions, beside the paper's (printed only)",
+    "start": "s until a first mask, beside the imports alone",
+    "rows": "GFLOP per image and sentence, and images/s, of every row of table 1",
+    "evaluation": "s per sentence, with seven sentences per image",
+    "latency": "s per sentence, for one image and one sentence",
     "agreement": "mIoU of a trained network on every backend",
-    "training": "a training step: seconds per sentence, memory, losses, gradients",
-    "data": "loading of samples stage by stage, and an index of RefCOCO's size",
+    "training": "a training step: s per sentence, memory in GB, losses, gradients",
+    "data": "loading: s per sample and core stage by stage, %% of a step spent waiting, and s and "
+    "MB of an index of RefCOCO's size",
+}
+DEFAULT = "(default: %(default)s)"
+ARGUMENTS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--model",): {"help": f"rn50, rn101 or tiny, with random weights {DEFAULT}"},
+    ("--image-size",): {"type": int, "metavar": "S", "help": f"side of its input {DEFAULT}"},
+    ("--rounds",): {"type": int, "metavar": "N", "help": f"timed rounds {DEFAULT}"},
+    ("--checkpoint",): {"help": f"trained network for --agreement {DEFAULT}"},
+    ("--images", "--pictures"): {
+        "type": int,
+        "metavar": "N",
+        "help": f"images for --agreement {DEFAULT}",
+    },
+    ("--data-root",): {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "folder of RefCOCO for --data (default: generated images)",
+    },
+    ("--output",): {"type": Path, "metavar": "DIR", "help": "also write DIR/speed.csv"},
 }
 
 
@@ -59,37 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = parser.add_argument_group("parts")
     for part, text in PARTS.items():
         parts.add_argument(f"--{part}", action="store_true", help=text)
-    add = parser.add_argument
-    shown = "(default: %(default)s)"
-    add("--model", default=Options.model, help=f"rn50, rn101 or tiny, with random weights {shown}")
-    add(
-        "--image-size",
-        type=int,
-        default=Options.image_size,
-        metavar="S",
-        help=f"side of its input {shown}",
-    )
-    add("--rounds", type=int, default=Options.rounds, metavar="N", help=f"timed rounds {shown}")
-    add(
-        "--checkpoint",
-        default=Options.checkpoint,
-        help=f"trained network for --agreement {shown}",
-    )
-    add(
-        "--images",
-        "--pictures",
-        type=int,
-        default=Options.images,
-        metavar="N",
-        help=f"images for --agreement {shown}",
-    )
-    add(
-        "--data-root",
-        type=Path,
-        metavar="DIR",
-        help="folder of RefCOCO for --data (default: generated images)",
-    )
-    add("--output", type=Path, metavar="DIR", help="also write DIR/speed.csv")
+    parser.set_defaults(**vars(Options()))
+    for flags, settings in ARGUMENTS.items():
+        parser.add_argument(*flags, **settings)
     parsed = parser.parse_args(arguments)
     chosen = [part for part in PARTS if getattr(parsed, part)] or list(PARTS)
     options = Options(**{field.name: getattr(parsed, field.name) for field in fields(Options)})
@@ -97,8 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_integer("--image-size", options.image_size, 32, multiple_of=32)
         check_integer("--rounds", options.rounds, 1)
         check_integer("--images", options.images, 1)
-        if options.model not in (*BACKBONES, "tiny"):
-            raise InputError(f"--model must be tiny, rn50 or rn101, got {options.model}")
+        require(
+            options.model in (*BACKBONES, "tiny"),
+            f"--model must be tiny, rn50 or rn101, got {options.model}",
+        )
         console = Console(width=max(Console().width, 120))
         if "parameters" in chosen:
             console.print(parameter_table(count_table1_parameters()))
@@ -120,29 +121,24 @@ def measure(
 ) -> Iterator[list[Measurement]]:
     """Measure the chosen parts; print each part's table when it is done, and yield its rows."""
     with tempfile.TemporaryDirectory() as folder:
-        networks: dict[str, Network] = {}
-        if {"evaluation", "latency"} & set(chosen):
-            networks = backends(build_network(options.model), options.image_size, Path(folder))
+        networks = (
+            backends(build_network(options.model), options.image_size, Path(folder))
+            if {"evaluation", "latency"} & set(chosen)
+            else {}
+        )
+        measurers: dict[str, Callable[[], Iterable[Measurement]]] = {
+            "start": partial(measure_startup, options),
+            "rows": partial(measure_table1_rows, options, machine),
+            "evaluation": partial(measure_inference, "evaluation", networks, options, machine),
+            "latency": partial(measure_inference, "latency", networks, options, machine),
+            "agreement": partial(measure_agreement, options, Path(folder, "trained")),
+            "training": partial(training.measure_training, options, machine),
+            "data": partial(data.measure_data, options),
+        }
         for part in chosen:
-            if part == "start":
-                rows = measure_startup(options)
-            elif part == "rows":
-                rows = measure_table1_rows(options, machine)
-            elif part == "agreement":
-                rows = measure_agreement(options, Path(folder, "trained"))
-            elif part == "training":
+            if part == "training":
                 networks.clear()  # training needs their memory
-                rows = [
-                    *training.measure_training(options, machine),
-                    *training.compare_losses(options),
-                    *training.compare_gradients(options),
-                    *training.measure_memory(options),
-                ]
-                keep_freed_memory(False)
-            elif part == "data":
-                rows = list(data.measure_data(options))
-            else:
-                rows = measure_inference(part, networks, options, machine)
+            rows = list(measurers[part]())
             console.print(measurement_table(part, rows))
             yield rows
 

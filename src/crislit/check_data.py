@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from crislit.data.custom import read_custom
 from crislit.data.custom_check import find_notes, find_unreadable, summarize
-from crislit.errors import InputError, one_line_errors, printable
+from crislit.errors import one_line_errors, printable, require
 
 EPILOG = """
 Each line of a JSON-lines file is an object with an image and its sentences. Paths are relative to
@@ -46,17 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with one_line_errors():
         data = read_custom(options.file, options.sentences, options.images)
-        problems = [*data.problems, *find_unreadable(data)]
-        problems.sort(key=lambda problem: problem.line)
-        lines = [f"line {problem.line}: {problem.reason}" for problem in problems]
-        lines += summarize(data)
-        lines += [f"note: {note}" for note in find_notes(data, options.max_words)]
-        for line in lines:
+        problems = sorted([*data.problems, *find_unreadable(data)], key=lambda p: p.line)
+        for line in (
+            *(f"line {problem.line}: {problem.reason}" for problem in problems),
+            *summarize(data),
+            *(f"note: {note}" for note in find_notes(data, options.max_words)),
+        ):
             print(printable(line).replace("\n", r"\n"))
-        if problems:
-            raise InputError(
-                f"{len(problems)} problems in {options.sentences or options.file}, see above"
-            )
+        require(
+            not problems,
+            f"{len(problems)} problems in {options.sentences or options.file}, see above",
+        )
 
 
 if __name__ == "__main__":

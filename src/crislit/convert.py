@@ -40,17 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         source, target = options.source.expanduser(), options.target.expanduser()
         checkpoint = read_any(source, options.max_words, options.decoder_heads, options.image_size)
-        if options.to == "released":
-            write_released(checkpoint, target)
-        else:
-            write_folder(checkpoint, target)
+        write = write_released if options.to == "released" else write_folder
+        write(checkpoint, target)
         numbers = sum(value.numel() for value in checkpoint.weights.values())
         print(f"{options.target}: {numbers:,} numbers in {len(checkpoint.weights)} tensors")
         if options.to == "released":
-            network = checkpoint.network
             print(
-                f"this format does not store: {network.decoder_heads} decoder heads, "
-                f"{network.max_tokens} tokens per sentence, {checkpoint.image_size} pixels"
+                f"this format does not store: {checkpoint.network.decoder_heads} decoder heads, "
+                f"{checkpoint.network.max_tokens} tokens per sentence, "
+                f"{checkpoint.image_size} pixels"
             )
 
 

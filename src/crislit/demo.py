@@ -6,7 +6,7 @@ import signal
 import tempfile
 from collections.abc import Sequence
 
-from crislit.errors import InputError, one_line_errors
+from crislit.errors import InputError, one_line_errors, require
 from crislit.inference.segmenter import load
 from crislit.inference.web_page import MAX_UPLOAD_BYTES, RequestFilter, build_page
 
@@ -23,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
     with one_line_errors():
-        if options.port is not None and not 0 < options.port < 65536:
-            raise InputError(f"--port must be between 1 and 65535, got {options.port}")
+        require(
+            options.port is None or 0 < options.port < 65536,
+            f"--port must be between 1 and 65535, got {options.port}",
+        )
         segmenter = load(options.checkpoint, device=options.device)
         # Uploads are stored in this folder, which is deleted at exit, also after SIGTERM.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -44,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 prevent_thread_lock=True,
             )
         except Exception as error:  # Gradio requests its own page, and lets any exception through
-            has_proxy = any(map(os.environ.get, PROXIES))
-            hint = "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy" if has_proxy else ""
+            hint = (
+                "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy"
+                if any(map(os.environ.get, PROXIES))
+                else ""
+            )
             raise InputError(f"cannot serve at {options.host}: {error}{hint}") from error
         print(f"the page is at {address} until Ctrl-C", flush=True)
         page.block_thread()

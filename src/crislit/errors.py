@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk and of an exhausted quota."""
-
 
 class InputError(ValueError):
     """Data, a checkpoint or a setting that cannot be used.
@@ -66,17 +63,19 @@ def check_integer(
 ) -> None:
     """Raise an :class:`InputError` unless a setting is an integer in its range."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if is_integer and minimum <= value <= maximum and value % multiple_of == 0:
-        return
     kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
     bound = f" and at most {maximum}" if is_integer and value > maximum else ""
     is_huge = is_integer and value.bit_length() > 1000  # Python may refuse to print it
     found = f"a number of {value.bit_length()} bits" if is_huge else f"{value!r:.200}"
-    raise InputError(f"{name} must be {kind}, at least {minimum}{bound}, got {found}")
+    require(
+        is_integer and minimum <= value <= maximum and value % multiple_of == 0,
+        f"{name} must be {kind}, at least {minimum}{bound}, got {found}",
+    )
 
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error was raised by a full disk, or while handling one, as PyTorch does."""
     return error is not None and (
-        getattr(error, "errno", None) in DISK_FULL or is_disk_full(error.__context__)
+        getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        or is_disk_full(error.__context__)
     )

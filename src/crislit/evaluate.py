@@ -13,9 +13,11 @@ from crislit.training.program import hydra_command
 def main(config: DictConfig) -> None:
     """Evaluate every split of a data set, or the one named."""
     hydra = HydraConfig.get()
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    folder = Path(hydra.runtime.output_dir)
-    evaluate_checkpoint(plain, folder, hydra.overrides.task)  # type: ignore[arg-type]
+    evaluate_checkpoint(
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True),  # type: ignore[arg-type]
+        Path(hydra.runtime.output_dir),
+        hydra.overrides.task,
+    )
 
 
 if __name__ == "__main__":

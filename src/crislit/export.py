@@ -33,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    sources = "a run's best.ckpt, a folder, a .pth, or shapes-tiny"
-    add("source", metavar="CHECKPOINT", type=Path, help=sources)
+    add(
+        "source",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a run's best.ckpt, a folder, a .pth, or shapes-tiny",
+    )
     add("target", metavar="DIR", type=Path, help="folder for the three files, created if missing")
     add("--max-words", type=int, help="tokens per sentence, for a .pth: 17, or 22 for G-Ref")
     add("--int8", action="store_true", help="8-bit weights and activations: slightly less accurate")

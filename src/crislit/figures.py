@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from crislit.errors import InputError, one_line_errors
+from crislit.errors import one_line_errors, require
 from crislit.experiments.figures import (
     FAILURE_COLUMNS,
     Subject,
@@ -32,8 +32,7 @@ KINDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figure named on the command line."""
     parser = argparse.ArgumentParser("python -m crislit.figures", description=__doc__)
-    kinds = "; ".join(f"{kind}: {text}" for kind, text in KINDS.items())
-    parser.add_argument("kind", choices=KINDS, help=kinds)
+    parser.add_argument("kind", choices=KINDS, help="; ".join(map(": ".join, KINDS.items())))
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the image (default: KIND.png)")
     parser.add_argument(
@@ -51,11 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = options.output or Path(f"{options.kind}.png")
     table = output.with_suffix(".csv")
     with one_line_errors():
-        if options.samples is not None and options.samples < 1:
-            raise InputError(f"--samples must be 1 or more, got {options.samples}")
+        require(
+            options.samples is None or options.samples >= 1,
+            f"--samples must be 1 or more, got {options.samples}",
+        )
         count = len(options.checkpoints)
-        if options.kind in ("failures", "attention") and count > 1:
-            raise InputError(f"{options.kind} takes one checkpoint, not {count}")
+        require(
+            count == 1 or options.kind in ("compare", "threshold"),
+            f"{options.kind} takes one checkpoint, not {count}",
+        )
         subjects = [Subject(path, options.data_root, options.split) for path in options.checkpoints]
         check_same_samples(subjects)
         first, total = subjects[0], len(subjects[0].data)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crislit.errors import InputError, one_line_errors
+from crislit.errors import InputError, one_line_errors, require
 from crislit.inference.masks import safe_file_name, to_json, write_images
 from crislit.inference.segmenter import Segmenter, check_sentences, load
 from crislit.io.images import image_suffixes, open_image
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     raise
                 failures += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
-        if failures:
-            raise InputError(
-                f"{failures} of {len(images)} images could not be segmented, see above; the others "
-                "were"
-            )
+        require(
+            not failures,
+            f"{failures} of {len(images)} images could not be segmented, see above; the others "
+            "were",
+        )
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -105,31 +105,22 @@ def read_sentences(sentences: Sequence[str], file: str | None, image: str) -> li
     Raises:
         InputError: If there are none, or both, or the file cannot be read.
     """
-    if bool(sentences) == bool(file):
-        raise InputError("expected either sentences after the image, or --sentences FILE, not both")
-    if file is not None:
-        sentences = read_sentence_file(file, image)
-    check_sentences(sentences)
-    return list(sentences)
-
-
-def read_sentence_file(file: str, image: str) -> list[str]:
-    """Return the sentences in a file, or on the standard input.
-
-    Raises:
-        InputError: If there are none, or the file cannot be read.
-    """
+    require(
+        bool(sentences) != bool(file),
+        "expected either sentences after the image, or --sentences FILE, not both",
+    )
     if file == image == "-":
         raise InputError("the standard input holds either the image or the sentences, not both")
-    try:
-        content = read_standard_input() if file == "-" else Path(file).read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the sentences in {file}: {error}") from error
-    sentences = [line.strip() for line in text.splitlines() if line.strip()]
-    if not sentences:
-        raise InputError(f"{file} holds no sentence: expected one per line")
-    return sentences
+    if file is not None:
+        try:
+            content = read_standard_input() if file == "-" else Path(file).read_bytes()
+            lines = content.decode("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the sentences in {file}: {error}") from error
+        sentences = [line.strip() for line in lines if line.strip()]
+        require(sentences, f"{file} holds no sentence: expected one per line")
+    check_sentences(sentences)
+    return list(sentences)
 
 
 def read_standard_input() -> bytes:
@@ -138,8 +129,7 @@ def read_standard_input() -> bytes:
     Raises:
         InputError: If it is closed.
     """
-    if sys.stdin is None:
-        raise InputError("the standard input is closed")
+    require(sys.stdin is not None, "the standard input is closed")
     return sys.stdin.buffer.read()
 
 
@@ -158,8 +148,7 @@ def find_images(image: str) -> list[str]:
         for path in folder.iterdir()
         if path.suffix.lower() in suffixes and path.name[0] != "." and not path.is_dir()
     ]
-    if not images:
-        raise InputError(f"no image in {folder} itself: expected files such as .jpg or .png")
+    require(images, f"no image in {folder} itself: expected files such as .jpg or .png")
     return sorted(images)
 
 

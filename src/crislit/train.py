@@ -23,8 +23,8 @@ def main(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if hydra.mode == RunMode.MULTIRUN:
-        group = "-".join(folder.parts[-3:-1])  # date and time, by default
-        return run_job(plain, job_arguments(hydra), folder, group)
+        # By default, these parts of the path are the date and the time.
+        return run_job(plain, job_arguments(hydra), folder, group="-".join(folder.parts[-3:-1]))
     return run(plain, folder, hydra.overrides.task)
 
 
@@ -34,9 +34,11 @@ def job_arguments(hydra: HydraConf) -> list[str]:
     arguments = [part for path in sources for part in ("--config-dir", path)]
     if hydra.job.config_name != "train":
         arguments += ["--config-name", str(hydra.job.config_name)]
-    overrides = hydra.overrides.hydra
-    arguments += [text for text in overrides if text.lstrip("+").startswith(PASSED_ON)]
-    return [*arguments, *hydra.overrides.task]
+    return [
+        *arguments,
+        *(text for text in hydra.overrides.hydra if text.lstrip("+").startswith(PASSED_ON)),
+        *hydra.overrides.task,
+    ]
 
 
 if __name__ == "__main__":

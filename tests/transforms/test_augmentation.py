@@ -92,6 +92,7 @@ def test_left_and_right_are_exchanged(sentence: str, mirrored: str) -> None:
         *("the arrow that points clockwise", "counter-clockwise arrow"),
         *("guy on the R", "l person", "far rt", "lft side"),  # abbreviations
         "man left behind the dog",  # "right behind" would mean "immediately behind"
+        "the one on the lhſ",  # not in the alphabet of left and right
     ],
 )
 def test_sentences_without_a_mirror_image_are_recognised(sentence: str) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import TrainKey
 from crislit.data.scenes import encode_segmentation
 from crislit.data.shapes import make_scene
+from crislit.io.files import write_text
 from crislit.io.images import Image
 from crislit.models.cris import CRIS
 from crislit.models.optimized import optimize_for_training
@@ -61,11 +63,9 @@ def measure_data(options: Options) -> Iterator[Measurement]:
 
 
 def build_module(root: Path, image_size: int, batch_size: int, workers: int) -> ReferDataModule:
-    """Build the data module of RefCOCO in a folder, and index it."""
+    """Build the data module of RefCOCO in a folder."""
     config = compose_config(["dataset=refcoco"]) | {"data_root": str(root), "workers": workers}
-    module = build_data(config | {"image_size": image_size, "batch_size": batch_size})
-    module.prepare_data()
-    return module
+    return build_data(config | {"image_size": image_size, "batch_size": batch_size})
 
 
 def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement]:
@@ -80,10 +80,7 @@ def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement
     refs = [data.draw_refs(key)[0] for key in keys]
     paths = [index.image_path(ref) for ref in refs]
     files = [path.read_bytes() for path in paths]
-    images = [read_image(index, ref) for ref in refs]
-    masks = [255 * index.mask(ref) for ref in refs]
     batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
-    squares = [data.__getitems__(batch).images for batch in batches]
 
     def decode(content: bytes) -> Any:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
@@ -101,11 +98,16 @@ def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement
         "read": for_each(Path.read_bytes, paths),
         "decode": for_each(decode, files),
         "read, check and decode": for_each(lambda ref: read_image(index, ref), refs),
-        "warp": for_each(lambda image: letterbox_image(image, image_size), images),
+        "warp": for_each(
+            lambda image: letterbox_image(image, image_size),
+            [read_image(index, ref) for ref in refs],
+        ),
         "mask": for_each(index.mask, refs),
-        "mask's warp": for_each(lambda mask: letterbox_mask(mask, image_size), masks),
+        "mask's warp": for_each(
+            lambda mask: letterbox_mask(mask, image_size), [255 * index.mask(ref) for ref in refs]
+        ),
         "choice and tokens": for_each(data.draw_words, batches),
-        "made floats": for_each(normalise, squares),
+        "made floats": for_each(normalise, [data.__getitems__(batch).images for batch in batches]),
     }
     torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
@@ -115,8 +117,9 @@ def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement
     finally:
         torch.set_num_threads(torch_threads)
         cv2.setNumThreads(cv2_threads)
-    counts = dict.fromkeys(work, len(keys))
-    return compare_to_reference("data", seconds, counts, "s per sample and core")
+    return compare_to_reference(
+        "data", seconds, dict.fromkeys(work, len(keys)), "s per sample and core"
+    )
 
 
 def for_each(step: Callable[[Any], Any], items: Iterable[Any]) -> Work:
@@ -124,12 +127,7 @@ def for_each(step: Callable[[Any], Any], items: Iterable[Any]) -> Work:
 
     Results that were kept would need new memory, which takes time.
     """
-
-    def work() -> None:
-        for item in items:
-            step(item)
-
-    return work
+    return lambda: deque(map(step, items), maxlen=0)
 
 
 def reference_warp(image: Image, size: int) -> Any:
@@ -161,8 +159,7 @@ def measure_waiting(model: CRIS, module: ReferDataModule) -> Measurement:
 
 def measure_index(root: Path) -> list[Measurement]:
     """Measure building, opening and sharing an index, each in a new process."""
-    built, opened = (run_in_new_process(use_index, root) for _ in range(2))
-    shared = run_in_new_process(use_index, root, 2)
+    built, opened, shared = (run_in_new_process(use_index, root, n) for n in (0, 0, 2))
     return [
         Measurement("data", "index of RefCOCO's size, built", built["seconds"], "s"),
         Measurement("data", "index of RefCOCO's size, opened", opened["seconds"], "s"),
@@ -171,7 +168,7 @@ def measure_index(root: Path) -> list[Measurement]:
     ]
 
 
-def use_index(root: Path, workers: int = 0) -> dict[str, float]:
+def use_index(root: Path, workers: int) -> dict[str, float]:
     """Open the index, and read it in worker processes.
 
     Returns:
@@ -241,11 +238,15 @@ def write_full_size(root: Path, sizes: dict[str, int]) -> None:
         {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": 480, "width": 640}
         for i in range(sizes["images"])
     ]
-    annotations = []
-    for i in range(sizes["annotations"]):
-        # Two polygons of 25 points.
-        points = rng.uniform(0, 400, size=(2, 1)) + rng.uniform(0, 80, size=(2, 50))
-        annotations.append(make_annotation(i, i % sizes["images"], points.round(2).tolist()))
+    # Two polygons of 25 points each.
+    polygons = (
+        rng.uniform(0, 400, size=(2, 1)) + rng.uniform(0, 80, size=(2, 50))
+        for _ in range(sizes["annotations"])
+    )
+    annotations = [
+        make_annotation(i, i % sizes["images"], points.round(2).tolist())
+        for i, points in enumerate(polygons)
+    ]
     ends = np.linspace(0, sizes["sentences"], sizes["refs"] + 1).astype(int).tolist()
     refs = [
         make_ref(i, i % sizes["images"], ["the second man from the left"] * (end - start), start)
@@ -268,7 +269,6 @@ def make_ref(number: int, image: int, sentences: Sequence[str], first: int) -> d
         sentences: Its sentences.
         first: Id of its first sentence.
     """
-    ids = list(range(first, first + len(sentences)))
     return {
         "ref_id": number,
         "ann_id": number,
@@ -277,9 +277,9 @@ def make_ref(number: int, image: int, sentences: Sequence[str], first: int) -> d
         "split": "train",
         "sentences": [
             {"sent": text, "raw": text, "tokens": text.split(), "sent_id": i}
-            for i, text in zip(ids, sentences, strict=True)
+            for i, text in enumerate(sentences, start=first)
         ],
-        "sent_ids": ids,
+        "sent_ids": list(range(first, first + len(sentences))),
     }
 
 
@@ -287,8 +287,6 @@ def write_refer_files(
     root: Path, images: list[Any], annotations: list[Any], refs: list[Any]
 ) -> None:
     """Write the annotations and the refs file of ``refcoco``."""
-    folder = root / "refcoco"
-    folder.mkdir(exist_ok=True)
     instances = json.dumps({"images": images, "annotations": annotations})
-    (folder / "instances.json").write_text(instances)
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    write_text(root / "refcoco/instances.json", instances)  # makes the folder
+    (root / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))

@@ -18,7 +18,7 @@ from crislit.benchmarks.timing import Machine, Work, count_cost, interleave
 from crislit.checkpoints.checkpoint import Checkpoint, read_any, write_folder
 from crislit.config import compose_config
 from crislit.data.dataset import ReferEvaluationSet
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE1
 from crislit.inference.onnx_export import export_onnx
 from crislit.inference.onnx_network import OnnxNetwork
@@ -124,10 +124,9 @@ def measure_inference(
     part: str, networks: Mapping[str, Network], options: Options, machine: Machine
 ) -> list[Measurement]:
     """Time all backends on two images of seven sentences (evaluation) or one of one (latency)."""
-    generator = torch.Generator().manual_seed(0)
     image_count, sentences = (2, SENTENCES) if part == "evaluation" else (1, SENTENCES[:1])
     size, count = options.image_size, len(sentences)
-    images = torch.randn(image_count, 3, size, size, generator=generator)
+    images = torch.randn(image_count, 3, size, size, generator=torch.Generator().manual_seed(0))
     tokens = tokenize(list(sentences) * image_count, 17)
     image_indices = torch.arange(image_count).repeat_interleave(count)
     inputs = dict.fromkeys(networks, (images, tokens, image_indices))
@@ -165,10 +164,9 @@ def measure_table1_rows(options: Options, machine: Machine) -> list[Measurement]
             "plain": partial(reference_logits, model, image, tokens),
             "for inference": partial(optimized_copy(model), channels_last, tokens),
         }
-        costs = {name: count_cost(run) for name, run in work.items()}
         seconds = interleave(work, max(1, options.rounds // 2))
         for timed in compare_to_reference(row, seconds, dict.fromkeys(work, 1), "s"):
-            name, cost = f"{row}, {timed.candidate}", costs[timed.candidate]
+            name, cost = f"{row}, {timed.candidate}", count_cost(work[timed.candidate])
             fps, bound = 1 / timed.value, 1 / cost.floor(machine)
             measurements += [
                 Measurement("rows", name, cost.flops / 1e9, "GFLOP"),
@@ -192,25 +190,25 @@ def measure_agreement(options: Options, folder: Path) -> list[Measurement]:
     except InputError as error:
         print(f"--agreement is not run: {error}", file=sys.stderr)
         return []
-    if not checkpoint.config:
-        raise InputError(f"{options.checkpoint} does not say what data it was trained on")
+    require(checkpoint.config, f"{options.checkpoint} does not say what data it was trained on")
     data_root = compose_config()["data_root"]
     module = build_data(checkpoint.config | {"data_root": data_root, "workers": 0})
-    module.prepare_data()
     data = module.evaluation_set(module.select_split)
     networks = backends(checkpoint.build(), checkpoint.image_size, folder, checkpoint.threshold)
     metrics = {name: SegmentationMetric() for name in networks}
     groups = itertools.groupby(range(len(data)), key=data.image_ids.__getitem__)
     for _, numbers in itertools.islice(groups, options.images):
         batch = ReferEvaluationSet.collate([data[number] for number in numbers])
-        sizes = [target.shape for target in batch.targets]
         for name, compute in networks.items():
             with torch.inference_mode():
                 logits = compute(normalise(batch.images), batch.tokens, batch.image_indices)
-            maps = probability_maps(logits, checkpoint.image_size, sizes)
+            maps = probability_maps(
+                logits, checkpoint.image_size, [target.shape for target in batch.targets]
+            )
             for probability, target in zip(maps, batch.targets, strict=True):
-                mask = probability > checkpoint.threshold
-                intersection, union = intersection_and_union(mask, target)
+                intersection, union = intersection_and_union(
+                    probability > checkpoint.threshold, target
+                )
                 metrics[name].update([intersection], [union], [not target.any()])
     values = {name: float(metric.compute()["mIoU"]) for name, metric in metrics.items()}
     return [

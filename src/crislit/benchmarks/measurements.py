@@ -1,17 +1,16 @@
 """Rows of the benchmark's tables."""
 
 import csv
-import dataclasses
 import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from crislit.benchmarks.timing import Machine
 from crislit.io.files import write_csv
@@ -110,11 +109,11 @@ def compare_to_reference(
 
 def measurement_table(part: str, rows: Sequence[Measurement]) -> Table:
     """Lay rows out as a table."""
-    table = Table(title=part)
-    for column in ("", "median", "unit", "ratio", "floor", "memory", "spread", "difference"):
-        table.add_column(
-            column, justify="left" if column in ("", "unit") else "right", no_wrap=True
-        )
+    columns = [
+        Column(name, justify="left" if name in ("", "unit") else "right", no_wrap=True)
+        for name in ("", "median", "unit", "ratio", "floor", "memory", "spread", "difference")
+    ]
+    table = Table(*columns, title=part)
     formats = {"ratio": ".2f", "floor": ".4f", "moved": ".4f", "spread": ".0%", "difference": ".1e"}
     for row in rows:
         numbers = [(getattr(row, name), spec) for name, spec in formats.items()]
@@ -143,20 +142,21 @@ def write_measurements(
         "versions": installed_versions(),
     }
     # These parts measure networks of their own.
-    models = {"start": "shapes-tiny", "agreement": options.checkpoint}
-    rows: list[dict[str, Any]] = []
-    for measurement in measurements:
-        values = dataclasses.asdict(measurement).items()
-        row = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in values} | provenance
-        if measurement.part in models:
-            row |= {"model": models[measurement.part], "image_size": None}
-        rows.append(row)
+    networks = {
+        "start": {"model": "shapes-tiny", "image_size": None},
+        "agreement": {"model": options.checkpoint, "image_size": None},
+    }
+    rows: list[dict[str, Any]] = [
+        {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in asdict(row).items()}
+        | provenance
+        | networks.get(row.part, {})
+        for row in measurements
+    ]
     measured = {measurement.part for measurement in measurements}
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["part"] not in measured] + rows
-    columns = [field.name for field in dataclasses.fields(Measurement)]
-    write_csv(path, [*columns, *provenance], rows)
+    write_csv(path, [*(field.name for field in fields(Measurement)), *provenance], rows)
 
 
 def installed_versions() -> str:

@@ -1,13 +1,11 @@
-"""The benchmark's baseline: the released implementation's forward pass, applied to our layers."""
-
-import math
+"""The benchmark's reference: the released implementation's forward pass, applied to our layers."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crislit.models.cris import CRIS
-from crislit.models.decoder import Decoder, DecoderLayer
+from crislit.models.decoder import Decoder, DecoderLayer, sine_positions, sine_positions_2d
 from crislit.models.image_encoder import ImageEncoder, SpatialAttentionPool
 from crislit.models.neck import Neck
 from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
@@ -107,10 +105,8 @@ def decode(decoder: Decoder, fused: Tensor, words: Tensor, padding: Tensor) -> T
     """Decode the fused map with the words."""
     b, c, h, w = fused.shape
     cells = fused.flatten(2).transpose(1, 2)
-    across = positions(w, c // 2).expand(h, w, -1)
-    down = positions(h, c // 2)[:, None].expand(h, w, -1)
-    cell_positions = torch.cat([across, down], dim=2).flatten(0, 1).to(cells)
-    keys = words + positions(words.shape[1], c).to(words)
+    cell_positions = sine_positions_2d(h, w, c).to(cells)
+    keys = words + sine_positions(torch.arange(words.shape[1]), c).to(words)
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         x = layer.self_norm_in(cells)
@@ -123,13 +119,6 @@ def decode(decoder: Decoder, fused: Tensor, words: Tensor, padding: Tensor) -> T
         cells = cells + layer.dropout(layer.ffn(layer.ffn_norm_in(cells)))
     decoded: Tensor = decoder.norm(cells)
     return decoded.transpose(1, 2).reshape(b, c, h, w)
-
-
-def positions(count: int, width: int) -> Tensor:
-    """Return the sinusoidal encodings of positions, (count, width)."""
-    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angles = torch.arange(count)[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 def classify(

@@ -1,6 +1,7 @@
 """Times alternatives in turn, counts what a computation costs at least, and measures memory."""
 
 import gc
+import inspect
 import multiprocessing
 import resource
 import sys
@@ -15,9 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 Work = Callable[[], Any]
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: inspect.unwrap(sdpa_flop),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: inspect.unwrap(
+        sdpa_backward_flop
+    ),
+}
+"""Formulas for operations that PyTorch's own flop counter ignores."""
 
 
 def interleave(
@@ -128,20 +136,3 @@ def count_cost(work: Work, training: bool = False) -> Cost:
     with torch.inference_mode(False), torch.set_grad_enabled(training), counter, traffic:
         work()
     return Cost(counter.get_total_flops(), traffic.bytes)
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(
-    gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
-) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
-
-
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""Counters for operations that PyTorch's own flop counter ignores."""

@@ -1,7 +1,8 @@
 """Benchmarks a training step: time, memory, losses and gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,11 +105,8 @@ class Step:
 
     def differentiate(self) -> float:
         """Compute the gradients of the batch; return its loss."""
-        if self.kind.reference:
-            logits: Tensor = reference_logits(self.model, self.images, self.tokens)
-        else:
-            logits = self.network(self.images, self.tokens)
-        loss = text_to_pixel_contrastive_loss(logits, self.masks)
+        forward = partial(reference_logits, self.model) if self.kind.reference else self.network
+        loss = text_to_pixel_contrastive_loss(forward(self.images, self.tokens), self.masks)
         torch.autograd.backward(loss)
         return loss.item()
 
@@ -126,6 +124,18 @@ def build_optimizer(model: CRIS, reference: bool) -> torch.optim.Optimizer:
 
 
 def measure_training(options: Options, machine: Machine) -> list[Measurement]:
+    """Measure steps: their time, and losses, gradients and memory beside the reference's."""
+    rows = [
+        *time_steps(options, machine),
+        *compare_losses(options),
+        *compare_gradients(options),
+        *measure_memory(options),
+    ]
+    keep_freed_memory(False)
+    return rows
+
+
+def time_steps(options: Options, machine: Machine) -> list[Measurement]:
     """Time steps of all kinds in turn."""
     model = build_network(options.model).train()
     # One optimizer for all kinds of a layout takes less memory.
@@ -144,8 +154,9 @@ def measure_training(options: Options, machine: Machine) -> list[Measurement]:
         step.prepare()
         cost = count_cost(step.take, training=True)
         costs[name] = (cost.floor(machine), cost.moved(machine))
-    counts = dict.fromkeys(steps, BATCH)
-    return compare_to_reference("training", seconds, counts, "s per sentence", costs)
+    return compare_to_reference(
+        "training", seconds, dict.fromkeys(steps, BATCH), "s per sentence", costs
+    )
 
 
 def compare_losses(options: Options) -> list[Measurement]:
@@ -153,85 +164,85 @@ def compare_losses(options: Options) -> list[Measurement]:
 
     The learning rate is so low that Adam does not amplify rounding errors.
     """
-    expected: list[float] = []
-    measurements: list[Measurement] = []
-    for name in ("plain", "rearrange recompute"):
-        step = Step(KINDS[name], build_network(options.model).train(), options.image_size)
-        step.prepare()
-        losses = [step.take() for _ in range(LOSS_STEPS)]
-        expected = expected or losses
-        difference = max(
-            abs(loss / other - 1) for loss, other in zip(losses, expected, strict=True)
+    names = ("plain", "rearrange recompute")
+    losses = {name: take_steps(name, options, LOSS_STEPS) for name in names}
+    return [
+        Measurement(
+            "losses",
+            name,
+            values[-1],
+            f"after {LOSS_STEPS} steps",
+            difference=max(abs(a / b - 1) for a, b in zip(values, losses["plain"], strict=True)),
         )
-        unit = f"after {LOSS_STEPS} steps"
-        measurements.append(Measurement("losses", name, losses[-1], unit, difference=difference))
-    return measurements
+        for name, values in losses.items()
+    ]
 
 
-def compare_gradients(options: Options) -> list[Measurement]:
+def take_steps(name: str, options: Options, count: int) -> list[float]:
+    """Take steps of a kind with a new network; return their losses."""
+    step = Step(KINDS[name], build_network(options.model).train(), options.image_size)
+    step.prepare()
+    return [step.take() for _ in range(count)]
+
+
+def compare_gradients(options: Options) -> Iterator[Measurement]:
     """Compare all gradients of one step with the reference's in float64.
 
     The comparison in float64 separates errors from rounding. Dropout is off, as its draws differ
     between the precisions.
     """
     model = build_network(options.model, overrides=["decoder.dropout=0"]).train()
-    measurements: list[Measurement] = []
-
-    def compute(kind: Kind, dtype: torch.dtype, repeat_image: bool = False) -> list[Tensor | None]:
-        step = Step(kind, model, options.image_size, batch=2)
-        step.images, step.masks = step.images.to(dtype), step.masks.to(dtype)
-        if repeat_image:
-            step.images = step.images[:1].expand_as(step.images).contiguous()
-        step.prepare()
-        step.differentiate()
-        gradients = [parameter.grad for parameter in model.parameters()]
-        model.zero_grad()
-        return gradients
-
-    def compare(name: str, gradients: Sequence[Tensor | None]) -> None:
-        error = gradient_error(gradients, exact)
-        unit = "of the reference's in float64"
-        measurements.append(Measurement("gradients", name, error, unit, difference=error))
-
-    exact: list[Tensor | None] = []
+    compute = partial(compute_gradients, model, options.image_size)
+    exact: dict[str, Tensor] = {}
     for dtype in (torch.float64, torch.float32):
-        model.to(dtype)  # weights made in float32 survive the round trip
         for name in GRADIENT_KINDS:
             gradients = compute(KINDS[name], dtype)
             exact = exact or gradients
-            compare(f"{name}, {str(dtype).removeprefix('torch.')}", gradients)
-    model.double()
+            title = f"{name}, {str(dtype).removeprefix('torch.')}"
+            yield gradient_error(title, gradients, exact)
     exact = compute(KINDS["plain"], torch.float64, repeat_image=True)
     gradients = compute(SHARED_IMAGES, torch.float64)
-    compare("rearrange recompute, 2 sentences an image, float64", gradients)
-    return measurements
+    yield gradient_error("rearrange recompute, 2 sentences an image, float64", gradients, exact)
 
 
-def gradient_error(gradients: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
-    """Return the norm of the difference over the norm of the expected gradients."""
-    squares = expected_squares = 0.0
-    for gradient, other in zip(gradients, expected, strict=True):
-        assert (gradient is None) == (other is None)
-        if gradient is not None and other is not None:
-            squares += float((gradient - other).double().square().sum())
-            expected_squares += float(other.double().square().sum())
-    return float((squares / expected_squares) ** 0.5)
+def compute_gradients(
+    model: CRIS, image_size: int, kind: Kind, dtype: torch.dtype, repeat_image: bool = False
+) -> dict[str, Tensor]:
+    """Return the gradients of two sentences, of the first image or one each, by parameter."""
+    # Weights made in float32 survive the round trip to float64.
+    step = Step(kind, model.to(dtype), image_size, batch=2)
+    step.images, step.masks = step.images.to(dtype), step.masks.to(dtype)
+    if repeat_image:
+        step.images = step.images[:1].expand_as(step.images).contiguous()
+    step.prepare()
+    step.differentiate()
+    gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+    model.zero_grad()
+    return gradients
+
+
+def gradient_error(
+    title: str, gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> Measurement:
+    """Return the norm of the difference over the norm of the exact gradients."""
+    assert gradients.keys() == exact.keys()
+    squares = sum(float((gradients[k] - x).double().square().sum()) for k, x in exact.items())
+    exact_squares = sum(float(x.double().square().sum()) for x in exact.values())
+    error = (squares / exact_squares) ** 0.5
+    unit = "of the reference's in float64"
+    return Measurement("gradients", title, error, unit, difference=error)
 
 
 def measure_memory(options: Options) -> list[Measurement]:
     """Measure the largest resident memory of a training process, for some kinds of steps."""
-    measurements: list[Measurement] = []
-    for name in MEMORY_KINDS:
-        peak = run_in_new_process(training_peak, name, options)
-        ratio = measurements[0].value / peak if measurements else 1.0
-        measurements.append(Measurement("memory", name, peak, "GB", ratio=ratio))
-    return measurements
+    peaks = {name: run_in_new_process(training_peak, name, options) for name in MEMORY_KINDS}
+    return [
+        Measurement("memory", name, peak, "GB", ratio=peaks["plain"] / peak)
+        for name, peak in peaks.items()
+    ]
 
 
 def training_peak(name: str, options: Options) -> float:
     """Take two steps of a kind; return this process's largest resident memory in GB."""
-    step = Step(KINDS[name], build_network(options.model).train(), options.image_size)
-    step.prepare()
-    step.take()
-    step.take()
+    take_steps(name, options, 2)
     return peak_memory()

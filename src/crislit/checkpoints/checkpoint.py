@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crislit.checkpoints.released import parse_released, to_released
 from crislit.config import VERSION
-from crislit.errors import InputError, check_integer, first_line
+from crislit.errors import InputError, check_integer, first_line, require
 from crislit.io.assets import shipped_networks
 from crislit.io.files import Writer, refuse_existing, text_writer, write_files
 from crislit.io.tensors import (
@@ -93,10 +93,10 @@ class Checkpoint:
             multiple_of=32,
             maximum=MAX_IMAGE_SIZE,
         )
-        if not 0 <= self.threshold < 1:
-            raise InputError(
-                f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}"
-            )
+        require(
+            0 <= self.threshold < 1,
+            f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}",
+        )
         with torch.device("meta"):
             self._build_untrained()
 
@@ -158,9 +158,12 @@ def read_any(
         return content
     size = 416 if image_size is None else image_size
     check_integer("image_size", size, 32, multiple_of=32)
-    heads = 8 if decoder_heads is None else decoder_heads
-    state = to_state_dict(content, str(path))
-    network, weights = parse_released(state, str(path), max_tokens, heads)
+    network, weights = parse_released(
+        to_state_dict(content, str(path)),
+        str(path),
+        max_tokens,
+        8 if decoder_heads is None else decoder_heads,
+    )
     return Checkpoint(network, weights, size, 0.35, f"released checkpoint {path.name}")
 
 
@@ -187,10 +190,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read(path: Path) -> Any:
     """Read a file once: return a :class:`Checkpoint` if crislit wrote it, else its content."""
     path = find_network(path.expanduser())
-    if not path.is_dir() and not path.is_file():
-        raise InputError(
-            f"no checkpoint at {path}; a run keeps checkpoints/best.ckpt and checkpoints/last.ckpt"
-        )
+    require(
+        path.is_dir() or path.is_file(),
+        f"no checkpoint at {path}; a run keeps checkpoints/best.ckpt and checkpoints/last.ckpt",
+    )
     if path.is_dir() or path.suffix == ".safetensors":
         return _read_shared(path)
     content = read_torch(path)
@@ -228,11 +231,11 @@ def _read_shared(path: Path) -> Any:
     weights = path / WEIGHTS if path.is_dir() else path
     config = weights.with_name(CONFIG)
     for file in (weights, config):
-        if path.is_dir() and not file.is_file():
-            raise InputError(
-                f"{path} is not a network of crislit: there is no {file}. "
-                "`python -m crislit.convert` makes both files"
-            )
+        require(
+            path.is_file() or file.is_file(),
+            f"{path} is not a network of crislit: there is no {file}. "
+            "`python -m crislit.convert` makes both files",
+        )
     tensors = read_safetensors(weights)
     is_released = any(name.removeprefix("module.").startswith("backbone.") for name in tensors)
     if not config.is_file() or is_released:
@@ -264,11 +267,11 @@ def find_network(path: Path) -> Path:
     if path.name != str(path) or path.suffix or path.exists():
         return path
     shipped = shipped_networks()
-    if path.name not in shipped:
-        raise InputError(
-            f"no network {path.name!r}: neither a file here nor one of the shipped "
-            f"{', '.join(shipped) or '(none)'}"
-        )
+    require(
+        path.name in shipped,
+        f"no network {path.name!r}: neither a file here nor one of the shipped "
+        f"{', '.join(shipped) or '(none)'}",
+    )
     return shipped[path.name]
 
 
@@ -328,11 +331,11 @@ def write_folder(
     Raises:
         InputError: If a file exists or cannot be written.
     """
-    if target.suffix in (".pth", ".pt", ".ckpt", ".bin"):
-        raise InputError(
-            f"expected a folder or a .safetensors file, found {target}; --to released writes the "
-            "authors' format"
-        )
+    require(
+        target.suffix not in (".pth", ".pt", ".ckpt", ".bin"),
+        f"expected a folder or a .safetensors file, found {target}; --to released writes the "
+        "authors' format",
+    )
     weights = target if target.suffix == ".safetensors" else target / WEIGHTS
     stored = {
         KEY: VERSION,
@@ -344,10 +347,10 @@ def write_folder(
         "training": without_paths(checkpoint.config),
         "results": checkpoint.results,
     }
-    texts = {CONFIG: json.dumps(stored, indent=2) + "\n", **(texts or {})}
     files: dict[Path, Writer] = {
         weights: lambda part: save_tensors(checkpoint.weights, part),
-        **{weights.with_name(name): text_writer(text) for name, text in texts.items()},
+        weights.with_name(CONFIG): text_writer(json.dumps(stored, indent=2) + "\n"),
+        **{weights.with_name(name): text_writer(text) for name, text in (texts or {}).items()},
     }
     refuse_existing(*files)
     write_files(files)
@@ -359,10 +362,10 @@ def write_released(checkpoint: Checkpoint, target: Path) -> None:
     Raises:
         InputError: If the released format cannot hold the network, or the file cannot be written.
     """
-    if target.suffix not in (".pth", ".pt", ".safetensors"):
-        raise InputError(
-            f"the released format is a .pth, .pt or .safetensors file, and {target} is not"
-        )
+    require(
+        target.suffix in (".pth", ".pt", ".safetensors"),
+        f"the released format is a .pth, .pt or .safetensors file, and {target} is not",
+    )
     state = to_released(checkpoint.weights)
     check_head_widths(checkpoint.network.clip)
     refuse_existing(target)
@@ -380,13 +383,15 @@ def check_head_widths(clip: str | Mapping[str, Any]) -> None:
     text = clip["text_cfg"]
     heads = text.get("heads", CLIPTextCfg.heads)
     expected = max(text.get("width", CLIPTextCfg.width) // 64, 1)
-    if heads != expected:
-        raise InputError(
-            f"the released format cannot hold {heads} heads in the text encoder, only {expected} "
-            "of 64 channels each"
-        )
-    if clip["vision_cfg"].get("head_width", 64) != 64:
-        raise InputError("the released format cannot hold pooling heads of other than 64 channels")
+    require(
+        heads == expected,
+        f"the released format cannot hold {heads} heads in the text encoder, only {expected} "
+        "of 64 channels each",
+    )
+    require(
+        clip["vision_cfg"].get("head_width", 64) == 64,
+        "the released format cannot hold pooling heads of other than 64 channels",
+    )
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

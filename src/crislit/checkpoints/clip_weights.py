@@ -16,7 +16,7 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor
 
 from crislit.checkpoints.released import clip_sizes, from_released, to_released
-from crislit.errors import InputError, first_line
+from crislit.errors import InputError, first_line, require
 from crislit.io.assets import shipped_weights
 from crislit.io.files import sha256
 from crislit.io.tensors import check_names, read_state_dict
@@ -66,8 +66,9 @@ def load_clip_weights(model: CRIS, source: str) -> str:
     unused = ("num_batches_tracked", "logit_scale")  # may be missing
     state = {name: value for name, value in expected.items() if name.endswith(unused)} | state
     check_names(state, expected, f"{path} is not a complete CLIP")
-    renamed = from_released({f"backbone.{name}": value for name, value in state.items()})
-    model.load_state_dict(renamed, strict=False)
+    model.load_state_dict(
+        from_released({f"backbone.{name}": value for name, value in state.items()}), strict=False
+    )
     return identify_weights(source, path)
 
 
@@ -83,11 +84,11 @@ def find_weights(clip: str | Mapping[str, Any], source: str) -> Path:
         InputError: If there is none, and it cannot be downloaded.
     """
     path = find_openai(clip) if source == OPENAI else find_weights_file(source)
-    if not path.is_file():
-        raise InputError(
-            f"no weights at {path}: model.clip_weights is openai, the path of a .pt, .pth or "
-            f".safetensors file, or one of the shipped {', '.join(shipped_weights()) or '(none)'}"
-        )
+    require(
+        path.is_file(),
+        f"no weights at {path}: model.clip_weights is openai, the path of a .pt, .pth or "
+        f".safetensors file, or one of the shipped {', '.join(shipped_weights()) or '(none)'}",
+    )
     return path
 
 
@@ -97,7 +98,7 @@ def find_weights_file(source: str) -> Path:
 
 
 def fingerprint_source(source: str | None) -> str | None:
-    """Return what identifies weights on every machine: their file's SHA-256, or their name."""
+    """Return the SHA-256 of the weights' file, or their name if there is no such file here."""
     if source in (None, OPENAI):
         return source
     path = find_weights_file(str(source))
@@ -112,14 +113,14 @@ def read_clip(path: Path) -> dict[str, Tensor]:
     """
     if path.is_file() and is_torchscript(path):
         try:
-            with warnings.catch_warnings():  # TorchScript is deprecated, but OpenAI's files use it
-                warnings.simplefilter("ignore", FutureWarning)
+            # TorchScript is deprecated, but OpenAI's files use it.
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 warnings.simplefilter("ignore", DeprecationWarning)
                 state = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"cannot read {path}: it is a damaged TorchScript archive ({reason})"
+                f"cannot read {path}: it is a damaged TorchScript archive "
+                f"({str(error).strip().splitlines()[0]})"
             ) from error
     else:
         state = read_state_dict(path)
@@ -135,37 +136,37 @@ def is_torchscript(path: Path) -> bool:
 
 
 def find_openai(clip: str | Mapping[str, Any]) -> Path:
-    """Return OpenAI's weights of a model.
+    """Return the file of OpenAI's weights for a model.
 
-    They are looked for where OpenAI's own package keeps them, then in open_clip's cache, and else
-    downloaded by open_clip.
+    Searches the cache of OpenAI's ``clip`` package, then open_clip's. If neither has the file,
+    open_clip downloads it.
 
     Raises:
         InputError: If OpenAI published no such model, or it cannot be downloaded.
     """
     name = clip.removesuffix("-quickgelu") if isinstance(clip, str) else ""
-    published = open_clip.get_pretrained_cfg(name, OPENAI) if name else {}
+    published = open_clip.get_pretrained_cfg(name, OPENAI)  # empty for an unknown name
     url = published.get("url")
-    if not url:
-        raise InputError(
-            f"OpenAI published no weights of model.clip={clip}: set model.clip_weights to a path"
-        )
+    require(
+        url, f"OpenAI published no weights of model.clip={clip}: set model.clip_weights to a path"
+    )
     *_, checksum, file_name = url.split("/")
     archive: Path = Path.home() / ".cache" / "clip" / file_name
     if archive.is_file():
-        if sha256(archive) != checksum:
-            raise InputError(
-                f"{archive} is not OpenAI's file, whose SHA-256 is {checksum}: download it again "
-                f"from {url}"
-            )
+        require(
+            sha256(archive) == checksum,
+            f"{archive} is not OpenAI's file, whose SHA-256 is {checksum}: download it again from "
+            f"{url}",
+        )
         return archive
     repository = published.get("hf_hub", "").rstrip("/")
     for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME) if repository else ():
         cached = huggingface_hub.try_to_load_from_cache(repository, file)
         if isinstance(cached, str):
             return Path(cached)
-    is_offline = constants.HF_HUB_OFFLINE
-    reason = "HF_HUB_OFFLINE is set" if is_offline else unreachable(constants.ENDPOINT)
+    reason = (
+        "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
+    )
     if not reason:
         try:
             return Path(open_clip.download_pretrained(published))
@@ -202,13 +203,14 @@ def describe_clip(sizes: Mapping[str, Any]) -> str:
         f"embedding {sizes['embed_dim']}, text {text['layers']} layers of width {text['width']}, "
         f"context {text['context_length']}, vocabulary {text['vocab_size']}"
     )
-    for name in OPENAI_MODELS:
-        if _main_sizes(open_clip.get_model_config(name)) == _main_sizes(sizes):
-            return f"CLIP's {name} ({details})"
-    return f"a CLIP that OpenAI did not publish ({details})"
+    published = (
+        f"CLIP's {name}"
+        for name in OPENAI_MODELS
+        if _main_sizes(open_clip.get_model_config(name)) == _main_sizes(sizes)
+    )
+    return f"{next(published, 'a CLIP that OpenAI did not publish')} ({details})"
 
 
 def _main_sizes(sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-    vision = sizes["vision_cfg"]
-    layers, text_width = tuple(vision["layers"]), sizes["text_cfg"]["width"]
-    return sizes["embed_dim"], layers, vision["width"], text_width
+    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+    return sizes["embed_dim"], vision["layers"], vision["width"], text["width"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.tensors import (
     check_finite,
     check_names,
@@ -97,9 +97,8 @@ def _rename(
     for old, new in prefixes:
         if name.startswith(old):
             name = new + name.removeprefix(old)
-            if new == "decoder.":
-                for theirs, ours in inner:
-                    name = name.replace(theirs, ours)
+            for old_part, new_part in inner if new == "decoder." else ():
+                name = name.replace(old_part, new_part)
             return name
     raise KeyError(f"{name!r} is not a parameter of {network}")
 
@@ -145,8 +144,9 @@ def load_released(
         InputError: If there is no such file, or it does not hold exactly the released network's
             parameters, with the names of those missing, unexpected or of another shape.
     """
-    state = read_state_dict(Path(path).expanduser())
-    network, weights = parse_released(state, str(path), max_words, decoder_heads)
+    network, weights = parse_released(
+        read_state_dict(Path(path).expanduser()), str(path), max_words, decoder_heads
+    )
     check_finite(weights, str(path))
     model = build_cris(replace(network, decoder_dropout=decoder_dropout))
     model.load_state_dict(weights)
@@ -161,11 +161,11 @@ def parse_released(
     See :func:`load_released`. ``max_tokens=None`` means RefCOCO's 17, or the text encoder's context
     if that is shorter.
     """
-    if any(name.removeprefix("model.").startswith("image_encoder.") for name in state):
-        raise InputError(
-            f"{source} was written by crislit, not by the authors' code: "
-            "`python -m crislit.convert` and evaluate read it"
-        )
+    require(
+        not any(name.removeprefix("model.").startswith("image_encoder.") for name in state),
+        f"{source} was written by crislit, not by the authors' code: "
+        "`python -m crislit.convert` and evaluate read it",
+    )
     network = infer_config(state, source, max_tokens, decoder_heads)
     if LOGIT_SCALE not in state:
         log.warning(
@@ -191,22 +191,21 @@ def infer_config(
     Raises:
         InputError: If the weights are not exactly those of such a network.
     """
+    state = {LOGIT_SCALE: torch.zeros(()), **state}  # may be missing
+    layers = count_blocks(state, "decoder.layers.")
     needed = {
         "a": "neck.f3_v_proj.0.weight",
         "b": "neck.f2_v_proj.0.weight",
         "c": "neck.txt_proj.0.weight",
         "z_v": "proj.vis.4.weight",
         "z_t": "proj.txt.weight",
+        **({"ffn": "decoder.layers.0.ffn.0.weight"} if layers else {}),
     }
-    layers = count_blocks(state, "decoder.layers.")
-    if layers:
-        needed["ffn"] = "decoder.layers.0.ffn.0.weight"
     deciding = [*needed.values(), *(f"backbone.{name}" for name in CLIP_SIZE_WEIGHTS.values())]
     if any(name not in state for name in deciding):
         check_parts(state, source)  # names everything missing, not only what determines a size
     clip = clip_sizes(state, source, "backbone.")
     size = {name: shape[0] for name, shape in _shapes(state, needed, source).items()}
-    context = clip["text_cfg"]["context_length"]
     complaint = f"{source} is not the released CRIS network"
     try:
         network = CRISConfig(
@@ -216,15 +215,15 @@ def infer_config(
             decoder_heads=decoder_heads,
             decoder_ffn=size.get("ffn", CRISConfig.decoder_ffn),
             kernel_size=round((max(size["z_t"] - 1, 0) / max(size["z_v"], 1)) ** 0.5),
-            max_tokens=min(17, context) if max_tokens is None else max_tokens,
+            max_tokens=(
+                min(17, clip["text_cfg"]["context_length"]) if max_tokens is None else max_tokens
+            ),
         )
         with torch.device("meta"):  # shapes only
             expected = to_released(build_cris(network).state_dict())
     except InputError as error:
         found = ", ".join(f"{name} ({format_shape(state[name])})" for name in deciding)
         raise InputError(f"{complaint}: {error}; sizes are inferred from {found}") from error
-    if LOGIT_SCALE not in state:
-        del expected[LOGIT_SCALE]
     check_names(state, expected, complaint)
     return network
 
@@ -237,8 +236,7 @@ def check_parts(state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         InputError: With the names that are missing or unexpected.
     """
-    _refuse_vision_transformer(state, source, "backbone.")
-    stages, text_layers = _clip_layers(state, "backbone.")
+    stages, text_layers = _clip_layers(state, source, "backbone.")
     vision = {"layers": stages, "width": 2, "image_size": 32}
     text = {"context_length": 3, "vocab_size": 1, "width": 4, "heads": 1, "layers": text_layers}
     tiny = CRISConfig(
@@ -251,10 +249,11 @@ def check_parts(state: Mapping[str, Tensor], source: str) -> None:
     )
     with torch.device("meta"):
         names = to_released(build_cris(tiny).state_dict())
-    if LOGIT_SCALE not in state:
-        del names[LOGIT_SCALE]
-    expected = {name: state.get(name, value) for name, value in names.items()}  # of any shape
-    check_names(state, expected, f"{source} is not the released CRIS network")
+    check_names(
+        state,
+        {name: state.get(name, value) for name, value in names.items()},  # of any shape
+        f"{source} is not the released CRIS network",
+    )
 
 
 def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> dict[str, Any]:
@@ -268,11 +267,12 @@ def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> di
     Raises:
         InputError: If they are not a CLIP with a ResNet, or lack one that determines a size.
     """
-    _refuse_vision_transformer(state, source, prefix)
+    stages, text_layers = _clip_layers(state, source, prefix)
     shapes = _shapes(state, {key: prefix + name for key, name in CLIP_SIZE_WEIGHTS.items()}, source)
-    if any(len(shapes[key]) < 2 for key in ("context", "vocabulary")):
-        raise InputError(f"{source} is damaged: its embeddings have no width")
-    stages, text_layers = _clip_layers(state, prefix)
+    require(
+        all(len(shapes[key]) >= 2 for key in ("context", "vocabulary")),
+        f"{source} is damaged: its embeddings have no width",
+    )
     vocab_size, width = shapes["vocabulary"][:2]
     return {
         "embed_dim": shapes["joint"][0],
@@ -293,36 +293,35 @@ def clip_sizes(state: Mapping[str, Tensor], source: str, prefix: str = "") -> di
 
 def count_blocks(state: Mapping[str, Any], prefix: str) -> int:
     """Return the number of numbered blocks under a prefix."""
-    names = (name.removeprefix(prefix) for name in state if name.startswith(prefix))
-    return len({name.split(".")[0] for name in names})
+    return len({x.removeprefix(prefix).split(".")[0] for x in state if x.startswith(prefix)})
 
 
-def _clip_layers(state: Mapping[str, Tensor], prefix: str) -> tuple[list[int], int]:
-    """Return the blocks per ResNet stage and the text encoder's layers, at least one of each."""
+def _clip_layers(state: Mapping[str, Tensor], source: str, prefix: str) -> tuple[list[int], int]:
+    """Return the blocks per ResNet stage and the text encoder's layers, at least one of each.
+
+    Raises:
+        InputError: If there is a vision transformer instead of the ResNet.
+    """
+    require(
+        f"{prefix}visual.class_embedding" not in state,
+        f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as "
+        "RN50",
+    )
     stages = [count_blocks(state, f"{prefix}visual.layer{stage}.") for stage in (1, 2, 3, 4)]
     text_layers = count_blocks(state, f"{prefix}transformer.resblocks.")
     return [max(blocks, 1) for blocks in stages], max(text_layers, 1)
-
-
-def _refuse_vision_transformer(state: Mapping[str, Tensor], source: str, prefix: str) -> None:
-    if f"{prefix}visual.class_embedding" in state:
-        raise InputError(
-            f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, "
-            "such as RN50"
-        )
 
 
 def _shapes(
     state: Mapping[str, Tensor], needed: Mapping[str, str], source: str
 ) -> dict[str, tuple[int, ...]]:
     missing = [name for name in needed.values() if name not in state]
-    if missing:
-        raise InputError(
-            f"{source} does not hold the expected network: missing {join_names(missing)}"
-        )
+    require(
+        not missing, f"{source} does not hold the expected network: missing {join_names(missing)}"
+    )
     empty = [name for name in needed.values() if not state[name].ndim or not state[name].numel()]
-    if empty:
-        raise InputError(
-            f"{source} is damaged: {join_names(empty)} should have dimensions, none of them zero"
-        )
+    require(
+        not empty,
+        f"{source} is damaged: {join_names(empty)} should have dimensions, none of them zero",
+    )
     return {key: tuple(state[name].shape) for key, name in needed.items()}

@@ -9,7 +9,9 @@ Each line of a JSON-lines file describes one object of an image:
 split is train.
 """
 
+import contextlib
 import csv
+import itertools
 import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -19,14 +21,13 @@ from typing import Any
 from tqdm import tqdm
 
 from crislit.data.refer_annotations import index_by_id, parse_segmentation
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.dataset_images import read_upright_size
 from crislit.io.files import read_json
 from crislit.io.masks import read_mask
 from crislit.transforms.tokenizer import has_words
 
 KEYS = {"image", "sentence", "sentences", "split", "mask", "polygons", "rle"}
-COLUMNS = ("ann_id", "sentence", "split")
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ def read_custom(file: str, sentences: str | None = None, images: str | None = No
     if sentences is not None:
         folder = path.parent if images is None else Path(images).expanduser()
         return read_coco(path, Path(sentences).expanduser(), folder)
-    if images is not None:
-        raise InputError(
-            "dataset.images is for COCO files; image paths in a JSON-lines file are relative to it"
-        )
+    require(
+        images is None,
+        "dataset.images is for COCO files; image paths in a JSON-lines file are relative to it",
+    )
     return read_json_lines(path)
 
 
@@ -90,16 +91,17 @@ def read_json_lines(path: Path) -> CustomData:
         InputError: If the file is missing, empty or not of the expected format.
     """
     builder = _RefBuilder(path.parent)
-    title = f"reading {path.name}"
-    for number, line in tqdm(_read_lines(path), title, unit="line", mininterval=1, disable=None):
+    for number, line in tqdm(
+        _read_lines(path), f"reading {path.name}", unit="line", mininterval=1, disable=None
+    ):
         split = None
         try:
             sample = _parse_sample(line)
             split = _parse_split(sample.get("split"))
             image = builder.image(_parse_path(sample, "image"))
             segmentation = builder.segmentation(sample, image)
-            sentences = _parse_sentences(sample)
-            builder.add([number] * len(sentences), image, segmentation, sentences, split)
+            sentences = [(number, sentence) for sentence in _parse_sentences(sample)]
+            builder.add(image, segmentation, sentences, split)
         except (InputError, ValueError, RecursionError) as error:
             builder.problems.append(Problem(number, str(error), split))
     return builder.build()
@@ -117,20 +119,21 @@ def read_coco(instances: Path, table: Path, folder: Path) -> CustomData:
     Raises:
         InputError: If a file is missing or is not of the expected format.
     """
-    content = read_json(_require_file(instances))
+    require(instances.is_file(), f"{instances} not found")
+    content = read_json(instances)
     images = index_by_id(content, "images", instances, int)
     annotations = index_by_id(content, "annotations", instances, int)
     builder = _RefBuilder(folder)
-    for ann_id, group in _group_sentences(table, annotations, builder.problems).items():
+    for ann_id, (split, sentences) in _group_rows(table, annotations, builder.problems).items():
         try:
             annotation = annotations[ann_id]
-            image_id = _parse_id(annotation.get("image_id"))
-            if image_id not in images:
+            image_id = str(annotation.get("image_id"))  # COCO files may also contain it as text
+            if not image_id.isdecimal() or int(image_id) not in images:
                 raise InputError(
                     f"annotation {ann_id} belongs to image {annotation.get('image_id')!r}, "
                     "which is not listed"
                 )
-            listed = images[image_id]
+            listed = images[int(image_id)]
             image = builder.image(_parse_path(listed, "file_name"))
             for side in ("height", "width"):
                 if listed.get(side, image[side]) != image[side]:
@@ -139,26 +142,20 @@ def read_coco(instances: Path, table: Path, folder: Path) -> CustomData:
                         f"as in {instances.name}"
                     )
             segmentation = builder.check_segmentation(annotation.get("segmentation"), image)
-            builder.add(group.lines, image, segmentation, group.sentences, group.split)
+            builder.add(image, segmentation, sentences, split)
         except (InputError, ValueError) as error:
-            builder.problems += [Problem(line, str(error), group.split) for line in group.lines]
+            builder.problems += [Problem(line, str(error), split) for line, _ in sentences]
     return builder.build()
 
 
-@dataclass(frozen=True)
-class _Sentences:
-    """The sentences of one annotation, with their line numbers."""
-
-    split: str
-    lines: list[int] = field(default_factory=list)
-    sentences: list[str] = field(default_factory=list)
-
-
-def _group_sentences(
+def _group_rows(
     table: Path, annotations: Container[int], problems: list[Problem]
-) -> dict[int, _Sentences]:
-    """Return a CSV's sentences by annotation, and append the rows that cannot be used."""
-    groups: dict[int, _Sentences] = {}
+) -> dict[int, tuple[str, list[tuple[int, str]]]]:
+    """Return each annotation's split, and its sentences with their line numbers.
+
+    Rows of the CSV that cannot be used are appended to the problems.
+    """
+    groups: dict[int, tuple[str, list[tuple[int, str]]]] = {}
     for number, row in _read_rows(table):
         split = None
         try:
@@ -170,32 +167,32 @@ def _group_sentences(
                 raise InputError(f"annotation {ann_id} is not in the instances file")
             sentence = _parse_sentences({"sentence": row["sentence"] or ""})[0]
             if len(sentence.splitlines()) > 1:
-                message = f"a sentence spans several lines, is a quote missing? Found {sentence!r}"
-                raise InputError(message[:200])
-            group = groups.setdefault(ann_id, _Sentences(split))
-            if split != group.split:
                 raise InputError(
-                    f"annotation {ann_id} has split {split!r} here, and {group.split!r} in "
-                    f"line {group.lines[0]}"
+                    f"a sentence spans several lines, is a quote missing? Found {sentence!r}"[:200]
                 )
-            group.lines.append(number)
-            group.sentences.append(sentence)
+            first_split, sentences = groups.setdefault(ann_id, (split, []))
+            if split != first_split:
+                raise InputError(
+                    f"annotation {ann_id} has split {split!r} here, and {first_split!r} in "
+                    f"line {sentences[0][0]}"
+                )
+            sentences.append((number, sentence))
         except (InputError, ValueError) as error:
             problems.append(Problem(number, str(error), split))
     return groups
 
 
+@dataclass
 class _RefBuilder:
     """Collects refs with their images and annotations."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.images: dict[str, dict[str, Any]] = {}
-        self.unusable: dict[str, str] = {}
-        self.annotations: list[dict[str, Any]] = []
-        self.refs: list[dict[str, Any]] = []
-        self.problems: list[Problem] = []
-        self.sentences = 0
+    folder: Path
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)  # reasons, by image
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    refs: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    sentence_ids: Iterator[int] = field(default_factory=itertools.count)
 
     def image(self, name: str) -> dict[str, Any]:
         """Return an image's entry, with the size read from the file's header."""
@@ -207,9 +204,12 @@ class _RefBuilder:
             except InputError as error:
                 self.unusable[name] = str(error)
                 raise
-            image_id = len(self.images) + 1
-            entry = {"id": image_id, "file_name": name, "height": height, "width": width}
-            self.images[name] = entry
+            self.images[name] = {
+                "id": len(self.images) + 1,
+                "file_name": name,
+                "height": height,
+                "width": width,
+            }
         return self.images[name]
 
     def segmentation(self, sample: dict[str, Any], image: dict[str, Any]) -> Any:
@@ -221,8 +221,9 @@ class _RefBuilder:
             )
         segmentation = sample[forms[0]]
         if forms[0] == "mask":
-            path = self.folder / _parse_path(sample, "mask")
-            segmentation = read_mask(path, (image["height"], image["width"]))
+            segmentation = read_mask(
+                self.folder / _parse_path(sample, "mask"), (image["height"], image["width"])
+            )
         return self.check_segmentation(segmentation, image)
 
     def check_segmentation(self, segmentation: Any, image: dict[str, Any]) -> Any:
@@ -243,30 +244,38 @@ class _RefBuilder:
 
     def add(
         self,
-        lines: list[int],
         image: dict[str, Any],
         segmentation: Any,
-        sentences: list[str],
+        sentences: list[tuple[int, str]],
         split: str,
     ) -> None:
-        """Add a ref; ``lines`` has the line number of each sentence."""
+        """Add a ref; each sentence comes with its line number."""
         number = len(self.refs) + 1
         self.annotations.append(
             {"id": number, "image_id": image["id"], "segmentation": segmentation}
         )
-        entries = [
-            {"sent": sentence, "sent_id": self.sentences + i, "line": line}
-            for i, (line, sentence) in enumerate(zip(lines, sentences, strict=True))
-        ]
-        self.sentences += len(entries)
-        ref = {"ref_id": number, "ann_id": number, "image_id": image["id"], "category_id": 1}
-        self.refs.append({**ref, "split": split, "sentences": entries})
+        self.refs.append(
+            {
+                "ref_id": number,
+                "ann_id": number,
+                "image_id": image["id"],
+                "category_id": 1,
+                "split": split,
+                "sentences": [
+                    {"sent": sentence, "sent_id": next(self.sentence_ids), "line": line}
+                    for line, sentence in sentences
+                ],
+            }
+        )
 
     def build(self) -> CustomData:
         """Return the collected data, with problems sorted by line."""
-        instances = {"images": list(self.images.values()), "annotations": self.annotations}
-        problems = sorted(self.problems, key=lambda problem: problem.line)
-        return CustomData(self.refs, instances, problems, self.folder)
+        return CustomData(
+            refs=self.refs,
+            instances={"images": list(self.images.values()), "annotations": self.annotations},
+            problems=sorted(self.problems, key=lambda problem: problem.line),
+            folder=self.folder,
+        )
 
 
 def check_polygons(polygons: list[Any]) -> None:
@@ -276,54 +285,49 @@ def check_polygons(polygons: list[Any]) -> None:
             isinstance(x, (int, float)) and not isinstance(x, bool) for x in polygon
         )
         if not is_flat or len(polygon) % 2:
-            message = f"expected each polygon as a list x, y, x, y, ..., found {polygon!r}"
-            raise InputError(message[:200])
-
-
-def _require_file(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"{path} not found")
-    return path
+            raise InputError(
+                f"expected each polygon as a list x, y, x, y, ..., found {polygon!r}"[:200]
+            )
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the non-empty lines of a file with their numbers."""
+    require(path.is_file(), f"{path} not found")
     try:
-        text = _require_file(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from error
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise InputError(f"{path} is empty, expected one JSON object per line")
-    if len(lines) > 1 and _is_json(text):
-        raise InputError(
-            f"{path} is one JSON document over several lines: expected one JSON object per line, "
-            "or COCO instances with a CSV of sentences (see check_data --help)"
-        )
+    require(lines, f"{path} is empty, expected one JSON object per line")
+    require(
+        len(lines) == 1 or not _is_json(text),
+        f"{path} is one JSON document over several lines: expected one JSON object per line, "
+        "or COCO instances with a CSV of sentences (see check_data --help)",
+    )
     yield from lines
 
 
 def _is_json(text: str) -> bool:
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV file with their line numbers."""
+    require(path.is_file(), f"{path} not found")
     try:
-        with _require_file(path).open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or ()
-            if not {"ann_id", "sentence"} <= set(header):
-                raise InputError(
-                    f"{path} should have the columns {', '.join(COLUMNS)}, "
-                    f"found {', '.join(header) or 'none'}"
-                )
+            require(
+                {"ann_id", "sentence"} <= set(header),
+                f"{path} should have the columns ann_id, sentence, split, "
+                f"found {', '.join(header) or 'none'}",
+            )
             yield from ((reader.line_num, row) for row in reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
@@ -342,11 +346,6 @@ def _parse_sample(line: str) -> dict[str, Any]:
     return sample
 
 
-def _parse_id(value: Any) -> int | None:
-    """Return an id as a number; COCO files may also contain it as text."""
-    return int(value) if isinstance(value, (int, str)) and str(value).isdecimal() else None
-
-
 def _parse_path(sample: dict[str, Any], key: str) -> str:
     value = sample.get(key)
     if not isinstance(value, str) or not value:
@@ -358,8 +357,7 @@ def _parse_sentences(sample: dict[str, Any]) -> list[str]:
     sentence, sentences = sample.get("sentence"), sample.get("sentences")
     if (sentence is None) == (sentences is None):
         raise InputError("expected either sentence or sentences")
-    if sentences is None:
-        sentences = [sentence]
+    sentences = [sentence] if sentences is None else sentences
     is_list = isinstance(sentences, list) and len(sentences) > 0
     if not is_list or not all(isinstance(s, str) and has_words(s) for s in sentences):
         raise InputError(f"a sentence must be non-empty text, found {sentences!r}"[:200])
@@ -371,8 +369,7 @@ def _parse_sentences(sample: dict[str, Any]) -> list[str]:
 
 
 def _parse_split(value: Any) -> str:
-    if value is None:
-        return "train"
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"split must be a name such as train, val or test, found {value!r}")
-    return value.strip()
+    split = "train" if value is None else value
+    if not isinstance(split, str) or not split.strip():
+        raise InputError(f"split must be a name such as train, val or test, found {split!r}")
+    return split.strip()

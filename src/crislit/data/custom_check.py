@@ -1,7 +1,6 @@
 """Checks custom data: finds unreadable images, summarizes the splits, notes pitfalls."""
 
-from collections import defaultdict
-from typing import Any
+from collections import Counter, defaultdict
 
 from tqdm import tqdm
 
@@ -17,8 +16,9 @@ def find_unreadable(data: CustomData) -> list[Problem]:
     for ref in data.refs:
         lines[ref["image_id"]].update(sentence["line"] for sentence in ref["sentences"])
     problems = []
-    images = data.instances["images"]
-    for image in tqdm(images, "reading images", unit="image", mininterval=1, disable=None):
+    for image in tqdm(
+        data.instances["images"], "reading images", unit="image", mininterval=1, disable=None
+    ):
         try:
             decode_image(data.folder / image["file_name"], (image["height"], image["width"]))
         except InputError as error:
@@ -28,32 +28,30 @@ def find_unreadable(data: CustomData) -> list[Problem]:
 
 def summarize(data: CustomData) -> list[str]:
     """Return one line per split with its numbers of objects, sentences and images."""
-    splits: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for ref in data.refs:
-        splits[ref["split"]].append(ref)
-    lines = []
-    for split, refs in sorted(splits.items()):
-        sentences = sum(len(ref["sentences"]) for ref in refs)
-        images = len({ref["image_id"] for ref in refs})
-        lines.append(f"{split}: {len(refs)} objects, {sentences} sentences, {images} images")
-    return lines or ["no line can be used"]
+    objects = Counter(ref["split"] for ref in data.refs)
+    sentences = Counter(ref["split"] for ref in data.refs for _ in ref["sentences"])
+    images = Counter(split for split, _ in {(ref["split"], ref["image_id"]) for ref in data.refs})
+    return [
+        f"{split}: {objects[split]} objects, {sentences[split]} sentences, {images[split]} images"
+        for split in sorted(objects)
+    ] or ["no line can be used"]
 
 
 def find_notes(data: CustomData, max_tokens: int) -> list[str]:
     """Return remarks on data that can be used, but may not give the expected results."""
-    notes = []
     splits: dict[str, set[int]] = defaultdict(set)
     for ref in data.refs:
         splits[ref["split"]].add(ref["image_id"])
-    for split in ("train", "val"):
-        if split not in splits:
-            notes.append(f"split {split!r} is missing, which training needs")
-    for split, images in sorted(splits.items()):
-        if split != "train" and (shared := images & splits["train"]):
-            notes.append(
-                f"{len(shared)} images of {split} are also in train, so metrics on {split} will be "
-                "too high"
-            )
+    notes = [
+        f"split {split!r} is missing, which training needs"
+        for split in ("train", "val")
+        if split not in splits
+    ]
+    notes += [
+        f"{len(shared)} images of {split} are also in train, so metrics on {split} will be too high"
+        for split, images in sorted(splits.items())
+        if split != "train" and (shared := images & splits["train"])
+    ]
     truncated = [
         sentence["line"]
         for ref in data.refs

@@ -24,7 +24,7 @@ from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import ImageGroupedBatchSampler, TrainSampler, evaluation_share
 from crislit.data.sources import DataSource
 from crislit.data.workers import init_worker
-from crislit.errors import InputError, check_integer, printable
+from crislit.errors import InputError, check_integer, printable, require
 from crislit.transforms.augmentation import Augmentation
 
 log = logging.getLogger(__name__)
@@ -96,23 +96,26 @@ class ReferDataModule(L.LightningDataModule):
         for name, (value, minimum) in (required | optional).items():
             if value is not None or name in required:
                 check_integer(name, value, minimum)
-        if batch_size % sentences_per_image:
-            raise InputError(
-                f"batch_size={batch_size} must be a multiple of "
-                f"dataset.sentences_per_image={sentences_per_image}, which train on one image"
-            )
-        choices = {"dataset.on_error": (on_error, OnError), "protocol": (protocol, Protocol)}
-        for name, (choice, literal) in choices.items():
-            if choice not in get_args(literal):
-                raise InputError(f"{name} must be {' or '.join(get_args(literal))}, got {choice!r}")
-        if not isinstance(select_split, str):
-            raise InputError(f"dataset.select_split must be a name, got {select_split!r:.200}")
+        require(
+            batch_size % sentences_per_image == 0,
+            f"batch_size={batch_size} must be a multiple of "
+            f"dataset.sentences_per_image={sentences_per_image}, which train on one image",
+        )
+        for name, choice, options in (
+            ("dataset.on_error", on_error, get_args(OnError)),
+            ("protocol", protocol, get_args(Protocol)),
+        ):
+            require(choice in options, f"{name} must be {' or '.join(options)}, got {choice!r}")
+        require(
+            isinstance(select_split, str),
+            f"dataset.select_split must be a name, got {select_split!r:.200}",
+        )
         listed = [] if evaluation_splits is None else evaluation_splits
-        if isinstance(listed, str) or not all(isinstance(split, str) for split in listed):
-            raise InputError(
-                "dataset.evaluation_splits must be a list of names, such as [val], "
-                f"got {evaluation_splits!r:.200}"
-            )
+        require(
+            not isinstance(listed, str) and all(isinstance(split, str) for split in listed),
+            "dataset.evaluation_splits must be a list of names, such as [val], "
+            f"got {evaluation_splits!r:.200}",
+        )
         self.source = source
         self.image_size, self.max_tokens = image_size, max_tokens
         self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
@@ -161,16 +164,14 @@ class ReferDataModule(L.LightningDataModule):
         empty = self.index.without_pixels(self.split_refs("train"))
         if len(empty) and self.on_error == "raise":
             ids = ", ".join(str(self.index.ref_id(int(ref))) for ref in empty[:20])
-            more = ", ..." if len(empty) > 20 else ""
-            log.warning(
-                "training on %d refs whose mask is empty: ref_id %s%s", len(empty), ids, more
-            )
+            ids += ", ..." if len(empty) > 20 else ""
+            log.warning("training on %d refs whose mask is empty: ref_id %s", len(empty), ids)
         sentences = len(self.train_set()) * self.sentences_per_image
-        if sentences < self.batch_size:
-            raise InputError(
-                f"no training batch: an epoch of the train split has {sentences} sentences, fewer "
-                f"than batch_size={self.batch_size}. Set batch_size={sentences} or smaller"
-            )
+        require(
+            sentences >= self.batch_size,
+            f"no training batch: an epoch of the train split has {sentences} sentences, fewer "
+            f"than batch_size={self.batch_size}. Set batch_size={sentences} or smaller",
+        )
 
     @property
     def splits(self) -> list[str]:
@@ -201,26 +202,25 @@ class ReferDataModule(L.LightningDataModule):
         """
         per_device = self.batch_size_per_device or self.batch_size // processes
         steps, rest = divmod(self.batch_size, per_device * processes) if per_device else (0, 1)
-        if rest or not steps or per_device % self.sentences_per_image:
-            limits = {
-                "batch_size_per_device": self.batch_size_per_device,
-                "dataset.sentences_per_image": self.sentences_per_image,
-            }
-            given = " and ".join(f"{name}={value}" for name, value in limits.items() if value)
-            raise InputError(
-                f"batch_size={self.batch_size} does not divide over {processes} devices with "
-                f"{given}"
-            )
-        if per_device == 1:
-            raise InputError(
-                "a training batch of one sample per device is too small: BatchNorm needs two. Set "
-                f"batch_size to at least {2 * processes}, or batch_size_per_device to 2 or more"
-            )
-        if per_device == self.sentences_per_image and self.image_size == 32:
-            raise InputError(
-                "one image of 32 pixels per device is too little for BatchNorm: raise image_size "
-                "or batch_size"
-            )
+        limits = {
+            "batch_size_per_device": self.batch_size_per_device,
+            "dataset.sentences_per_image": self.sentences_per_image,
+        }
+        given = " and ".join(f"{name}={value}" for name, value in limits.items() if value)
+        require(
+            steps > 0 and rest == 0 and per_device % self.sentences_per_image == 0,
+            f"batch_size={self.batch_size} does not divide over {processes} devices with {given}",
+        )
+        require(
+            per_device > 1,
+            "a training batch of one sample per device is too small: BatchNorm needs two. Set "
+            f"batch_size to at least {2 * processes}, or batch_size_per_device to 2 or more",
+        )
+        require(
+            per_device > self.sentences_per_image or self.image_size > 32,
+            "one image of 32 pixels per device is too little for BatchNorm: raise image_size "
+            "or batch_size",
+        )
         return steps
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -294,8 +294,7 @@ class ReferDataModule(L.LightningDataModule):
             protocol=self.protocol,
             blind=blind,
         )
-        if not len(data):
-            raise InputError(f"split {split!r} of {self.source.name} has no sample to evaluate")
+        require(len(data), f"split {split!r} of {self.source.name} has no sample to evaluate")
         return data
 
     # -- Loaders

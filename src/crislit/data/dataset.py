@@ -331,9 +331,8 @@ class ReferEvaluationSet(Dataset[EvaluationSample]):
         """Stack samples, an image that several sentences share only once."""
         images, tokens, targets, numbers = zip(*samples, strict=True)
         is_new = [i == 0 or image is not images[i - 1] for i, image in enumerate(images)]
-        unique = [image for image, new in zip(images, is_new, strict=True) if new]
         return EvaluationBatch(
-            images=stack_images(unique),
+            images=stack_images([image for image, new in zip(images, is_new, strict=True) if new]),
             tokens=torch.stack(tokens),
             image_indices=torch.tensor(is_new).cumsum(0) - 1,
             targets=list(targets),

@@ -6,6 +6,7 @@ borderline; a sentence is used only if it is clearly true of its target and clea
 other object.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -55,8 +56,8 @@ SIZE_WORDS = {
     "big": ("big", "large", "bigger", "biggest", "largest"),
     "small": ("small", "little", "smaller", "smallest"),
 }
-# {} is the noun phrase.
-_PLACES = {
+# {} is the noun phrase; "; " separates the phrases.
+PLACE_WORDS = {
     "left": "left {}; leftmost {}; {} on the left; {} on the far left; {} on the left side",
     "right": "right {}; rightmost {}; {} on the right; {} on the far right; {} on the right side",
     "top": "top {}; {} at the top; topmost {}; highest {}; {} up high",
@@ -69,7 +70,6 @@ _PLACES = {
     "lower right {}; {} at the lower right",
     "middle": "middle {}; center {}; {} in the middle; {} in the center; {} nearest to the center",
 }
-PLACE_WORDS = {place: tuple(phrases.split("; ")) for place, phrases in _PLACES.items()}
 RELATION_WORDS = {
     "left of": ("left of", "left of", "to the left of"),
     "right of": ("right of", "right of", "to the right of"),
@@ -125,11 +125,11 @@ LANDMARKS: dict[Attributes, float] = {
 
 def candidates(things: Sequence[Thing], target: Thing, mention: Attributes) -> list[Thing]:
     """Return the other things that share every mentioned attribute with the target."""
-
-    def is_alike(thing: Thing) -> bool:
-        return all(getattr(thing, a) == getattr(target, a) for a in mention)
-
-    return [thing for thing in things if thing is not target and is_alike(thing)]
+    return [
+        thing
+        for thing in things
+        if thing is not target and all(getattr(thing, a) == getattr(target, a) for a in mention)
+    ]
 
 
 def has_size(size: str, target: Thing, others: Sequence[Thing]) -> bool:
@@ -147,8 +147,13 @@ def has_size(size: str, target: Thing, others: Sequence[Thing]) -> bool:
 
 def has_place(place: str, target: Thing, others: Sequence[Thing]) -> bool:
     """Whether the target is in a part of the image, and further in than each of the others."""
-    x, y = target.x / WIDTH, target.y / HEIGHT
-    rest = [(other.x / WIDTH, other.y / HEIGHT) for other in others]
+
+    def position(thing: Thing) -> tuple[float, float]:
+        """Return x and y, mirrored so that halves and quarters are at the left and the top."""
+        x, y = thing.x / WIDTH, thing.y / HEIGHT
+        return 1 - x if "right" in place else x, 1 - y if "bottom" in place else y
+
+    (x, y), rest = position(target), [position(other) for other in others]
     if place == "middle":
 
         def off_centre(u: float, v: float) -> float:  # in image widths
@@ -156,11 +161,6 @@ def has_place(place: str, target: Thing, others: Sequence[Thing]) -> bool:
 
         distance = off_centre(x, y)
         return distance < 0.14 and all(off_centre(u, v) > distance + 0.12 for u, v in rest)
-    # The other places are halves and quarters of the image: mirror them to the left and the top.
-    if "right" in place:
-        x, rest = 1 - x, [(1 - u, v) for u, v in rest]
-    if "bottom" in place:
-        y, rest = 1 - y, [(u, 1 - v) for u, v in rest]
     if place in ("left", "right"):
         return x < 0.42 and all(u > x + 0.1 for u, _ in rest)
     if place in ("top", "bottom"):
@@ -192,9 +192,7 @@ def noun_phrase(rng: np.random.Generator, thing: Thing, mention: Attributes, siz
     """Return the mentioned attributes and the size in words, without an article."""
     after = ""
     words = [pick(rng, SIZE_WORDS[size])] if size else []
-    adjectives = []
-    if "colour" in mention:
-        adjectives.append(pick(rng, COLOUR_WORDS[thing.colour]))
+    adjectives = [pick(rng, COLOUR_WORDS[thing.colour])] if "colour" in mention else []
     if "pattern" in mention:
         if rng.random() < 0.35:
             after = " " + pick(rng, AFTER[thing.pattern])
@@ -240,13 +238,19 @@ def find_descriptions(
         others = candidates(things, target, mention)
         if mention and not others:
             yield Description(2 * weight, mention)
-        for size in SIZE_WORDS if others and mention else ():
-            if has_size(size, target, others):
-                yield Description(weight, mention, size=size)
-        for place in PLACE_WORDS if style == "absolute" else ():
-            if has_place(place, target, others):
-                # Prefer places that are needed to tell objects apart.
-                yield Description(weight * (1.2 if others else 0.3), mention, place=place)
+        if mention and others:
+            yield from (
+                Description(weight, mention, size=size)
+                for size in SIZE_WORDS
+                if has_size(size, target, others)
+            )
+        if style == "absolute":
+            # Prefer places that are needed to tell objects apart.
+            yield from (
+                Description(weight * (1.2 if others else 0.3), mention, place=place)
+                for place in PLACE_WORDS
+                if has_place(place, target, others)
+            )
 
 
 def find_relations(
@@ -254,25 +258,21 @@ def find_relations(
 ) -> Iterator[Description]:
     """Yield the relations of the target to landmarks that are unambiguous themselves."""
     others = candidates(things, target, mention)
-    for landmark in things:
-        for landmark_mention, brevity in LANDMARKS.items():
-            if landmark is target or candidates(things, landmark, landmark_mention):
-                continue
-            for relation in RELATION_WORDS:
-                if others:
-                    preference = 1.0
-                    is_true = is_related(relation, target, others, landmark)
-                else:
-                    preference = 0.25
-                    is_true = relation != "closest to" and clarity(relation, target, landmark) > 1
-                if is_true:
-                    yield Description(
-                        preference * weight * brevity,
-                        mention,
-                        relation=relation,
-                        landmark=landmark,
-                        landmark_mention=landmark_mention,
-                    )
+    for landmark, (landmark_mention, brevity) in itertools.product(things, LANDMARKS.items()):
+        if landmark is not target and not candidates(things, landmark, landmark_mention):
+            # Without others, "closest to" is true for every landmark.
+            yield from (
+                Description(
+                    (1.0 if others else 0.25) * weight * brevity,
+                    mention,
+                    relation=relation,
+                    landmark=landmark,
+                    landmark_mention=landmark_mention,
+                )
+                for relation in RELATION_WORDS
+                if (others or relation != "closest to")
+                and is_related(relation, target, others, landmark)
+            )
 
 
 def to_sentence(rng: np.random.Generator, target: Thing, description: Description) -> str:
@@ -285,7 +285,7 @@ def to_sentence(rng: np.random.Generator, target: Thing, description: Descriptio
         article = pick(rng, ("the", "the", "an" if phrase[0] in "aeiou" else "a"))
         return f"{article} {phrase} {link}{relation} the {landmark}"
     if description.place:
-        phrase = pick(rng, PLACE_WORDS[description.place]).format(phrase)
+        phrase = pick(rng, PLACE_WORDS[description.place].split("; ")).format(phrase)
     return "the " + phrase if rng.random() < 0.4 else phrase
 
 

@@ -28,8 +28,7 @@ Mask = npt.NDArray[np.uint8]
 def rasterize(polygons: Sequence[Sequence[float]], runs: Ints, h: int, w: int) -> Mask:
     """Draw run lengths, or else the union of polygons, as a mask: (h, w) uint8, 0 or 1."""
     if len(runs):
-        flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
-        return _to_rows(flat.reshape(w, h))
+        return _to_rows(np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(w, h))
     if not polygons:
         return np.zeros((h, w), dtype=np.uint8)
     return _to_rows(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, h, w))).T)
@@ -38,8 +37,7 @@ def rasterize(polygons: Sequence[Sequence[float]], runs: Ints, h: int, w: int) -
 def _to_rows(columns: Mask) -> Mask:
     """Transpose a mask from column-major (w, h) to row-major (h, w)."""
     # Several times as fast as NumPy's copy.
-    mask: Mask = cv2.transpose(columns)  # type: ignore[assignment]
-    return mask
+    return cv2.transpose(columns)  # type: ignore[return-value]
 
 
 def index_by_id(
@@ -113,10 +111,8 @@ def parse_segmentation(
 def _parse_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> list[int]:
     """Return run lengths, none if no pixel is set."""
     counts = segmentation["counts"]
-    if isinstance(counts, (str, bytes)):
-        runs = parse_runs(counts)
-    else:
-        runs = [parse_integer(count) for count in counts]
+    is_compressed = isinstance(counts, (str, bytes))
+    runs = parse_runs(counts) if is_compressed else list(map(parse_integer, counts))
     fills_image = sum(runs) == size[0] * size[1] and min(runs, default=0) >= 0
     if tuple(segmentation["size"]) != size or not fills_image:
         raise InputError(f"its run lengths do not fill its image of {size[0]} x {size[1]} pixels")

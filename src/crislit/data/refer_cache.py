@@ -24,7 +24,7 @@ from crislit.data.refer_annotations import (
     parse_file_name,
     parse_text,
 )
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.files import write_files
 from crislit.io.images import MAX_PIXELS
 
@@ -127,8 +127,8 @@ def check_arrays(a: IndexArrays) -> None:
     """
     for name, array in vars(a).items():
         dtype = np.float64 if name == "points" else TYPES.get(name, np.int64)
-        _require(array.dtype == dtype, f"{name} has type {array.dtype}")
-        _require(array.ndim == (2 if name == "image_size" else 1), f"{name} is {array.ndim}-D")
+        require(array.dtype == dtype, f"{name} has type {array.dtype}")
+        require(array.ndim == (2 if name == "image_size" else 1), f"{name} is {array.ndim}-D")
     refs, images = len(a.ref_id), len(a.image_id)
     per_ref = (a.split, a.ref_image, a.ref_sentences_ends, a.ref_polygons_ends, a.ref_runs_ends)
     fits = (
@@ -137,7 +137,7 @@ def check_arrays(a: IndexArrays) -> None:
         and len(a.file_names_ends) == images
         and len(a.sentences_ends) == len(a.sentence_id)
     )
-    _require(fits, "its arrays differ in length")
+    require(fits, "its arrays differ in length")
     ends = {
         **{f"{name}_ends": len(getattr(a, name)) for name in TYPES},
         "ref_runs_ends": len(a.runs),
@@ -148,31 +148,31 @@ def check_arrays(a: IndexArrays) -> None:
     for name, length in ends.items():
         values = getattr(a, name)
         is_ascending = (np.diff(values, prepend=0) >= 0).all()
-        _require(is_ascending and values.max(initial=0) == length, f"{name} is inconsistent")
+        require(is_ascending and values.max(initial=0) == length, f"{name} is inconsistent")
     for rows, count in ((a.split, len(a.split_names_ends)), (a.ref_image, images)):
-        _require(((rows >= 0) & (rows < count)).all(), "a ref has no split or no image")
+        require(((rows >= 0) & (rows < count)).all(), "a ref has no split or no image")
     for name in _split_texts(a.file_names, a.file_names_ends):
         parse_file_name(name)
     _split_texts(a.split_names, a.split_names_ends)  # raises if it is not text
     _split_texts(a.sentences, a.sentences_ends)
-    _require((np.diff(a.ref_sentences_ends, prepend=0) > 0).all(), "a ref has no sentence")
+    require((np.diff(a.ref_sentences_ends, prepend=0) > 0).all(), "a ref has no sentence")
     sides = ((a.image_size > 0) & (a.image_size <= MAX_SIDE)).all()
-    _require(sides and (a.image_size.prod(axis=1) <= MAX_PIXELS).all(), "an image is too large")
+    require(sides and (a.image_size.prod(axis=1) <= MAX_PIXELS).all(), "an image is too large")
     _check_runs(a)
     _check_polygons(a)
 
 
 def _check_runs(a: IndexArrays) -> None:
-    _require(((a.runs >= 0) & (a.runs <= MAX_SIDE**2)).all(), "a run length is out of its range")
+    require(((a.runs >= 0) & (a.runs <= MAX_SIDE**2)).all(), "a run length is out of its range")
     pixels = a.image_size.prod(axis=1)[a.ref_image]
     filled = np.diff(np.concatenate([[0], a.runs.cumsum()])[a.ref_runs_ends], prepend=0)
-    _require(((filled == 0) | (filled == pixels)).all(), "run lengths do not fill their image")
+    require(((filled == 0) | (filled == pixels)).all(), "run lengths do not fill their image")
 
 
 def _check_polygons(a: IndexArrays) -> None:
     lengths = np.diff(a.polygons_ends, prepend=0)
-    _require((lengths >= 6).all() and (lengths % 2 == 0).all(), "a polygon has too few points")
-    _require(
+    require((lengths >= 6).all() and (lengths % 2 == 0).all(), "a polygon has too few points")
+    require(
         (np.abs(a.points) <= MAX_DISTANCE * MAX_SIDE).all(),
         "a point of a polygon is far outside its image, or NaN",
     )
@@ -181,12 +181,7 @@ def _check_polygons(a: IndexArrays) -> None:
     along = np.concatenate([[0.0], steps.cumsum()])
     ends = np.concatenate([[0], a.polygons_ends])[a.ref_polygons_ends] // 2
     outlines = np.diff(along[ends], prepend=0)
-    _require((outlines <= MAX_OUTLINE + 1).all(), "the polygons of a ref are too long")
-
-
-def _require(condition: Any, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+    require((outlines <= MAX_OUTLINE + 1).all(), "the polygons of a ref are too long")
 
 
 def _split_texts(characters: Bytes, ends: Ints) -> list[str]:

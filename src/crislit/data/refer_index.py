@@ -38,7 +38,7 @@ from crislit.data.refer_cache import (
     read_cache,
     write_cache,
 )
-from crislit.errors import InputError, first_line
+from crislit.errors import InputError, first_line, require
 from crislit.io.files import read_json
 from crislit.io.pickles import load_pickle
 
@@ -103,12 +103,11 @@ class ReferIndex:
         image_folder = next(filter(Path.is_dir, folders), folders[0])
         missing = [str(path) for path in (instances_path, refs_path) if not path.is_file()]
         missing += [] if image_folder.is_dir() else [str(image_folder)]
-        if missing:
-            tree = TREE.format(root=root, folder=folder, refs=refs)
-            raise InputError(
-                f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n{tree}\n"
-                f"{HOW_TO_GET}"
-            )
+        require(
+            not missing,
+            f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n"
+            f"{TREE.format(root=root, folder=folder, refs=refs)}\n{HOW_TO_GET}",
+        )
         stem = f".{refs_path.stem}.{cache_key(instances_path, refs_path)}"
         complete, incomplete = f"{stem}.crislit", f"{stem}.skip.crislit"
         for name in (complete, incomplete) if skip_unusable else (complete,):
@@ -116,10 +115,12 @@ class ReferIndex:
                 if cached := read_cache(path):
                     return cls(cached[0], image_folder, instances_path, cached[1])
         log.info("indexing %s (once)", refs_path)
-        content, instances = load_pickle(refs_path), read_json(instances_path)
         skipped: list[SkippedSample] = []
         arrays = build_index(
-            content, instances, refs_path, skipped=skipped if skip_unusable else None
+            load_pickle(refs_path),
+            read_json(instances_path),
+            refs_path,
+            skipped=skipped if skip_unusable else None,
         )
         write_cache(arrays, refs_path.parent, incomplete if skipped else complete, skipped)
         return cls(arrays, image_folder, instances_path, skipped)
@@ -146,8 +147,10 @@ class ReferIndex:
         Raises:
             InputError: If there is no such split.
         """
-        if split not in self._split_names:
-            raise InputError(f"this data set has no split {split!r}, only {', '.join(self.splits)}")
+        require(
+            split in self._split_names,
+            f"this data set has no split {split!r}, only {', '.join(self.splits)}",
+        )
         return np.flatnonzero(self._arrays.split == self._split_names.index(split))
 
     def ref_id(self, ref: int) -> int:
@@ -212,12 +215,12 @@ class ReferIndex:
             for name in names
             if name not in present and not (self.image_folder / name).is_file()
         ]
-        if missing:
-            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise InputError(
-                f"{len(missing)} of {len(rows)} images are missing in {self.image_folder}: {some}. "
-                "Fetch them again"
-            )
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        require(
+            not missing,
+            f"{len(missing)} of {len(rows)} images are missing in {self.image_folder}: {some}. "
+            "Fetch them again",
+        )
 
     def _text(self, name: str, row: int) -> str:
         start, end = _span(getattr(self._arrays, f"{name}_ends"), row)
@@ -274,23 +277,24 @@ def build_index(
     path = source.with_name("instances.json")
     images = index_by_id(instances, "images", path)
     annotations = index_by_id(instances, "annotations", path)
-    if not isinstance(refs, list):
-        raise InputError(f"{source} should hold a list of refs, and holds {type(refs).__name__}")
+    require(
+        isinstance(refs, list),
+        f"{source} should hold a list of refs, and holds {type(refs).__name__}",
+    )
     parse_name = parse_file_name if plain_names else parse_text
     parsed: dict[int, _Ref] = {}
     length = 0
-    title, is_short = f"indexing {source.name}", len(refs) < 5000
-    for place, item in enumerate(tqdm(refs, title, unit="ref", mininterval=1, disable=is_short)):
+    for place, item in enumerate(
+        tqdm(refs, f"indexing {source.name}", unit="ref", mininterval=1, disable=len(refs) < 5000)
+    ):
         try:
             ref = _parse_ref(item, images, annotations, parse_name, MAX_INDEX - length)
             if ref.ref_id in parsed:
                 raise InputError("its ref_id occurs twice, and it would count twice")
         except MALFORMED as error:
-            reason = f": {first_line(error)}"
-            if not isinstance(error, InputError):
-                kind = type(error).__name__
-                reason = f" or its image or annotation is malformed: {kind} {first_line(error)}"
-            message = f"ref {name_of_ref(item)}{reason}"
+            malformed = f" or its image or annotation is malformed: {type(error).__name__}"
+            problem = ":" if isinstance(error, InputError) else malformed
+            message = f"ref {name_of_ref(item)}{problem} {first_line(error)}"
             is_train = isinstance(item, dict) and item.get("split") in ("train", b"train")
             if skipped is None or not is_train:
                 raise InputError(f"{source}: {message}") from error
@@ -301,8 +305,8 @@ def build_index(
             parsed[ref.ref_id] = ref
     empty = [str(i) for i, ref in parsed.items() if not ref.polygons and not len(ref.runs)]
     if empty:
-        shown = ", ".join(empty[:20])
-        log.warning("%s: %d refs have an empty mask: ref_id %s", source, len(empty), shown)
+        ids = ", ".join(empty[:20])
+        log.warning("%s: %d refs have an empty mask: ref_id %s", source, len(empty), ids)
     return _to_arrays(list(parsed.values()))
 
 
@@ -342,23 +346,22 @@ def _parse_ref(
 
 
 def _to_arrays(refs: list[_Ref]) -> IndexArrays:
-    first_refs: dict[Any, _Ref] = {}  # of each image
-    for ref in refs:
-        first_refs.setdefault(ref.image_key, ref)
-    images = list(first_refs.values())
-    image_rows = {key: row for row, key in enumerate(first_refs)}
+    images = {ref.image_key: ref for ref in refs}  # one ref of each image
+    image_rows = {key: row for row, key in enumerate(images)}
     split_rows = {split: row for row, split in enumerate(dict.fromkeys(ref.split for ref in refs))}
     numbers = {
         "split": [split_rows[ref.split] for ref in refs],
         "ref_id": [ref.ref_id for ref in refs],
         "ref_image": [image_rows[ref.image_key] for ref in refs],
-        "image_id": [image.image_id for image in images],
-        "image_size": np.reshape([image.size for image in images], (-1, 2)),
+        "ref_sentences_ends": np.cumsum([len(ref.sentences) for ref in refs]),
+        "ref_polygons_ends": np.cumsum([len(ref.polygons) for ref in refs]),
+        "image_id": [image.image_id for image in images.values()],
+        "image_size": np.reshape([image.size for image in images.values()], (-1, 2)),
         "sentence_id": [number for ref in refs for _, number in ref.sentences],
     }
     texts = {
         "split_names": list(split_rows),
-        "file_names": [image.file_name for image in images],
+        "file_names": [image.file_name for image in images.values()],
         "sentences": [sentence for ref in refs for sentence, _ in ref.sentences],
     }
     arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in numbers.items()}
@@ -368,7 +371,4 @@ def _to_arrays(refs: list[_Ref]) -> IndexArrays:
     polygons = [polygon for ref in refs for polygon in ref.polygons]
     arrays["points"], arrays["polygons_ends"] = join_arrays(polygons, np.float64)
     arrays["runs"], arrays["ref_runs_ends"] = join_arrays([ref.runs for ref in refs], np.int64)
-    for name in ("sentences", "polygons"):
-        counts = [len(getattr(ref, name)) for ref in refs]
-        arrays[f"ref_{name}_ends"] = np.cumsum(counts, dtype=np.int64)
     return IndexArrays(**arrays)

@@ -63,9 +63,8 @@ class TrainSampler(Sampler[TrainKey]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[TrainKey]:
-        batches = self._batches()
-        if self.epoch == self.resumed_epoch:
-            batches = batches[self.resumed_batches :]
+        completed = self.resumed_batches if self.epoch == self.resumed_epoch else 0
+        batches = self._batches()[completed:]
         return (TrainKey(self.epoch, int(position)) for position in batches.flat)
 
     def keys(self, batch: int) -> list[TrainKey]:

@@ -36,8 +36,7 @@ def _star(u: Coordinate, v: Coordinate) -> BoolMask:
     inner, tip = 0.48, np.pi / 5
     # The edge runs from the tip (radius 1, angle 0) to the notch (radius 0.48, angle pi/5).
     denominator = np.sin(angle) * (1 - inner * np.cos(tip)) + inner * np.sin(tip) * np.cos(angle)
-    edge = inner * np.sin(tip) / denominator
-    inside: BoolMask = np.hypot(u, v) <= edge
+    inside: BoolMask = np.hypot(u, v) <= inner * np.sin(tip) / denominator
     return inside
 
 
@@ -56,12 +55,15 @@ OUTLINES: dict[str, Callable[[Coordinate, Coordinate], BoolMask]] = {
 }
 
 
-def _unit_area(shape: str) -> float:
-    side = np.linspace(-1, 1, 400)
-    return 4 * float(OUTLINES[shape](side, side[:, None]).mean())
-
-
-UNIT_AREA = {shape: _unit_area(shape) for shape in SHAPES}
+# Whether a pattern is dark, given each pixel's distance (across, down) from the object's centre.
+DARK: dict[str, Callable[[Coordinate, Coordinate], BoolMask]] = {
+    "plain": lambda across, down: np.zeros(across.shape, dtype=bool),
+    "striped": lambda across, down: np.floor(down / 7) % 2 == 0,
+    "dotted": lambda across, down: np.hypot(across / 7 % 2 - 1, down / 7 % 2 - 1) < 0.62,
+    "checkered": lambda across, down: (np.floor(across / 7) + np.floor(down / 7)) % 2 == 0,
+}
+_SIDE = np.linspace(-1, 1, 400)
+UNIT_AREA = {shape: 4 * float(OUTLINES[shape](_SIDE, _SIDE[:, None]).mean()) for shape in SHAPES}
 
 
 @dataclass
@@ -86,9 +88,15 @@ class Drawn:
         """Return the object as a viewer sees it."""
         columns, rows = self.visible.sum(axis=0), self.visible.sum(axis=1)
         area = int(columns.sum())
-        x, y = float(columns @ np.arange(WIDTH)) / area, float(rows @ np.arange(HEIGHT)) / area
-        full = int(np.count_nonzero(self.full))
-        return Thing(self.shape, self.colour, self.pattern, x, y, area, full)
+        return Thing(
+            shape=self.shape,
+            colour=self.colour,
+            pattern=self.pattern,
+            x=float(columns @ np.arange(WIDTH)) / area,
+            y=float(rows @ np.arange(HEIGHT)) / area,
+            visible=area,
+            full=int(np.count_nonzero(self.full)),
+        )
 
 
 def bounding_slices(mask: BoolMask) -> tuple[slice, slice]:
@@ -101,8 +109,7 @@ def row_hull(mask: BoolMask) -> BoolMask:
     """Fill each row between its first and last pixel, which closes a ring's hole."""
     from_left = np.logical_or.accumulate(mask, axis=1)
     from_right = np.logical_or.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
-    hull: BoolMask = from_left & from_right
-    return hull
+    return from_left & from_right
 
 
 def draw_ground(rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -146,17 +153,10 @@ def paint(
         across: Horizontal distance of each pixel from the object's centre, (n,).
         down: Vertical distance of each pixel from the object's centre, (n,).
     """
-    hsv = HUES[colour] / 360, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0)
-    rgb = 255 * np.array(colorsys.hsv_to_rgb(*hsv))
-    if pattern == "striped":
-        dark = np.floor(down / 7) % 2 == 0
-    elif pattern == "checkered":
-        dark = (np.floor(across / 7) + np.floor(down / 7)) % 2 == 0
-    elif pattern == "dotted":
-        dark = np.hypot(across / 7 % 2 - 1, down / 7 % 2 - 1) < 0.62
-    else:
-        dark = np.zeros(across.shape, dtype=bool)
-    return rgb * np.where(dark, 0.5, 1.0)[:, None]
+    rgb = 255 * np.array(
+        colorsys.hsv_to_rgb(HUES[colour] / 360, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0))
+    )
+    return rgb * np.where(DARK[pattern](across, down), 0.5, 1.0)[:, None]
 
 
 def draw_scene(
@@ -200,9 +200,7 @@ def draw_scene(
             np.count_nonzero(mask) <= 300 for mask in outside
         ):
             continue
-        rows, columns = bounding_slices(full)
-        ys, xs = np.nonzero(full[rows, columns])
-        ys, xs = ys + rows.start, xs + columns.start
+        ys, xs = np.nonzero(full)
         canvas[ys, xs] = paint(rng, colour, pattern, xs - cx, ys - cy)
         for d, mask in zip(drawn, remaining, strict=True):
             d.visible = mask
@@ -218,13 +216,11 @@ def is_eligible(things: list[Thing], target: Thing, split: str) -> bool:
     """
     others = [t for t in things if t is not target]
     twin = any(t.shape == target.shape for t in others)
-    if split == "testA":
-        return twin
     if split == "testB":
         return not twin and any(
             t.colour == target.colour or t.pattern == target.pattern for t in others
         )
-    return True
+    return twin or split != "testA"
 
 
 def encode_segmentation(mask: BoolMask) -> list[list[float]] | dict[str, Any]:
@@ -240,10 +236,9 @@ def encode_segmentation(mask: BoolMask) -> list[list[float]] | dict[str, Any]:
         edges = np.flatnonzero(flat[1:] != flat[:-1])
         counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
         return {"counts": counts.tolist(), "size": list(mask.shape)}
-    polygons = []
-    for contour in contours:
-        points = cv2.approxPolyDP(contour, 1.2, closed=True)[:, 0]
-        points = (points + 0.5) / zoom + (columns.start, rows.start)
-        if len(points) >= 3:
-            polygons.append(points.round(2).ravel().tolist())
-    return polygons
+    polygons = [cv2.approxPolyDP(contour, 1.2, closed=True)[:, 0] for contour in contours]
+    return [
+        ((points + 0.5) / zoom + (columns.start, rows.start)).round(2).ravel().tolist()
+        for points in polygons
+        if len(points) >= 3
+    ]

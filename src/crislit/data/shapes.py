@@ -5,13 +5,14 @@ are drawn from a seed with NumPy alone, and annotated as in COCO: polygons, or r
 objects with holes.
 """
 
+import itertools
 import json
 import logging
 import os
 import pickle
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from crislit.data.expressions import HEIGHT, SHAPES, WIDTH, Style, describe
 from crislit.data.scenes import Drawn, bounding_slices, draw_scene, encode_segmentation, is_eligible
 from crislit.data.workers import init_worker
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.images import Image
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ def make_scene(
         The image, its objects, and the index and the sentences of each described object.
     """
     spec = SETS[name]
-    key = [seed, VERSION, list(SETS).index(name), list(spec.splits).index(split), number]
-    rng = np.random.default_rng(key)
+    rng = np.random.default_rng(
+        [seed, VERSION, list(SETS).index(name), list(spec.splits).index(split), number]
+    )
     max_refs = spec.refs[split != "train"]
     while True:
         image, drawn = draw_scene(rng, unlike=split == "testB")
@@ -102,13 +104,9 @@ def write_shapes(
     Raises:
         InputError: If the folder cannot be written.
     """
-    if name not in SETS:
-        raise InputError(f"unknown embedded data set {name!r}, expected one of {', '.join(SETS)}")
-    counts = scenes or SETS[name].splits
-    suffix = f"-seed{seed}" if seed else ""
-    if scenes:
-        suffix += "-" + "-".join(map(str, scenes.values()))
-    target = root / f"{name}-v{VERSION}{suffix}"
+    require(name in SETS, f"unknown embedded data set {name!r}, expected one of {', '.join(SETS)}")
+    version = f"{name}-v{VERSION}-seed{seed}" if seed else f"{name}-v{VERSION}"
+    target = root / "-".join([version, *map(str, (scenes or {}).values())])
     if target.is_dir():
         return target
     try:
@@ -120,7 +118,7 @@ def write_shapes(
             "set data_root to a writable folder"
         ) from error
     try:
-        _write_all(part, name, seed, counts)
+        _write_all(part, name, seed, scenes or SETS[name].splits)
         part.chmod(0o755)  # mkdtemp's default is 0o700
         part.rename(target)
     except OSError:
@@ -131,51 +129,9 @@ def write_shapes(
     return target
 
 
-@dataclass
-class Difficulty:
-    """Statistics of the drawn scenes, part of a data set's definition.
-
-    Attributes:
-        areas: Per target, its visible share of the image.
-        visible: Per target, the visible share of its area.
-        alike: Per target, whether another object of its scene has its shape or its colour.
-        words: Per sentence, its number of words.
-    """
-
-    areas: list[float] = field(default_factory=list)
-    visible: list[float] = field(default_factory=list)
-    alike: list[bool] = field(default_factory=list)
-    words: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, drawn: list[Drawn], described: list[tuple[int, list[str]]]) -> "Difficulty":
-        """Return the statistics of one scene."""
-        scene = cls()
-        for i, sentences in described:
-            target, others = drawn[i], drawn[:i] + drawn[i + 1 :]
-            pixels = np.count_nonzero(target.visible)
-            scene.areas.append(pixels / (WIDTH * HEIGHT))
-            scene.visible.append(pixels / np.count_nonzero(target.full))
-            scene.alike.append(
-                any(d.shape == target.shape or d.colour == target.colour for d in others)
-            )
-            scene.words += [len(sentence.split()) for sentence in sentences]
-        return scene
-
-    def extend(self, other: "Difficulty") -> None:
-        """Append the statistics of other scenes."""
-        for name in ("areas", "visible", "alike", "words"):
-            getattr(self, name).extend(getattr(other, name))
-
-    def __str__(self) -> str:
-        # Part of instances.json: changing it changes the files of all sets.
-        return (
-            f"{len(self.areas)} targets, {len(self.words)} sentences of "
-            f"{np.mean(self.words):.1f} words; a target covers {np.median(self.areas):.1%} of the "
-            f"picture (median), at least {np.min(self.visible):.0%} of each is visible and "
-            f"{np.mean(np.array(self.visible) < 0.99):.0%} are partly hidden; "
-            f"{np.mean(self.alike):.0%} share their shape or colour with another object"
-        )
+Target = tuple[float, float, bool]
+"""Statistics of a described object: its visible share of the image, the visible share of its area,
+and whether another object of its scene has its shape or its colour."""
 
 
 @dataclass
@@ -186,14 +142,14 @@ class Scene:
         file_name: The image's file name.
         annotations: The objects as COCO annotations, without ids.
         described: The index and the sentences of each described object.
-        difficulty: Statistics of the scene.
+        targets: Statistics of each described object.
         is_written: Whether the image was written; False if the disk is full.
     """
 
     file_name: str
     annotations: list[dict[str, Any]]
     described: list[tuple[int, list[str]]]
-    difficulty: Difficulty
+    targets: list[Target]
     is_written: bool
 
 
@@ -214,19 +170,23 @@ class _SceneWriter(Dataset[Scene]):
     def __getitem__(self, index: int) -> Scene:
         image, drawn, described = make_scene(self.seed, self.name, *self.numbers[index])
         file_name = f"COCO_train2014_{index + 1:012d}.jpg"
-        path = str(self.folder / file_name)
-        is_written = cv2.imwrite(path, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-        annotations = [_to_annotation(d) for d in drawn]
-        difficulty = Difficulty.of(drawn, described)
-        return Scene(file_name, annotations, described, difficulty, is_written)
+        return Scene(
+            file_name=file_name,
+            annotations=[_to_annotation(d) for d in drawn],
+            described=described,
+            targets=[_to_target(drawn, i) for i, _ in described],
+            is_written=cv2.imwrite(
+                str(self.folder / file_name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
+            ),
+        )
 
 
 def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
-    difficulty = Difficulty()
-    sent_id = 0
+    targets: list[Target] = []
+    sent_ids = itertools.count()
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     scenes = _SceneWriter(folder, name, seed, counts)
@@ -241,24 +201,25 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     for image_id, scene in enumerate(
         tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1
     ):
-        if not scene.is_written:
-            raise InputError(
-                f"cannot write {folder / scene.file_name}: is the disk full? "
-                "Free some space and start again"
-            )
-        difficulty.extend(scene.difficulty)
+        require(
+            scene.is_written,
+            f"cannot write {folder / scene.file_name}: is the disk full? "
+            "Free some space and start again",
+        )
+        targets += scene.targets
         images.append(
             {"id": image_id, "file_name": scene.file_name, "height": HEIGHT, "width": WIDTH}
         )
         first_id = len(annotations) + 1
-        for ann_id, annotation in enumerate(scene.annotations, start=first_id):
-            annotations.append({"id": ann_id, "image_id": image_id, **annotation})
+        annotations += [
+            {"id": ann_id, "image_id": image_id, **annotation}
+            for ann_id, annotation in enumerate(scene.annotations, start=first_id)
+        ]
         for i, sentences in scene.described:
             entries = [
-                {"tokens": s.split(), "raw": s, "sent": s, "sent_id": sent_id + k}
-                for k, s in enumerate(sentences)
+                {"tokens": s.split(), "raw": s, "sent": s, "sent_id": next(sent_ids)}
+                for s in sentences
             ]
-            sent_id += len(entries)
             refs.append(
                 {
                     "ref_id": len(refs),
@@ -271,8 +232,9 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
                     "sentences": entries,
                 }
             )
+    difficulty = _describe_difficulty(targets, refs)
     instances = {
-        "info": {"version": VERSION, "seed": seed, "difficulty": str(difficulty)},
+        "info": {"version": VERSION, "seed": seed, "difficulty": difficulty},
         "images": images,
         "annotations": annotations,
         "categories": [
@@ -282,8 +244,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     }
     (root / name).mkdir()
     (root / name / "instances.json").write_text(json.dumps(instances))
-    with (root / name / "refs(crislit).p").open("wb") as file:
-        pickle.dump(refs, file, protocol=2)
+    (root / name / "refs(crislit).p").write_bytes(pickle.dumps(refs, protocol=2))
     log.info("%s, version %d: %s", name, VERSION, difficulty)
 
 
@@ -297,3 +258,23 @@ def _to_annotation(drawn: Drawn) -> dict[str, Any]:
         "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
         "iscrowd": 0,
     }
+
+
+def _to_target(drawn: list[Drawn], i: int) -> Target:
+    """Return the statistics of a scene's object."""
+    target, others = drawn[i], drawn[:i] + drawn[i + 1 :]
+    pixels = np.count_nonzero(target.visible)
+    is_alike = any(d.shape == target.shape or d.colour == target.colour for d in others)
+    return pixels / (WIDTH * HEIGHT), pixels / np.count_nonzero(target.full), is_alike
+
+
+def _describe_difficulty(targets: list[Target], refs: list[dict[str, Any]]) -> str:
+    # Part of instances.json: changing it changes the files of all sets.
+    areas, visible, alike = np.transpose(targets)
+    words = [len(sentence["tokens"]) for ref in refs for sentence in ref["sentences"]]
+    return (
+        f"{len(areas)} targets, {len(words)} sentences of {np.mean(words):.1f} words; a target "
+        f"covers {np.median(areas):.1%} of the picture (median), at least {visible.min():.0%} of "
+        f"each is visible and {np.mean(visible < 0.99):.0%} are partly hidden; "
+        f"{np.mean(alike):.0%} share their shape or colour with another object"
+    )

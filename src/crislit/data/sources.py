@@ -9,7 +9,7 @@ from crislit.data.custom import read_custom
 from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.shapes import VERSION, write_shapes
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.files import sha256
 
 
@@ -105,12 +105,13 @@ class CustomSource:
         data = read_custom(self.file, self.sentences, self.images)
         table = self.sentences or self.file
         skipped = [p for p in data.problems if skip_unusable and p.split == "train"]
-        if problems := [problem for problem in data.problems if problem not in skipped]:
-            reasons = "; ".join(f"line {p.line}: {p.reason[:250]}" for p in problems[:3])
-            raise InputError(
-                f"{len(problems)} lines of {table} cannot be used: {reasons}. "
-                "`python -m crislit.check_data` lists all"
-            )
+        problems = [problem for problem in data.problems if problem not in skipped]
+        reasons = "; ".join(f"line {p.line}: {p.reason[:250]}" for p in problems[:3])
+        require(
+            not problems,
+            f"{len(problems)} lines of {table} cannot be used: {reasons}. "
+            "`python -m crislit.check_data` lists all",
+        )
         samples = [SkippedSample(f"line {p.line} of {table}", p.reason) for p in skipped]
         return ReferIndex.of(data.refs, data.instances, Path(self.file), data.folder, samples)
 
@@ -140,9 +141,8 @@ def build_source(dataset: Mapping[str, Any], root: Path) -> DataSource:
         return CustomSource(file, texts["sentences"], texts["images"])
     if file is not None or folder is None or refs is None:
         raise InputError("expected either dataset.file (custom data), or dataset.folder and refs")
-    if dataset.get("embedded"):
-        return EmbeddedSource(root, folder)
-    return ReferSource(root, folder, refs)
+    is_embedded = dataset.get("embedded")
+    return EmbeddedSource(root, folder) if is_embedded else ReferSource(root, folder, refs)
 
 
 def _digests(paths: list[Path]) -> str | None:

@@ -16,22 +16,18 @@ from tqdm import tqdm
 from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.data.refer_annotations import parse_segmentation, rasterize
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.files import read_json
 from crislit.models.cris import CRIS
-from crislit.models.decoder import DecoderLayer
 from crislit.training.build import build_data
 from crislit.training.callbacks import draw_mask
 from crislit.training.metrics import intersection_and_union, iou
 from crislit.training.task import CRISTask
-from crislit.transforms.letterbox import normalise, probability_maps, restore
+from crislit.transforms.letterbox import normalise, restore
 
 BoolMask = npt.NDArray[np.bool_]
-Probability = npt.NDArray[np.float32]
 Curve = Sequence[tuple[float, float]]
 """Thresholds with the mIoU of each, in [0, 1]."""
-COVERED_SHARE = 0.5
-"""Share of an object's pixels that a prediction must contain to cover the object."""
 FAILURE_KINDS = {
     "ambiguous sentence": "the prediction covers the target and another object",
     "wrong object": "it covers another object, and not the target",
@@ -58,11 +54,11 @@ class Subject:
 
     def __init__(self, path: Path, root: str, split: str) -> None:
         self.checkpoint: Checkpoint = read_checkpoint(path)
-        if not self.checkpoint.config:
-            raise InputError(
-                f"{path} does not say what data it was trained on: figures need checkpoints of "
-                "crislit.train"
-            )
+        require(
+            self.checkpoint.config,
+            f"{path} does not say what data it was trained on: figures need checkpoints of "
+            "crislit.train",
+        )
         self.model: CRIS = self.checkpoint.build()
         self.task = CRISTask(self.model, threshold=self.checkpoint.threshold).eval()
         self.module = build_data(self.checkpoint.config | {"data_root": root, "workers": 0})
@@ -87,7 +83,7 @@ class Subject:
     @torch.no_grad()
     def predictions(
         self, numbers: Sequence[int], batch_size: int = 16
-    ) -> Iterator[tuple[int, Probability]]:
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Yield samples' numbers with their probability maps, (h, w)."""
         batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
         for chunk in tqdm(batches, self.title, leave=False, disable=None):
@@ -108,38 +104,34 @@ def check_same_samples(subjects: Sequence[Subject]) -> None:
     """
     first = subjects[0]
     for other in subjects[1:]:
-        if other.source != first.source:
-            raise InputError(
-                "checkpoints of different data cannot be compared: "
-                f"{first.source} and {other.source}"
-            )
-        if not np.array_equal(other.data.samples, first.data.samples):
-            options = [
-                f"protocol={subject.module.protocol} max_images={subject.module.max_images}"
-                for subject in (first, other)
-            ]
-            raise InputError(
-                f"checkpoints of different samples cannot be compared: {' and '.join(options)}"
-            )
+        require(
+            other.source == first.source,
+            f"checkpoints of different data cannot be compared: {first.source} and {other.source}",
+        )
+        options = [
+            f"protocol={subject.module.protocol} max_images={subject.module.max_images}"
+            for subject in (first, other)
+        ]
+        require(
+            np.array_equal(other.data.samples, first.data.samples),
+            f"checkpoints of different samples cannot be compared: {' and '.join(options)}",
+        )
 
 
 def make_grid(
-    rows: int, columns: int, width: float, height: float, margin: float
+    rows: int, columns: int, width: float, height: float, margin: float, frame: bool
 ) -> tuple[Figure, Any]:
     """Return a figure and its axes, (rows, columns), without ticks; sizes per panel in inches."""
     figure = Figure(figsize=(width * columns, height * rows + margin), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
-    return figure, grid
+    properties = {"xticks": [], "yticks": [], "frame_on": frame}
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=properties)
 
 
 def draw_comparison(subjects: Sequence[Subject], numbers: Sequence[int]) -> Figure:
     """Draw the masks of several networks beside the image and the target (figure 4)."""
     data = subjects[0].data
     predictions = [dict(subject.predictions(numbers)) for subject in subjects]
-    figure, grid = make_grid(len(numbers), 2 + len(subjects), 2.4, 2.0, margin=0.4)
+    figure, grid = make_grid(len(numbers), 2 + len(subjects), 2.4, 2.0, 0.4, frame=True)
     for row, number in zip(grid, numbers, strict=True):
         image, target = data.image(number), data.target(number)
         row[0].imshow(image)
@@ -159,8 +151,7 @@ def classify_failure(prediction: BoolMask, target: BoolMask, others: Sequence[Bo
     """Return the kind of a failure, see :data:`FAILURE_KINDS`."""
 
     def covers(mask: BoolMask) -> bool:
-        covered, size = np.count_nonzero(prediction & mask), np.count_nonzero(mask)
-        return bool(size > 0 and covered >= COVERED_SHARE * size)
+        return bool(mask.any() and prediction[mask].mean() >= 0.5)
 
     # Pixels shared with the target do not count, such as a tie's on the man who wears it.
     covers_other = any(covers(mask & ~target) for mask in others)
@@ -232,9 +223,7 @@ def find_failures(subject: Subject, numbers: Sequence[int]) -> list[Failure]:
 
 def draw_failures(subject: Subject, failures: Sequence[Failure], per_kind: int) -> Figure:
     """Draw the first failures of each kind, the target beside the prediction (figure 5)."""
-    figure, grid = make_grid(len(FAILURE_KINDS), 2 * per_kind, 2.6, 2.35, margin=0.3)
-    for axes in grid.flat:
-        axes.set_frame_on(False)
+    figure, grid = make_grid(len(FAILURE_KINDS), 2 * per_kind, 2.6, 2.35, 0.3, frame=False)
     for row, (kind, rule) in zip(grid, FAILURE_KINDS.items(), strict=True):
         members = [failure for failure in failures if failure["sort"] == kind]
         row[0].set_ylabel(f"{kind}\n{len(members)} of {len(failures)}", fontsize=9)
@@ -265,25 +254,16 @@ def word_attention(model: CRIS, images: Tensor, tokens: Tensor) -> Tensor:
     """
     if model.decoder is None:
         raise InputError("this network has no decoder, and so no attention from pixels to words")
-    layer = model.decoder.layers[-1]
-    assert isinstance(layer, DecoderLayer)
-    outputs: list[tuple[Tensor, Tensor]] = []
-    hooks = [
-        layer.cross_attention.register_forward_pre_hook(
+    attention = model.decoder.layers[-1].get_submodule("cross_attention")
+    weights: list[Tensor] = []  # (B, h w', L)
+    with (
+        attention.register_forward_pre_hook(
             lambda module, args, kwargs: (args, kwargs | {"need_weights": True}), with_kwargs=True
         ),
-        layer.cross_attention.register_forward_hook(
-            lambda module, args, output: outputs.append(output)
-        ),
-    ]
-    try:
+        attention.register_forward_hook(lambda module, args, output: weights.append(output[1])),
+    ):
         model(images, tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    h, w = images.shape[-2] // 16, images.shape[-1] // 16
-    _, weights = outputs[0]  # (B, h w', L)
-    return weights.transpose(1, 2).reshape(len(tokens), -1, h, w)
+    return weights[0].transpose(1, 2).reshape(*tokens.shape, images.shape[-2] // 16, -1)
 
 
 def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
@@ -295,20 +275,16 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
     rows = []
     for number in numbers:
         batch = ReferEvaluationSet.collate([subject.data[number]])
-        images, tokens, size = normalise(batch.images), batch.tokens[0], batch.targets[0].shape
-        with torch.no_grad():
-            logits = subject.model(images, batch.tokens)
-        (probability,) = probability_maps(logits, images.shape[-1], [size])
+        images, tokens = normalise(batch.images), batch.tokens[0]
+        (probability,) = subject.task.predict_probabilities(batch)
         end = int(tokens.argmax())
         words = [tokenizer.decode([int(token)]).strip() for token in tokens[1:end]]
         cells = word_attention(subject.model, images, batch.tokens)[:, 1:end]
         squares = torch.nn.functional.interpolate(cells, images.shape[-2:], mode="bilinear")[0]
-        maps = [restore(square, *size) for square in squares.numpy()]
+        maps = [restore(square, *probability.shape) for square in squares.numpy()]
         rows.append((number, probability > subject.checkpoint.threshold, words, maps))
     columns = 1 + max(len(words) for _, _, words, _ in rows)
-    figure, grid = make_grid(len(rows), columns, 1.9, 1.62, margin=0.2)
-    for axes in grid.flat:
-        axes.axis("off")
+    figure, grid = make_grid(len(rows), columns, 1.9, 1.62, 0.2, frame=False)
     for line, (number, mask, words, maps) in zip(grid, rows, strict=True):
         image = subject.data.image(number)
         draw_mask(line[0], image, mask, "orange")
@@ -317,8 +293,8 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
             low, high = np.percentile(attention, [2, 98])
             axes.imshow(image.mean(axis=2), cmap="gray", alpha=0.6)
             axes.imshow(attention, cmap="inferno", alpha=0.65, vmin=low, vmax=high)
-            title = f"{word}\n{100 * low:.1f} to {100 * high:.1f} %"
-            axes.set_title(title, fontsize=8, parse_math=False)
+            limits = f"{100 * low:.1f} to {100 * high:.1f} %"
+            axes.set_title(f"{word}\n{limits}", fontsize=8, parse_math=False)
     return figure
 
 
@@ -328,8 +304,7 @@ def threshold_curve(subject: Subject, numbers: Sequence[int]) -> Curve:
     total = np.zeros(len(thresholds))
     for number, probability in subject.predictions(numbers):
         target = subject.data.target(number)
-        masks = [probability > threshold for threshold in thresholds]
-        total += [iou(*intersection_and_union(mask, target)) for mask in masks]
+        total += [iou(*intersection_and_union(probability > t, target)) for t in thresholds]
     return list(zip(thresholds, (total / len(numbers)).tolist(), strict=True))
 
 
@@ -341,8 +316,7 @@ def draw_threshold(curves: Mapping[str, Curve]) -> Figure:
         thresholds, values = zip(*curve, strict=True)
         axes.plot(thresholds, [100 * value for value in values], "o-", markersize=3, label=title)
     axes.axvline(0.35, color="black", linestyle="--", linewidth=1, label="0.35, the paper's")
-    axes.set_xlabel("threshold")
-    axes.set_ylabel("mIoU, percent")
+    axes.set(xlabel="threshold", ylabel="mIoU, percent")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -17,26 +17,25 @@ def plot_layers(runs: Runs, published: bool) -> Figure:
     for number, dataset in enumerate(list_datasets(runs, published)):
         color, title = f"C{number}", TITLES.get(dataset, dataset)
         for contrastive, style in ((True, "o-"), (False, "s:")):
-            points = []
-            for name, row in TABLE1.items():
-                value = measure_column(runs.get((dataset, name, "val"), []), "mIoU")
-                if row.contrastive == contrastive and value:
-                    points.append((row.layers, value.mean, value.spread or 0.0))
+            values = {
+                row.layers: measure_column(runs.get((dataset, name, "val"), []), "mIoU")
+                for name, row in TABLE1.items()
+                if row.contrastive == contrastive
+            }
+            points = [(n, value.mean, value.spread or 0.0) for n, value in values.items() if value]
             if points:
                 label = f"{title}, {'with' if contrastive else 'without'} Con."
                 n, mean, spread = zip(*points, strict=True)
                 axes.errorbar(n, mean, yerr=spread, fmt=style, color=color, capsize=3, label=label)
         if published and dataset in TABLE1_RESULTS:
             paper = {
-                TABLE1[name].layers: values[0]
-                for name, values in TABLE1_RESULTS[dataset].items()
+                TABLE1[name].layers: results[0]
+                for name, results in TABLE1_RESULTS[dataset].items()
                 if TABLE1[name].contrastive
             }
             n, miou = zip(*paper.items(), strict=True)
             axes.plot(n, miou, "x--", color=color, alpha=0.6, label=f"{title}, the paper")
-    axes.set_xlabel("layers of the decoder, n")
-    axes.set_ylabel("mIoU on val, percent")
-    axes.set_xticks(range(5))
+    axes.set(xlabel="layers of the decoder, n", ylabel="mIoU on val, percent", xticks=range(5))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -60,9 +59,7 @@ def plot_precision(runs: Runs, published: bool) -> Figure:
                 paper, label = TABLE1_RESULTS[dataset][name][1:6], f"{label}, the paper"
                 axes.plot(PRECISION_AT, paper, "x--", color=color, alpha=0.6, label=label)
         axes.set_title(TITLES.get(dataset, dataset), fontsize=10)
-        axes.set_xlabel("X, percent")
-        axes.set_ylabel("Pr@X on val, percent")
-        axes.set_xticks(PRECISION_AT)
+        axes.set(xlabel="X, percent", ylabel="Pr@X on val, percent", xticks=PRECISION_AT)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure

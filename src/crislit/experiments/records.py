@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from crislit.data import shapes
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE2_COLUMNS
 from crislit.io.files import write_csv
 from crislit.training.metrics import METRICS
@@ -31,8 +31,10 @@ COPIED = (
     "hardware",
 )
 """Columns that are entries of ``results.json``."""
-MINIMA = {"samples": 1, "steps": 0, "parameters": 1, "seed": 0}
-MINIMA |= {"layers": 0, "kernel_size": 1, "image_size": 1}
+MINIMA = {
+    **{"samples": 1, "steps": 0, "parameters": 1, "seed": 0},
+    **{"layers": 0, "kernel_size": 1, "image_size": 1},
+}
 """Smallest values of the columns that hold integers."""
 
 
@@ -40,8 +42,8 @@ def result_rows(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows of a run's ``results.json``, one per split."""
     config = results["config"]
     prints = results if "experiment" in results else fingerprint(config)
-    shared = {name: prints[name] for name in ("experiment", "setting")}
-    shared |= {
+    shared = {
+        **{name: prints[name] for name in ("experiment", "setting")},
         "dataset": config["dataset"]["name"],
         "of_splits": " ".join(results["splits"]),
         "model": model_name(config),
@@ -57,8 +59,8 @@ def result_rows(results: Mapping[str, Any]) -> list[Row]:
     rows = []
     for split, values in results["splits"].items():
         blind = results["blind"].get(split)
-        row = shared | {metric: f"{values[metric]:.4f}" for metric in METRICS}
-        row |= {
+        row = shared | {
+            **{metric: f"{values[metric]:.4f}" for metric in METRICS},
             "split": split,
             "samples": values["samples"],
             "blind": f"{blind['mIoU']:.4f}" if blind else "",
@@ -77,8 +79,8 @@ def model_name(config: Config) -> str:
 def is_valid_row(row: Mapping[str, Any]) -> bool:
     """Whether a row has exactly the columns, and every number is in its range."""
     try:
-        shares = [float(row[name]) for name in (*METRICS, "ceiling", "threshold")]
-        shares.append(float(row["blind"] or 0))
+        required = (*METRICS, "ceiling", "threshold")
+        shares = [*(float(row[name]) for name in required), float(row["blind"] or 0)]
         return (
             set(row) == set(COLUMNS)
             and None not in row.values()
@@ -104,11 +106,12 @@ def read_rows(path: Path) -> list[Row]:
             columns, rows = set(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a record of runs: {error}") from error
-    missing, unknown = sorted(set(COLUMNS) - columns), sorted(columns - set(COLUMNS))
-    if missing or unknown:
-        reasons = [f"it lacks the columns {', '.join(missing)}"] if missing else []
-        reasons += [f"it has unknown columns {', '.join(unknown)}"] if unknown else []
-        raise InputError(f"{path} is not a record of runs: {' and '.join(reasons)}")
+    differences = {
+        "it lacks the columns": set(COLUMNS) - columns,
+        "it has unknown columns": columns - set(COLUMNS),
+    }
+    reasons = [f"{text} {', '.join(sorted(names))}" for text, names in differences.items() if names]
+    require(not reasons, f"{path} is not a record of runs: {' and '.join(reasons)}")
     broken = [row for row in rows if not is_valid_row(row)]
     if broken:
         names = [f"{r.get('dataset')}/{r.get('split')} of {r.get('experiment')}" for r in broken]
@@ -135,11 +138,10 @@ def find_run(path: Path, config: Config, experiment: str) -> list[Row]:
     splits, selected = [row["split"] for row in rows], config["dataset"]["select_split"]
     expected = set(expected_splits(config)).union(*(row["of_splits"].split() for row in rows))
     missing = expected - set(splits)
-    wants_blind = config["dataset"]["blind_control"]
     has_no_blind = any(row["split"] == selected and not row["blind"] for row in rows)
     if rows and missing:
         found = f"only {', '.join(splits)}, not {', '.join(sorted(missing))}"
-    elif wants_blind and has_no_blind:
+    elif config["dataset"]["blind_control"] and has_no_blind:
         found = f"no blind control on {selected}"
     else:
         return rows

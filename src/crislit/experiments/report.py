@@ -38,15 +38,8 @@ def write_report(groups: Groups, folder: Path) -> str:
         splits = splits_table(runs)
         if len(splits) > 1:
             parts += ["The full model (n = 3) on every split:", "", markdown(splits, left=2), ""]
-    parts += [
-        "## Table 2",
-        "",
-        "mIoU, the paper's IoU; in parentheses the paper's value and the difference.",
-        "",
-        markdown(table2(groups), left=2),
-        "",
-    ]
-    text = "\n".join(parts)
+    rule = "mIoU, the paper's IoU; in parentheses the paper's value and the difference."
+    text = "\n".join([*parts, "## Table 2", "", rule, "", markdown(table2(groups), left=2), ""])
     write_text(folder / "report.md", text)
     write_csv(folder / "table1.csv", TABLE1_CSV, table1_values(groups))
     write_csv(folder / "table2.csv", TABLE2_CSV, table2_values(groups))

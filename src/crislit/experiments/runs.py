@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from crislit.checkpoints.clip_weights import OPENAI
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE1, TABLE2_CRIS
 from crislit.experiments.records import Row, is_valid_row, read_rows, result_rows
 from crislit.io.files import read_json
@@ -82,9 +82,8 @@ class Measured:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        if self.spread is None or len(set(self.values)) == 1:
-            return f"{self.mean:.2f}"
-        return f"{self.mean:.2f} ± {self.spread:.2f}"
+        spread = f" ± {self.spread:.2f}" if len(set(self.values)) > 1 else ""
+        return f"{self.mean:.2f}{spread}"
 
 
 def paper_setting(model: str) -> Setting:
@@ -122,10 +121,10 @@ def read_results(path: Path) -> list[Row]:
         InputError: If there is none, or one cannot be read.
     """
     files = sorted(path.rglob("results.json")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise InputError(
-            f"no results at {path}: expected a results.json, a folder with some, or a CSV record"
-        )
+    require(
+        files and all(file.is_file() for file in files),
+        f"no results at {path}: expected a results.json, a folder with some, or a CSV record",
+    )
     rows: list[Row] = []
     for file in files:
         try:
@@ -140,12 +139,6 @@ def read_results(path: Path) -> list[Row]:
     return rows
 
 
-def table1_row(row: Row) -> str | None:
-    """Return the name of the row of table 1 that a run belongs to; None if it is not in it."""
-    key = (row["contrastive"] == "true", int(row["layers"]))
-    return next((name for name, ablation in TABLE1.items() if ablation[:2] == key), None)
-
-
 def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, str], list[Row]]]:
     """Group runs into tables, one per setting; leave out those not in table 1, with a warning.
 
@@ -155,19 +148,20 @@ def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, 
     """
     groups: dict[Setting, dict[tuple[str, str, str], list[Row]]] = {}
     excluded: list[str] = []
+    names = {(row.contrastive, row.layers): name for name, row in TABLE1.items()}
     for row in rows:
-        name = table1_row(row)
+        name = names.get((row["contrastive"] == "true", int(row["layers"])))
         if name is None:
             ablation = f"contrastive={row['contrastive']}, n = {row['layers']}"
             excluded.append(f"{row['dataset']} with {ablation}")
             continue
         setting = Setting(**{field.name: row[field.name] for field in fields(Setting)})
         cell = groups.setdefault(setting, {}).setdefault((row["dataset"], name, row["split"]), [])
-        if any(other["seed"] == row["seed"] for other in cell):
-            raise InputError(
-                f"there are two different runs of {row['dataset']}, {name}, {row['split']}, seed "
-                f"{row['seed']} in one setting: report them separately"
-            )
+        require(
+            all(other["seed"] != row["seed"] for other in cell),
+            f"there are two different runs of {row['dataset']}, {name}, {row['split']}, seed "
+            f"{row['seed']} in one setting: report them separately",
+        )
         cell.append(row)
     if excluded:
         log.warning("not in table 1, and left out: %s", "; ".join(dict.fromkeys(excluded)))

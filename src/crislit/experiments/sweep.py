@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.experiments.records import add_run, find_run
 from crislit.training.program import FULL_ERROR, SWEEP_JOB
 from crislit.training.provenance import fingerprint
@@ -60,8 +60,7 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
             log.warning("%s holds an interrupted run without results: running it again", folder)
             shutil.rmtree(checkpoints)
         code = run_process(arguments, folder, group)
-        if code:
-            raise InputError(f"the job in {folder} failed with exit code {code}; see its output")
+        require(code == 0, f"the job in {folder} failed with exit code {code}; see its output")
         if not is_main:
             return 0.0  # the job's main process has the results
     measured = read_results(results, experiment)
@@ -81,21 +80,23 @@ def read_results(path: Path, experiment: str) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged: remove its folder, and the job runs again") from error
-    if results.get("experiment") != experiment:
-        raise InputError(
-            f"{path.parent} holds another run; choose another hydra.sweep.dir, nothing is "
-            "overwritten"
-        )
+    require(
+        results.get("experiment") == experiment,
+        f"{path.parent} holds another run; choose another hydra.sweep.dir, nothing is overwritten",
+    )
     return results
 
 
 def run_process(arguments: Sequence[str], folder: Path, group: str) -> int:
     """Run a job in a process of its own; return its exit code."""
-    command = [sys.executable, "-m", "crislit.train", *arguments]
-    command += [f"hydra.run.dir={quote_override(folder)}", "hydra.output_subdir=null"]
-    environment = os.environ | {SWEEP_JOB: str(folder)}
-    environment.setdefault("WANDB_RUN_GROUP", group)
-    environment["HYDRA_FULL_ERROR"] = os.environ.get(FULL_ERROR, "0")
+    overrides = [*arguments, f"hydra.run.dir={quote_override(folder)}", "hydra.output_subdir=null"]
+    command = [sys.executable, "-m", "crislit.train", *overrides]
+    environment = {
+        "WANDB_RUN_GROUP": group,
+        **os.environ,
+        SWEEP_JOB: str(folder),
+        "HYDRA_FULL_ERROR": os.environ.get(FULL_ERROR, "0"),
+    }
     with subprocess.Popen(command, env=environment) as child, terminate_with_parent(child):
         return wait_for(child)
 
@@ -133,8 +134,10 @@ def terminate_with_parent(child: subprocess.Popen[Any]) -> Iterator[None]:
         raise SystemExit(128 + number)
 
     # A launcher's own handler stays: submitit's requeues a preempted job.
-    is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    is_ours = threading.current_thread() is threading.main_thread() and is_default
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
     before = signal.signal(signal.SIGTERM, end) if is_ours else None
     try:
         yield

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from crislit.data.shapes import SETS
-from crislit.errors import InputError
+from crislit.errors import require
 from crislit.experiments.paper import (
     TABLE1,
     TABLE1_METRICS,
@@ -27,6 +27,7 @@ from crislit.experiments.runs import (
 TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "grefcoco": "G-Ref"}
 """The paper's names of its data sets; other data sets keep their names."""
 METRIC_COLUMNS = ("mIoU", "oIoU", "Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90")
+SHORT_COLUMNS = ("mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling")
 NOT_RUN = "not run"
 VALUE_COLUMNS = ("runs", "mean", "spread", "paper", "difference")
 TABLE1_CSV = ("setting", "data", "contrastive", "layers", "column", *VALUE_COLUMNS)
@@ -40,6 +41,11 @@ def format_beside(ours: Measured | None, paper: float | None) -> str:
         return text
     difference = "" if ours is None else f", {ours.mean - paper:+.2f}"
     return f"{text} ({paper:.2f}{difference})"
+
+
+def format_each(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Format columns of some rows, each without the paper's number."""
+    return [str(measure_column(rows, column) or "-") for column in columns]
 
 
 def list_datasets(runs: Runs, published: bool) -> list[str]:
@@ -56,8 +62,7 @@ def table1(runs: Runs, published: bool) -> list[list[str]]:
         runs: The rows of one setting.
         published: Add the paper's values and the differences; needs RN50 in the paper's setting.
     """
-    header = ["data", "Con.", "n", "seeds", *METRIC_COLUMNS, "blind", "ceiling", "Params", "FPS"]
-    table = [header]
+    table = [["data", "Con.", "n", "seeds", *METRIC_COLUMNS, "blind", "ceiling", "Params", "FPS"]]
     for dataset, ablation, rows, paper in table1_rows(runs, published):
         cells = {
             column: format_beside(measure_column(rows, column), paper.get(column))
@@ -72,7 +77,7 @@ def table1(runs: Runs, published: bool) -> list[list[str]]:
                 str(ablation.layers or "-"),
                 str(len(rows) or "-"),
                 *(cells[metric] for metric in METRIC_COLUMNS),
-                *(str(measure_column(rows, column) or "-") for column in ("blind", "ceiling")),
+                *format_each(rows, ["blind", "ceiling"]),
                 cells["parameters"],
                 cells["fps"],
             ]
@@ -98,11 +103,11 @@ def table1_rows(
 
 def table2(groups: Groups) -> list[list[str]]:
     """Return table 2, the header first: other methods, the paper's CRIS, and ours below it."""
-    header = [f"{TITLES[dataset]} {split}" for dataset, split in TABLE2_COLUMNS]
-    table = [["method", "backbone", *header]]
-    for (method, backbone), others in TABLE2_OTHERS.items():
-        cells = ["-" if number is None else f"{number:.2f}" for number in others]
-        table.append([method, backbone, *cells])
+    table = [["method", "backbone", *(f"{TITLES[data]} {split}" for data, split in TABLE2_COLUMNS)]]
+    table += [
+        [method, backbone, *("-" if number is None else f"{number:.2f}" for number in others)]
+        for (method, backbone), others in TABLE2_OTHERS.items()
+    ]
     for model, numbers in TABLE2_CRIS.items():
         backbone = model.replace("rn", "ResNet-")
         table.append(["CRIS, in the paper", backbone, *(f"{number:.2f}" for number in numbers)])
@@ -111,25 +116,25 @@ def table2(groups: Groups) -> list[list[str]]:
             suffix = f" ({setting})" if len(ours) > 1 else ""
             full = [runs.get((dataset, "con_dec3", split), []) for dataset, split in TABLE2_COLUMNS]
             paper = numbers if setting.published else [None] * len(numbers)
-            cells = [
+            miou = [
                 format_beside(measure_column(rows, "mIoU"), number) if rows else NOT_RUN
                 for rows, number in zip(full, paper, strict=True)
             ]
-            table.append([f"CRIS, here{suffix}", backbone, *cells])
-            cells = [str(measure_column(rows, "oIoU") or NOT_RUN) for rows in full]
-            table.append([f"CRIS, here, oIoU{suffix}", backbone, *cells])
+            oiou = [str(measure_column(rows, "oIoU") or NOT_RUN) for rows in full]
+            table.append([f"CRIS, here{suffix}", backbone, *miou])
+            table.append([f"CRIS, here, oIoU{suffix}", backbone, *oiou])
     return table
 
 
 def splits_table(runs: Runs) -> list[list[str]]:
     """Return the full model (n = 3) on every split of the data sets that the paper does not use."""
-    columns = ["mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling"]
-    table = [["data", "split", "seeds", *columns]]
-    for dataset in list_datasets(runs, published=False):
-        for (run_dataset, name, split), rows in runs.items():
-            if run_dataset == dataset and name == "con_dec3" and dataset not in TABLE1_RESULTS:
-                cells = [str(measure_column(rows, column) or "-") for column in columns]
-                table.append([dataset, split, str(len(rows)), *cells])
+    table = [["data", "split", "seeds", *SHORT_COLUMNS]]
+    table += [
+        [dataset, split, str(len(rows)), *format_each(rows, SHORT_COLUMNS)]
+        for dataset in list_datasets(runs, published=False)
+        for (run_dataset, name, split), rows in runs.items()
+        if run_dataset == dataset and name == "con_dec3" and dataset not in TABLE1_RESULTS
+    ]
     return table
 
 
@@ -174,8 +179,9 @@ def table2_values(groups: Groups) -> Iterator[dict[str, str]]:
             rows = runs.get((dataset, "con_dec3", split), [])
             for column, paper in (("mIoU", number if setting.published else None), ("oIoU", None)):
                 where = ("CRIS", setting.model, str(setting), dataset, split, column)
-                cells = value_cells(measure_column(rows, column), paper)
-                yield dict(zip(TABLE2_CSV, where, strict=False)) | cells
+                yield dict(zip(TABLE2_CSV, where, strict=False)) | value_cells(
+                    measure_column(rows, column), paper
+                )
 
 
 def value_cells(ours: Measured | None, paper: float | None) -> dict[str, str]:
@@ -200,19 +206,17 @@ def readme_tables(groups: Groups) -> dict[str, str]:
     """
     cris = [row for row in table2(groups) if row[0].startswith(("method", "CRIS"))]
     blocks = {"table2": markdown(cris, left=2)}
-    columns = ["data", "Con.", "n", "seeds", "mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90"]
-    columns += ["blind", "ceiling"]
     for setting, runs in groups.items():
         if setting.model in TABLE2_CRIS:
             continue
         name = setting.model + ("-random" if setting.initial_weights == "random" else "")
-        if f"table1-{name}" in blocks:
-            raise InputError(
-                f"there are several settings of {name}, but one table of each kind: report them "
-                "separately"
-            )
+        require(
+            f"table1-{name}" not in blocks,
+            f"there are several settings of {name}, but one table of each kind: report them "
+            "separately",
+        )
         table = table1(runs, published=False)
-        indices = [table[0].index(column) for column in columns]
+        indices = [table[0].index(c) for c in ("data", "Con.", "n", "seeds", *SHORT_COLUMNS)]
         blocks[f"table1-{name}"] = markdown([[row[i] for i in indices] for row in table], left=3)
         blocks[f"splits-{name}"] = markdown(splits_table(runs), left=2)
     return blocks
@@ -226,17 +230,17 @@ def fill_blocks(text: str, tables: Mapping[str, str]) -> str:
     """
 
     def fill(match: re.Match[str]) -> str:
-        if match[2] not in tables:
-            raise InputError(
-                f"there is no table {match[2]!r} for this file, only {', '.join(tables)}"
-            )
+        require(
+            match[2] in tables,
+            f"there is no table {match[2]!r} for this file, only {', '.join(tables)}",
+        )
         return f"{match[1]}\n{tables[match[2]]}\n{match[3]}"
 
     pattern = r"(<!-- report ([\w-]+) -->\n).*?(\n<!-- end -->)"
     filled, count = re.subn(pattern, fill, text, flags=re.DOTALL)
-    if not count:
-        raise InputError(
-            "there is no block to fill: expected <!-- report NAME --> and <!-- end -->, with one "
-            f"of {', '.join(tables)}"
-        )
+    require(
+        count,
+        "there is no block to fill: expected <!-- report NAME --> and <!-- end -->, with one of "
+        f"{', '.join(tables)}",
+    )
     return filled

@@ -1,9 +1,10 @@
 """Masks as overlays, files and JSON lines."""
 
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ def paint(
     thickness = max(round(max(image.shape[:2]) / 300), 1)
     for number, mask in enumerate(masks, start=first):
         colour = np.array(colour_of(number))
-        mixed = (1 - strength) * painted[mask] + strength * colour
-        painted[mask] = mixed.round().astype(np.uint8)
+        painted[mask] = ((1 - strength) * painted[mask] + strength * colour).round()
         outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(painted, outlines, -1, colour.tolist(), thickness)
     return painted
@@ -75,11 +75,15 @@ def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:
     if len(name) > 150:  # file systems allow 255 bytes
         stem = f"{name[:140].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:8]}"
     words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:60] or "sentence"
-    chosen, number = f"{stem}-{words}", 2
-    while chosen in taken:
-        chosen, number = f"{stem}-{words}-{number}", number + 1
+    chosen = number_repeated(f"{stem}-{words}", "-{}", taken)
     taken.add(chosen)
     return chosen
+
+
+def number_repeated(name: str, suffix: str, taken: Container[str]) -> str:
+    """Return a name; if it is taken, add the suffix with the lowest free number from 2 on."""
+    numbered = (name + suffix.format(number) for number in itertools.count(2))
+    return next(x for x in itertools.chain([name], numbered) if x not in taken)
 
 
 def write_images(base: Path, image: Image, result: Segmentation, number: int) -> dict[str, str]:
@@ -88,9 +92,11 @@ def write_images(base: Path, image: Image, result: Segmentation, number: int) ->
     Raises:
         InputError: If they cannot be written.
     """
-    overlay = paint(image, [result.mask], first=number)
     paths = {}
-    for kind, pixels in (("mask", 255 * result.mask.astype(np.uint8)), ("overlay", overlay)):
+    for kind, pixels in (
+        ("mask", 255 * result.mask.astype(np.uint8)),
+        ("overlay", paint(image, [result.mask], first=number)),
+    ):
         path = base.with_name(f"{base.name}-{kind}.png")
         try:
             PIL.Image.fromarray(pixels).save(path)

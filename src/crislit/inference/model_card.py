@@ -5,16 +5,14 @@ from typing import Any
 
 from crislit.checkpoints.checkpoint import Checkpoint
 from crislit.checkpoints.clip_weights import identify_weights
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.assets import shipped_weights
 
-HEADER = """---
-{licence}library_name: crislit
+TEMPLATE = """---
+{licence_tag}library_name: crislit
 pipeline_tag: image-segmentation
 tags: [referring-image-segmentation, cris, clip]
 ---
-"""
-TEMPLATE = """{header}
 # {name}
 
 Referring image segmentation: given an image and a sentence, segments what the sentence refers to.
@@ -71,8 +69,6 @@ NO_LICENCE = (
     "No licence is given: ask the publisher. crislit's own licence, MIT, covers the program, not "
     "the weights."
 )
-COUNTS = ("samples", "empty")
-"""Entries of a split's results that are not metrics."""
 REQUIRED_KEYS = (
     *("dataset.name", "image_size", "batch_size", "seed", "recipe.epochs", "recipe.optimizer"),
 )
@@ -109,7 +105,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
             f"{checkpoint.source} has results that crislit did not write: {error!r:.200}"
         ) from error
     return TEMPLATE.format(
-        header=HEADER.strip().format(licence=f"license: {licence}\n" if licence else ""),
+        licence_tag=f"license: {licence}\n" if licence else "",
         name=name,
         source=name if "/" in name else f"path/to/{name}",
         results=results,
@@ -127,11 +123,11 @@ def check_config(checkpoint: Checkpoint) -> None:
         value: Any = checkpoint.config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if value is None:  # a config.json that crislit did not write
-            raise InputError(
-                f"{checkpoint.source} does not describe its training well enough for a model card: "
-                f"there is no {path}"
-            )
+        require(
+            value is not None,  # a config.json that crislit did not write
+            f"{checkpoint.source} does not describe its training well enough for a model card: "
+            f"there is no {path}",
+        )
 
 
 def results_table(checkpoint: Checkpoint) -> str:
@@ -142,14 +138,18 @@ def results_table(checkpoint: Checkpoint) -> str:
             "No results are stored with this network: evaluate it (`python -m crislit.evaluate`) "
             "before you rely on it."
         )
-    metrics = [name for name in next(iter(results["splits"].values())) if name not in COUNTS]
+    metrics = [
+        name
+        for name in next(iter(results["splits"].values()))
+        if name not in ("samples", "empty")  # counts
+    ]
     header = ["split", "samples", *metrics, "blind mIoU", "ceiling mIoU"]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     bounds = (results.get("blind", {}), results.get("ceiling", {}))
     for split, values in results["splits"].items():
-        measured = [f"{100 * values[metric]:.2f}" for metric in metrics]
-        measured += [f"{100 * b[split]['mIoU']:.2f}" if split in b else "-" for b in bounds]
-        rows.append([split, str(values["samples"]), *measured])
+        scores = [f"{100 * values[metric]:.2f}" for metric in metrics]
+        limits = [f"{100 * b[split]['mIoU']:.2f}" if split in b else "-" for b in bounds]
+        rows.append([split, str(values["samples"]), *scores, *limits])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"""\
 Data set `{checkpoint.config["dataset"]["name"]}`, threshold {results["threshold"]}, \
@@ -176,5 +176,4 @@ def training_summary(checkpoint: Checkpoint) -> str:
             f"- optimizer: Adam, {recipe['epochs']} epochs, {json.dumps(recipe['optimizer'])}",
         ]
     network = {key: value for key, value in checkpoint.network.to_dict().items() if key != "clip"}
-    lines.append(f"- network: {json.dumps(network)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"- network: {json.dumps(network)}"])

@@ -1,5 +1,6 @@
 """Exports a network to ONNX, in float32 or int8."""
 
+import functools
 import json
 import logging
 import shutil
@@ -21,24 +22,24 @@ from crislit.models.cris import CRIS
 from crislit.models.optimized import optimize_for_inference
 
 
-class ImageGraph(nn.Module):
-    """:meth:`CRIS.encode_images` as a module."""
+class Graph(nn.Module):
+    """One of the two parts that are exported, as a module."""
 
     def __init__(self, model: CRIS) -> None:
         super().__init__()
         self.model = model
+
+
+class ImageGraph(Graph):
+    """:meth:`CRIS.encode_images` as a module."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(P, 3, S, S) -> three maps."""
         return self.model.encode_images(images)
 
 
-class GroundingGraph(nn.Module):
+class GroundingGraph(Graph):
     """:meth:`CRIS.ground` as a module."""
-
-    def __init__(self, model: CRIS) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, v3: Tensor, v4: Tensor, v5: Tensor, tokens: Tensor, image_indices: Tensor
@@ -98,36 +99,35 @@ def export_onnx(
     model = checkpoint.build()
     print("tracing the network", flush=True)
     image_graph, grounding = trace_graphs(model, checkpoint.image_size)
-    size, threshold = checkpoint.image_size, checkpoint.threshold
-    config = {"image_size": size, "threshold": threshold, "max_words": model.max_tokens}
+    config = {
+        "image_size": checkpoint.image_size,
+        "threshold": checkpoint.threshold,
+        "max_words": model.max_tokens,
+    }
     writers: dict[Path, Writer] = {
         files[0]: lambda part: save_onnx(image_graph, part, ["v3", "v4", "v5"]),
         files[1]: lambda part: save_onnx(grounding, part, ["logits"]),
         files[2]: text_writer(json.dumps(config, indent=2) + "\n"),
     }
     print(f"writing {IMAGE_ENCODER} and {GROUNDING}", flush=True)
-    if not examples:
+    if examples:
+        with tempfile.TemporaryDirectory() as folder:
+            for file, write in writers.items():
+                write(Path(folder, file.name))
+            quantize(Path(folder), examples)
+            write_files(
+                {
+                    file: functools.partial(shutil.copyfile, Path(folder, file.name))
+                    for file in files
+                }
+            )
+    else:
         write_files(writers)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        float32, int8 = Path(folder, "float32"), Path(folder, "int8")
-        float32.mkdir()
-        int8.mkdir()
-        for file, write in writers.items():
-            write(float32 / file.name)
-        quantize(float32, int8, examples)
-        shutil.copy(float32 / EXPORT_CONFIG, int8)
-        write_files({file: _copier(int8 / file.name) for file in files})
-
-
-def _copier(source: Path) -> Writer:
-    return lambda part: shutil.copyfile(source, part)
 
 
 def save_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
     """Write a traced graph as one ONNX file that contains the weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         exported = torch.onnx.export(
             program, dynamo=True, output_names=list(outputs), verbose=False

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crislit.errors import InputError, first_line
+from crislit.errors import InputError, first_line, require
 from crislit.models.neck import Maps
 
 IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG = "image_encoder.onnx", "grounding.onnx", "export.json"
@@ -58,8 +58,7 @@ def _open_session(path: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise InputError('ONNX Runtime is not installed: pip install "crislit[onnx]"') from error
-    if not path.is_file():
-        raise InputError(f"there is no {path}: export the network again")
+    require(path.is_file(), f"there is no {path}: export the network again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
@@ -72,7 +71,9 @@ def _open_session(path: Path) -> Any:
 
 def _run(session: Any, *inputs: Tensor) -> list[npt.NDArray[Any]]:
     """Run a graph. Inputs are fed by position, because version 0.1 gave one another name."""
-    names = [node.name for node in session.get_inputs()]
-    arrays = [np.ascontiguousarray(x.cpu().numpy()) for x in inputs]
-    outputs: list[npt.NDArray[Any]] = session.run(None, dict(zip(names, arrays, strict=True)))
+    feeds = {
+        node.name: np.ascontiguousarray(x.cpu().numpy())
+        for node, x in zip(session.get_inputs(), inputs, strict=True)
+    }
+    outputs: list[npt.NDArray[Any]] = session.run(None, feeds)
     return outputs

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,26 @@ Feed = dict[str, npt.NDArray[Any]]
 """One set of inputs of a graph, by name."""
 
 
-def quantize(source: Path, target: Path, examples: Sequence[Example]) -> None:
-    """Write the two graphs of an exported network with convolutions and linear layers in int8.
+def quantize(folder: Path, examples: Sequence[Example]) -> None:
+    """Replace convolutions and linear layers by int8 ones in the graphs of an exported network.
 
     Activations are unsigned with 8 bits. Weights have 7 bits and one scale per channel, because
     processors without VNNI add pairs of products in 16 bits.
 
     Args:
-        source: The exported network's folder.
-        target: The folder of the two new graphs.
+        folder: The exported network's folder.
         examples: Images with sentences, for calibration.
 
     Raises:
         InputError: If an image cannot be read.
     """
-    network = OnnxNetwork(source)
-    pairs = [calibration_feeds(network, path, sentences) for path, sentences in examples]
-    image_feeds, grounding_feeds = zip(*pairs, strict=True)
+    network = OnnxNetwork(folder)
+    image_feeds, grounding_feeds = zip(
+        *(calibration_feeds(network, *example) for example in examples), strict=True
+    )
     for name, feeds in ((IMAGE_ENCODER, image_feeds), (GROUNDING, grounding_feeds)):
         print(f"quantizing {name}", flush=True)
-        quantize_graph(source / name, target / name, feeds)
+        quantize_graph(folder / name, feeds)
 
 
 def calibration_feeds(
@@ -48,35 +48,32 @@ def calibration_feeds(
     """Return the inputs of both graphs for an image and its sentences."""
     square = normalise(stack_images([letterbox_image(open_image(path), network.image_size)]))
     tokens = tokenize(sentences, network.max_tokens)
-    indices = torch.zeros(len(tokens), dtype=torch.long)
     names = ("v3", "v4", "v5", "tokens", "image_indices")
-    inputs = (*network.encode_images(square), tokens, indices)
+    inputs = (*network.encode_images(square), tokens, torch.zeros(len(tokens), dtype=torch.long))
     grounding = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
     return {"images": square.numpy()}, grounding
 
 
-def quantize_graph(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
-    """Quantize one graph, calibrated on these inputs."""
+def quantize_graph(path: Path, feeds: Iterable[Feed]) -> None:
+    """Quantize one graph in place, calibrated on these inputs."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    remaining = iter(feeds)
+
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.feeds: Iterator[Feed] = iter(feeds)
-
         def get_next(self) -> Feed | None:
-            return next(self.feeds, None)
+            return next(remaining, None)
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         logging.disable(logging.WARNING)
         try:
-            prepared = Path(folder) / source.name
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            prepared = Path(folder) / path.name
+            quant_pre_process(path, prepared, skip_symbolic_shape=True)
             quantization.quantize_static(
                 prepared,
-                target,
+                path,
                 Reader(),
                 op_types_to_quantize=["Conv", "MatMul", "Gemm"],
                 nodes_to_exclude=find_upsampling(onnx.load(prepared)),
@@ -94,9 +91,9 @@ def find_upsampling(model: Any) -> list[str]:
     """Return the nodes that multiply by a matrix of mostly zeros, which upsamples."""
     from onnx import numpy_helper
 
-    sparse = set()
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) == 2 and (numpy_helper.to_array(tensor) == 0).mean() > 0.5:
-            sparse.add(tensor.name)
-    products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    return [node.name for node in products if sparse & set(node.input)]
+    sparse = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and (numpy_helper.to_array(tensor) == 0).mean() > 0.5
+    }
+    return [x.name for x in model.graph.node if x.op_type == "MatMul" and sparse & set(x.input)]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 
 from crislit.checkpoints.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
-from crislit.errors import InputError, check_integer, first_line
+from crislit.errors import InputError, check_integer, first_line, require
 from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
 from crislit.io.images import Image, ImageSource, open_image
@@ -79,24 +79,25 @@ class Segmenter:
         precision: Precision = "auto",
         about: Checkpoint | None = None,
     ) -> None:
-        if not isinstance(threshold, (int, float, np.number)) or not 0 <= threshold < 1:
-            raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
+        require(
+            isinstance(threshold, (int, float, np.number)) and 0 <= threshold < 1,
+            f"threshold must be a number in [0, 1), got {threshold!r}",
+        )
         check_integer("image_size", image_size, 32, multiple_of=32)
-        if precision not in ("auto", "float32", "float16", "bfloat16"):
-            raise InputError(
-                f"precision must be auto, float32, float16 or bfloat16, got {precision!r}"
-            )
+        require(
+            precision in get_args(Precision),
+            f"precision must be auto, float32, float16 or bfloat16, got {precision!r}",
+        )
         if isinstance(model, OnnxNetwork):
-            if device not in (None, "cpu") or precision not in ("auto", "float32"):
-                raise InputError(
-                    "an exported network runs on the CPU in float32, not on "
-                    f"{device} in {precision}"
-                )
-            if image_size != model.image_size:
-                raise InputError(
-                    f"this network was exported for images of {model.image_size} pixels, not "
-                    f"of {image_size}"
-                )
+            require(
+                device in (None, "cpu") and precision in ("auto", "float32"),
+                f"an exported network runs on the CPU in float32, not on {device} in {precision}",
+            )
+            require(
+                image_size == model.image_size,
+                f"this network was exported for images of {model.image_size} pixels, not of "
+                f"{image_size}",
+            )
             device = "cpu"
         self.device = choose_device(device)
         if precision == "auto":
@@ -105,8 +106,9 @@ class Segmenter:
         self.image_size, self.threshold = image_size, float(threshold)
         self.model = self.network = model
         if isinstance(model, CRIS):
-            self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-            self.network = optimize_for_inference(self.model)
+            self.network = optimize_for_inference(
+                model.to(self.device).to(memory_format=torch.channels_last).eval()
+            )
 
     def __call__(self, image: ImageSource, sentences: str | Sequence[str]) -> list[Segmentation]:
         """Segment what each sentence refers to in one image, which is encoded once.
@@ -142,11 +144,11 @@ class Segmenter:
         Raises:
             InputError: See :meth:`__call__`; or if images and lists of sentences differ in number.
         """
-        if len(images) != len(sentences):
-            raise InputError(
-                f"expected a list of sentences for each of {len(images)} images, "
-                f"got {len(sentences)} lists"
-            )
+        require(
+            len(images) == len(sentences),
+            f"expected a list of sentences for each of {len(images)} images, "
+            f"got {len(sentences)} lists",
+        )
         if text := next((texts for texts in sentences if isinstance(texts, str)), None):
             raise InputError(
                 f"expected a list of sentences for each image, got one string: write [{text!r}]"
@@ -226,8 +228,7 @@ class Segmenter:
                 "an exported network cannot be shared: share the one that it was exported from"
             )
         target = Path(folder).expanduser()
-        if target.suffix == ".safetensors":
-            raise InputError(f"expected a folder, found {target}")
+        require(target.suffix != ".safetensors", f"expected a folder, found {target}")
         weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
         about = self.about or Checkpoint(self.model.config, {}, self.image_size, 0.35, "unknown")
         checkpoint = replace(about, weights=weights, threshold=self.threshold)
@@ -249,17 +250,18 @@ class Segmenter:
         Raises:
             InputError: If there is none, or the Hub cannot be reached.
         """
-        if Path(source).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            return load(source, **options)
-        try:
-            files = [WEIGHTS, CONFIG]
-            folder = snapshot_download(str(source), revision=revision, allow_patterns=files)
-        except Exception as error:  # the Hub's client raises its transport's exceptions, too
-            raise InputError(
-                f"no network at {source}: it is not a folder here, and the Hub did not provide it "
-                f"({first_line(error)})"
-            ) from error
-        return load(folder, **options)
+        exists = Path(source).expanduser().exists()
+        if not exists and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            try:
+                source = snapshot_download(
+                    str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG]
+                )
+            except Exception as error:  # the Hub's client raises its transport's exceptions, too
+                raise InputError(
+                    f"no network at {source}: it is not a folder here, and the Hub did not "
+                    f"provide it ({first_line(error)})"
+                ) from error
+        return load(source, **options)
 
     def push_to_hub(
         self,
@@ -281,13 +283,13 @@ class Segmenter:
             InputError: If the Hub cannot be reached or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            network = Path(folder) / "network"
-            self.save_pretrained(network, name=repository, licence=licence)
+            self.save_pretrained(folder, name=repository, licence=licence)
             try:
                 api = HfApi(token=token)
                 address = api.create_repo(repository, private=private, exist_ok=True)
-                message = "Upload by crislit"
-                api.upload_folder(repo_id=repository, folder_path=network, commit_message=message)
+                api.upload_folder(
+                    repo_id=repository, folder_path=folder, commit_message="Upload by crislit"
+                )
             except Exception as error:  # the Hub's client raises its transport's exceptions, too
                 raise InputError(
                     f"cannot publish {repository}: {first_line(error)}. `hf auth login` gives "
@@ -300,13 +302,11 @@ def check_sentences(sentences: Iterable[Any]) -> None:
     """Raise an :class:`InputError` if a sentence is not text, or has nothing to read."""
     for sentence in sentences:
         text = shorten(repr(sentence))
-        if not isinstance(sentence, str):
-            raise InputError(f"a sentence must be a string, got {text}")
-        if not has_words(sentence):
-            raise InputError(
-                "a sentence is empty: say what to segment, for example 'the man in red', "
-                f"not {text}"
-            )
+        require(isinstance(sentence, str), f"a sentence must be a string, got {text}")
+        require(
+            has_words(sentence),
+            f"a sentence is empty: say what to segment, for example 'the man in red', not {text}",
+        )
 
 
 def truncation_warning(sentence: str, max_tokens: int) -> str:
@@ -348,18 +348,17 @@ def load(
     """
     path = Path(source).expanduser()
     is_exported = (path / EXPORT_CONFIG).is_file()
-    if backend == "onnx" and not is_exported:
-        raise InputError(
-            f"{source} is not an exported network; `python -m crislit.export {source} DIR` "
-            "makes one"
-        )
-    if is_exported and backend == "torch":
-        raise InputError(
+    if is_exported:
+        require(
+            backend != "torch",
             f"{source} is an exported network, which needs ONNX Runtime: use backend='onnx', or "
-            "the network that it was exported from"
+            "the network that it was exported from",
         )
-    if is_exported and max_words is not None:
-        raise InputError(f"{source} stores max_words itself; leave it out")
+        require(max_words is None, f"{source} stores max_words itself; leave it out")
+    require(
+        is_exported or backend != "onnx",
+        f"{source} is not an exported network; `python -m crislit.export {source} DIR` makes one",
+    )
     network = OnnxNetwork(path) if is_exported else read_any(path, max_words)
     return Segmenter(
         network.build() if isinstance(network, Checkpoint) else network,
@@ -378,8 +377,8 @@ def choose_device(name: str | None) -> torch.device:
         InputError: If the machine has no such device.
     """
     if name is None:
-        has_mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+        name = next((x for x, backend in backends.items() if backend.is_available()), "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
@@ -395,15 +394,14 @@ def shorten(text: str, maximum: int = 200) -> str:
     return text if len(text) <= maximum else f"{text[:maximum]}..."
 
 
-def group_by_sentences(counts: Sequence[int], maximum: int) -> Iterator[list[int]]:
+def group_by_sentences(counts: Sequence[int], maximum: int) -> list[list[int]]:
     """Divide images, in order, into groups of at most so many sentences, or of a single image."""
-    group: list[int] = []
-    total = 0
+    groups: list[list[int]] = []
+    room = 0
     for number, count in enumerate(max(count, 1) for count in counts):
-        if group and total + count > maximum:
-            yield group
-            group, total = [], 0
-        group.append(number)
-        total += count
-    if group:
-        yield group
+        if count > room:
+            groups.append([])
+            room = maximum
+        groups[-1].append(number)
+        room -= count
+    return groups

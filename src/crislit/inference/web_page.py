@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -18,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from crislit.errors import InputError
-from crislit.inference.masks import colour_of, safe_file_name
+from crislit.errors import InputError, require
+from crislit.inference.masks import colour_of, number_repeated, safe_file_name
 from crislit.inference.segmenter import Segmenter, truncation_warning
 from crislit.io.assets import EXAMPLES, find_examples
 from crislit.io.images import Image, open_image
@@ -71,7 +70,7 @@ def build_page(segmenter: Segmenter) -> Any:
     def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
         try:
             answer = cached_segment(check_uploaded(path, image.GRADIO_CACHE), text or "")
-            annotated, maps, file = render(answer, threshold, folder)
+            annotated, maps, file = render(answer, threshold, Path(page.temporary.name))
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
         for sentence in answer[1]:
@@ -81,11 +80,7 @@ def build_page(segmenter: Segmenter) -> Any:
         return gradio.AnnotatedImage(annotated, color_map=colours), maps, file
 
     def change_threshold(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
-        has_input = path and text and text.strip()
-        return mark(path, text, threshold) if has_input else (None, None, None)
-
-    temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # deleted with the page
-    folder = Path(temporary.name)
+        return mark(path, text, threshold) if path and text and text.strip() else (None, None, None)
 
     with gradio.Blocks(
         title="crislit", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
@@ -131,12 +126,16 @@ def build_page(segmenter: Segmenter) -> Any:
             show_progress="hidden",
             concurrency_id=queue,
         )
-        examples = [[str(path), "\n".join(texts)] for path, texts in find_examples(EXAMPLES)]
-        gradio.Examples(examples, [image, text], label="Examples")
+        gradio.Examples(
+            [[str(path), "\n".join(texts)] for path, texts in find_examples(EXAMPLES)],
+            [image, text],
+            label="Examples",
+        )
     for block in page.blocks.values():
-        move = block.async_move_resource_to_block_cache
-        block.async_move_resource_to_block_cache = local_files_only(move)
-    page.temporary = temporary
+        block.async_move_resource_to_block_cache = local_files_only(
+            block.async_move_resource_to_block_cache
+        )
+    page.temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # deleted with the page
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1, api_open=False)
     return page
 
@@ -158,13 +157,13 @@ class RequestFilter:
         refusal = refuse(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self.app(scope, receive, send)
-            return
-        while (await receive()).get("more_body"):
-            pass  # browsers ignore an answer that arrives before they have sent everything
-        status, reason = refusal
-        headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": reason.encode()})
+        else:
+            while (await receive()).get("more_body"):
+                pass  # browsers ignore an answer that arrives before they have sent everything
+            status, reason = refusal
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": reason.encode()})
 
 
 def refuse(scope: Any) -> tuple[int, str] | None:
@@ -227,23 +226,25 @@ def segment(segmenter: Segmenter, path: str | None, text: str) -> Answer:
     if path is None:
         raise InputError("Upload an image first, or choose an example.")
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
-    if not sentences:
-        raise InputError("Write a sentence first, one per line, for example 'the man in red'.")
-    if len(sentences) > MAX_SENTENCES:
-        raise InputError(f"{len(sentences)} sentences are too many: at most {MAX_SENTENCES}.")
-    if (longest := max(map(len, sentences))) > MAX_SENTENCE_LENGTH:
-        raise InputError(
-            f"A sentence of {longest:,} characters is too long: at most {MAX_SENTENCE_LENGTH}."
-        )
+    require(sentences, "Write a sentence first, one per line, for example 'the man in red'.")
+    require(
+        len(sentences) <= MAX_SENTENCES,
+        f"{len(sentences)} sentences are too many: at most {MAX_SENTENCES}.",
+    )
+    longest = max(map(len, sentences))
+    require(
+        longest <= MAX_SENTENCE_LENGTH,
+        f"A sentence of {longest:,} characters is too long: at most {MAX_SENTENCE_LENGTH}.",
+    )
     try:
         image = open_image(path, MAX_UPLOAD_PIXELS)
     except InputError as error:  # does not reveal where uploads are stored
         raise InputError(str(error).replace(path, "The file")) from error
-    if image.shape[0] * image.shape[1] * len(sentences) > MAX_MAP_PIXELS:
-        raise InputError(
-            f"{len(sentences)} sentences are too many for such a large image: send a smaller one, "
-            "or fewer sentences."
-        )
+    require(
+        image.shape[0] * image.shape[1] * len(sentences) <= MAX_MAP_PIXELS,
+        f"{len(sentences)} sentences are too many for such a large image: send a smaller one, "
+        "or fewer sentences.",
+    )
     return image, sentences, [result.probability for result in segmenter(image, sentences)]
 
 
@@ -258,28 +259,21 @@ def render(
         folder: The folder of mask files.
     """
     image, sentences, probabilities = answer
-    labels = unique_labels(sentences)
+    labels: list[str] = []
+    for sentence in sentences:  # the page assigns colours by label
+        labels.append(number_repeated(sentence, " ({})", labels))
     masks = [probability > threshold for probability in probabilities]
     small_image, small_maps = shrink(image), [shrink(x) for x in probabilities]
     annotations = [
         ((small > threshold).astype(np.float32), label)
         for small, label in zip(small_maps, labels, strict=True)
     ]
-    maps = []
-    for small, label, mask in zip(small_maps, labels, masks, strict=True):
-        share = f"{100 * mask.mean():.1f} % of the image" if mask.any() else "nothing"
-        maps.append((draw_heat_map(small_image, small), f"{label}: {share}"))
+    shares = [f"{100 * x.mean():.1f} % of the image" if x.any() else "nothing" for x in masks]
+    maps = [
+        (draw_heat_map(small_image, small), f"{label}: {share}")
+        for small, label, share in zip(small_maps, labels, shares, strict=True)
+    ]
     return (small_image, annotations), maps, str(save_masks(sentences, masks, folder))
-
-
-def unique_labels(sentences: Sequence[str]) -> list[str]:
-    """Number repeated sentences, because the page assigns colours by label."""
-    labels: list[str] = []
-    for sentence in sentences:
-        numbered = (f"{sentence} ({number})" for number in itertools.count(2))
-        candidates = itertools.chain([sentence], numbered)
-        labels.append(next(label for label in candidates if label not in labels))
-    return labels
 
 
 def label_colours(labels: Sequence[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.images import image_suffixes
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -38,9 +38,9 @@ def find_examples(folder: Path) -> list[Example]:
             raise InputError(f"cannot read the sentences in {text}: {error}") from error
         if sentences := [line.strip() for line in lines if line.strip()]:
             examples.append((path, sentences))
-    if not examples:
-        raise InputError(
-            f"no image with sentences in {folder}: expected pairs such as a.jpg and a.txt, "
-            "one sentence per line"
-        )
+    require(
+        examples,
+        f"no image with sentences in {folder}: expected pairs such as a.jpg and a.txt, "
+        "one sentence per line",
+    )
     return examples

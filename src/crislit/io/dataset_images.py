@@ -1,13 +1,19 @@
 """Reads images of data sets strictly, and decodes them with OpenCV, which is faster than PIL."""
 
-import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from crislit.errors import InputError
-from crislit.io.images import DAMAGED, Image, is_transparent, open_image_file, read_exif
+from crislit.errors import InputError, require
+from crislit.io.images import (
+    DAMAGED,
+    Image,
+    image_errors,
+    is_transparent,
+    open_image_file,
+    read_exif,
+)
 
 ORIENTATION = 0x0112
 """The EXIF tag of the orientation; 1 is upright."""
@@ -34,13 +40,11 @@ def read_image_file(path: Path, size: tuple[int, int]) -> bytes:
     if not path.is_file():
         problem = "not a file" if path.exists() else "missing"
         raise InputError(f"image {path} is {problem}; fetch it again")
-    try:
+    with image_errors(f"image {path} {DAMAGED}; {FIX}"):
         content = path.read_bytes()
-        with open_image_file(io.BytesIO(content)) as image:
+        with open_image_file(content) as image:
             width, height = image.size
             is_truncated = image.format in ("JPEG", "MPO") and not has_end(content)
-    except Exception as error:  # PIL raises errors of any type on damaged files
-        raise InputError(f"image {path} {DAMAGED}; {FIX}") from error
     if (height, width) != size:
         raise InputError(
             f"image {path} has {(height, width)} pixels (height, width), its annotation {size}"
@@ -56,13 +60,13 @@ def decode_pixels(content: bytes, path: Path, size: tuple[int, int]) -> Image:
     Raises:
         InputError: If it is damaged.
     """
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except Exception as error:  # OpenCV raises errors of any type on damaged files
-        raise InputError(f"image {path} {DAMAGED}; {FIX}") from error
-    if image is None or image.shape[:2] != size:
-        raise InputError(f"image {path} {DAMAGED}; {FIX}")
+    damaged = f"image {path} {DAMAGED}; {FIX}"
+    with image_errors(damaged):
+        image = cv2.imdecode(
+            np.frombuffer(content, np.uint8),
+            cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+        )
+    require(image is not None and image.shape[:2] == size, damaged)
     return image  # type: ignore[return-value]
 
 
@@ -87,24 +91,22 @@ def read_upright_size(path: Path) -> tuple[int, int]:
         InputError: If it cannot be read; if it is stored rotated, since its mask may or may not be;
             or if it has transparent pixels, since their colour is unknown.
     """
-    try:
-        with open_image_file(path) as image:
-            # For other formats, PIL would decode all pixels to look for EXIF.
-            may_have_exif = image.format == "JPEG" or "exif" in image.info
-            orientation = read_exif(image).get(ORIENTATION, 1) if may_have_exif else 1
-            width, height = image.size
-            transparent = is_transparent(image)
-    except FileNotFoundError as error:
-        raise InputError(f"no image at {path}") from error
-    except Exception as error:  # PIL raises errors of any type on damaged files
-        raise InputError(f"{path} is not an image that can be read") from error
-    if transparent:
-        raise InputError(
-            f"{path} has transparent pixels: lay it over a background and save it without them"
-        )
-    if orientation != 1:
-        raise InputError(
-            f"{path} is stored rotated (EXIF orientation {orientation}): save it upright, "
-            "like its mask"
-        )
+    with (
+        image_errors(f"{path} is not an image that can be read", f"no image at {path}"),
+        open_image_file(path) as image,
+    ):
+        # For other formats, PIL would decode all pixels to look for EXIF.
+        may_have_exif = image.format == "JPEG" or "exif" in image.info
+        orientation = read_exif(image).get(ORIENTATION, 1) if may_have_exif else 1
+        width, height = image.size
+        transparent = is_transparent(image)
+    require(
+        not transparent,
+        f"{path} has transparent pixels: lay it over a background and save it without them",
+    )
+    require(
+        orientation == 1,
+        f"{path} is stored rotated (EXIF orientation {orientation}): save it upright, "
+        "like its mask",
+    )
     return height, width

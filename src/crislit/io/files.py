@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from crislit.errors import InputError, first_line, is_disk_full
+from crislit.errors import InputError, first_line, is_disk_full, require
 
 Writer = Callable[[Path], Any]
 """Writes one file, given its path."""
@@ -78,14 +79,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     Raises:
         InputError: If it cannot be written.
     """
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_files({path: write})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def sync(path: Path) -> None:
@@ -101,8 +99,7 @@ def sync(path: Path) -> None:
 def refuse_existing(*paths: Path) -> None:
     """Raise an :class:`InputError` if one of the files exists."""
     for path in paths:
-        if path.exists():
-            raise InputError(f"{path} exists and is never overwritten: choose another path")
+        require(not path.exists(), f"{path} exists and is never overwritten: choose another path")
 
 
 def read_json(path: Path) -> Any:

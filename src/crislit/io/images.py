@@ -1,9 +1,11 @@
 """Reads any image file, PIL image or array as RGB uint8."""
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 
 Image = npt.NDArray[np.uint8]
 """(h, w, 3) RGB."""
@@ -42,7 +44,6 @@ MAX_EXIF_WORK = 2**24
 STRIP_PIXELS = 2**20
 """Pixels converted at once: copies of a whole image would take several times its memory."""
 DAMAGED = "is damaged, or in a format that cannot be read"
-_JPEG_START = b"\xff\xd8"
 
 
 # -- Images from users
@@ -58,15 +59,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     Raises:
         InputError: If it is not an image, damaged, too small or too large.
     """
-    if isinstance(source, (bytes, bytearray)):
-        source = io.BytesIO(source)
     is_path = isinstance(source, (str, os.PathLike))
-    is_image = isinstance(source, (PIL.Image.Image, np.ndarray))
-    if not is_path and not is_image and not hasattr(source, "read"):
-        raise InputError(
-            "expected an image: a path, an open file, its bytes, a PIL image or an array, "
-            f"got {type(source).__name__}"
-        )
     name = str(source) if is_path else "the image"
     try:
         if isinstance(source, np.ndarray):
@@ -74,9 +67,14 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
             rgb = to_rgb(from_array(source))
         elif isinstance(source, PIL.Image.Image):
             rgb = to_rgb(source)
-        else:
+        elif is_path or isinstance(source, (bytes, bytearray)) or hasattr(source, "read"):
             with open_image_file(source, max_pixels) as image:
                 rgb = to_rgb(image)
+        else:
+            raise InputError(
+                "expected an image: a path, an open file, its bytes, a PIL image or an array, "
+                f"got {type(source).__name__}"
+            )
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -88,10 +86,10 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     except Exception as error:  # PIL raises errors of any type on damaged files
         raise InputError(f"{name} {DAMAGED}: {error}") from error
     height, width = rgb.shape[:2]
-    if min(height, width) < MIN_SIDE:
-        raise InputError(
-            f"{name} has {width} x {height} pixels; both sides need at least {MIN_SIDE}"
-        )
+    require(
+        min(height, width) >= MIN_SIDE,
+        f"{name} has {width} x {height} pixels; both sides need at least {MIN_SIDE}",
+    )
     return rgb
 
 
@@ -102,15 +100,14 @@ def from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
         InputError: If its shape or type is not that of an image.
     """
     has_channels = array.ndim == 3 and array.shape[2] in (1, 3, 4)
-    is_integer = array.dtype in (np.uint8, np.uint16)
-    if not is_integer or not (has_channels or array.ndim == 2) or 0 in array.shape:
-        hint = ""
-        if array.dtype.kind == "f":
-            hint = "; convert values in [0, 1] by (255 * array).round().astype('uint8')"
-        raise InputError(
-            "expected an image as uint8 array (h, w, 3) in RGB, "
-            f"got {array.dtype} of shape {array.shape}{hint}"
-        )
+    hint = "; convert values in [0, 1] by (255 * array).round().astype('uint8')"
+    require(
+        array.dtype in (np.uint8, np.uint16)
+        and (has_channels or array.ndim == 2)
+        and 0 not in array.shape,
+        "expected an image as uint8 array (h, w, 3) in RGB, "
+        f"got {array.dtype} of shape {array.shape}{hint if array.dtype.kind == 'f' else ''}",
+    )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim == 3 and array.dtype == np.uint16:
@@ -135,7 +132,7 @@ def to_rgb(image: PIL.Image.Image) -> Image:
             grey = np.where(grey == transparent, 65535, grey)
         return np.repeat(to_8_bits(grey)[..., None], 3, axis=2)
     if image.mode in ("La", "RGBa"):  # premultiplied alpha
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        image = image.convert(image.mode.upper())
     if image.mode == "F":
         raise ValueError("floating point pixels have no agreed range")
     rgb = np.empty((image.height, image.width, 3), dtype=np.uint8)
@@ -161,8 +158,21 @@ def to_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 # -- Image files
 
 
+@contextmanager
+def image_errors(unreadable: str, missing: str = "") -> Iterator[None]:
+    """Raise an :class:`InputError` with one of the messages instead of any other error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(missing or unreadable) from error
+    except Exception as error:  # PIL and OpenCV raise errors of any type on damaged files
+        raise InputError(unreadable) from error
+
+
 def open_image_file(
-    source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | IO[bytes] | bytes, max_pixels: int = MAX_PIXELS
 ) -> PIL.Image.Image:
     """Open an image file in one of the :data:`FORMATS` without decoding its pixels.
 
@@ -175,63 +185,44 @@ def open_image_file(
             raise OSError("not a file")  # reading a pipe would wait for its writer
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-        source = io.BytesIO(path.read_bytes())
-    try:
-        source.seek(0)
-    except (AttributeError, OSError):  # a pipe
-        source = io.BytesIO(source.read())
-    scans = count_scans(source)
-    header = _BoundedHeader(source)
+        content = path.read_bytes()
+    elif isinstance(source, (bytes, bytearray)):
+        content = source
+    else:
+        with suppress(AttributeError, OSError):  # a pipe
+            source.seek(0)
+        content = source.read()
+    is_jpeg = content[:2] == b"\xff\xd8"
+    scans = content.count(b"\xff\xda\0") if is_jpeg else 0  # the bytes never occur within pixels
+    header = _BoundedHeader(content, MAX_JPEG_HEADER_READS if is_jpeg else MAX_HEADER_READS)
     PIL.Image.init()
     image = PIL.Image.open(header, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
-    header.reads_left = None
+    header.reads_left = header.bytes_left = math.inf
     pixels = image.width * image.height
     if scans * pixels > MAX_SCANNED_PIXELS:
-        image.close()
         raise ValueError(f"it has {scans} scans of {image.width} x {image.height} pixels")
     if pixels > max_pixels:
-        image.close()
         raise PIL.Image.DecompressionBombError(
             f"{image.width} x {image.height} pixels, at most {max_pixels:,} are read"
         )
     return image
 
 
-class _BoundedHeader:
-    """A file whose header is read in a limited number of reads, of about twice its size in all.
+class _BoundedHeader(io.BytesIO):
+    """A file whose header is read in a limited number of reads, of about twice its size in all."""
 
-    The limits apply until ``reads_left`` is set to None.
-    """
+    def __init__(self, content: bytes, reads: int) -> None:
+        super().__init__(content)
+        self.reads_left: float = reads
+        self.bytes_left: float = 2 * len(content) + 2**16
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        is_jpeg = file.read(2) == _JPEG_START
-        self.reads_left: int | None = MAX_JPEG_HEADER_READS if is_jpeg else MAX_HEADER_READS
-        self._bytes_left = 2 * file.seek(0, os.SEEK_END) + 2**16
-        file.seek(0)
-
-    def read(self, size: int = -1) -> bytes:
-        content = self._file.read(size)
-        if self.reads_left is not None:
-            self.reads_left -= 1
-            self._bytes_left -= len(content)
-            if self.reads_left < 0 or self._bytes_left < 0:
-                raise ValueError("its header has too many parts")
-        return content
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def count_scans(file: IO[bytes]) -> int:
-    """Return the number of scans of a JPEG, of all images in it; 0 for other formats."""
-    scans, tail = 0, b""
-    if file.read(2) == _JPEG_START:
-        while block := file.read(2**20):
-            scans += (tail + block).count(b"\xff\xda\0")  # never occurs within pixels
-            tail = (tail + block)[-2:]
-    file.seek(0)
-    return scans
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        self.reads_left -= 1
+        self.bytes_left -= len(part)
+        if self.reads_left < 0 or self.bytes_left < 0:
+            raise ValueError("its header has too many parts")
+        return part
 
 
 def read_exif(image: PIL.Image.Image) -> PIL.Image.Exif:
@@ -271,6 +262,5 @@ def is_transparent(image: PIL.Image.Image) -> bool:
 
 def image_suffixes() -> set[str]:
     """Return the suffixes of image files that can be read, in lower case with the dot."""
-    PIL.Image.init()
-    names = set(FORMATS) & PIL.Image.OPEN.keys()
-    return {suffix for suffix, name in PIL.Image.registered_extensions().items() if name in names}
+    extensions = PIL.Image.registered_extensions().items()
+    return {suffix for suffix, name in extensions if name in FORMATS and name in PIL.Image.OPEN}

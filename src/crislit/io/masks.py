@@ -7,8 +7,8 @@ import numpy as np
 import PIL.Image
 from pycocotools import mask as coco_mask
 
-from crislit.errors import InputError
-from crislit.io.images import is_transparent, open_image_file
+from crislit.errors import InputError, require
+from crislit.io.images import image_errors, is_transparent, open_image_file
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
@@ -20,26 +20,22 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read, is not of this (height, width), or marks no pixel.
     """
-    try:
-        with open_image_file(path) as image:
-            found = (image.height, image.width)
-            if found != size:  # checked first: a few bytes can claim any number of pixels
-                raise InputError(
-                    f"the mask {path} has {found} pixels (height, width), its image {size}"
-                )
-            is_palette = image.mode == "P" and has_colour(image)
-            values = np.array(image if is_palette or image.mode == "1" else image.convert("L"))
-            transparent = image.mode != "P" and is_transparent(image)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"no mask at {path}") from error
-    except Exception as error:  # PIL raises errors of any type on damaged files
-        raise InputError(f"{path} is not a mask that can be read") from error
-    if transparent:
-        raise InputError(
-            f"the mask {path} has transparent pixels: save it in black and white, without them"
+    with (
+        image_errors(f"{path} is not a mask that can be read", f"no mask at {path}"),
+        open_image_file(path) as image,
+    ):
+        found = (image.height, image.width)
+        # Checked first: a few bytes can claim any number of pixels.
+        require(
+            found == size, f"the mask {path} has {found} pixels (height, width), its image {size}"
         )
+        is_palette = image.mode == "P" and has_colour(image)
+        values = np.array(image if is_palette or image.mode == "1" else image.convert("L"))
+        transparent = image.mode != "P" and is_transparent(image)
+    require(
+        not transparent,
+        f"the mask {path} has transparent pixels: save it in black and white, without them",
+    )
     marked = values > 0 if is_palette or values.max() <= 1 else values > 127
     if not marked.any():
         listed = ", ".join(map(str, np.unique(values)[:8]))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crislit.errors import DamagedFileError, InputError, first_line
+from crislit.errors import DamagedFileError, InputError, first_line, require
 from crislit.io.pickles import check_torch_pickle
 
 DTYPES = {
@@ -41,8 +41,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: If there is no such file, it is damaged, or it holds no state dict.
     """
-    if not path.is_file():
-        raise InputError(f"no weights at {path}: expected a .pth, .pt or .safetensors file")
+    require(path.is_file(), f"no weights at {path}: expected a .pth, .pt or .safetensors file")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     return to_state_dict(content, str(path))
 
@@ -58,11 +57,12 @@ def to_state_dict(content: Any, source: str) -> dict[str, Tensor]:
         InputError: If the content is anything else.
     """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    is_mapping = isinstance(state, Mapping) and bool(state)
-    if not is_mapping or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            f"{source} holds no state dict: expected tensors by name, alone or under 'state_dict'"
-        )
+    require(
+        isinstance(state, Mapping)
+        and state
+        and all(isinstance(value, Tensor) for value in state.values()),
+        f"{source} holds no state dict: expected tensors by name, alone or under 'state_dict'",
+    )
     check_storage(state, source)
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
@@ -176,8 +176,7 @@ def check_names(
         ],
     }
     reasons = [f"{what} {join_names(names)}" for what, names in differences.items() if names]
-    if reasons:
-        raise InputError(f"{complaint}: {'; '.join(reasons)}")
+    require(not reasons, f"{complaint}: {'; '.join(reasons)}")
 
 
 def check_storage(weights: Mapping[str, Any], source: str) -> None:
@@ -193,10 +192,9 @@ def check_storage(weights: Mapping[str, Any], source: str) -> None:
         for name, value in weights.items()
         if not is_plain_tensor(value)
     ]
-    if odd:
-        raise InputError(f"{source} holds tensors that are not plain numbers: {join_names(odd)}")
-    storages = map(Tensor.untyped_storage, weights.values())
-    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}  # tied weights once
+    require(not odd, f"{source} holds tensors that are not plain numbers: {join_names(odd)}")
+    # By address: tied weights are stored once.
+    stored = {s.data_ptr(): s.nbytes() for s in map(Tensor.untyped_storage, weights.values())}
     if sum(x.numel() * x.element_size() for x in weights.values()) > 2 * sum(stored.values()):
         raise DamagedFileError(
             f"{source} is damaged: its tensors are larger than what it holds of them"

@@ -8,7 +8,7 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg
 from torch import nn
 
-from crislit.errors import InputError, check_integer
+from crislit.errors import InputError, check_integer, require
 from crislit.models.config import MAX_LAYERS, CRISConfig
 from crislit.models.cris import CRIS
 from crislit.models.decoder import Decoder
@@ -60,14 +60,16 @@ def build_cris(config: CRISConfig) -> CRIS:
 
 
 def _check_fit(config: CRISConfig, clip: CLIP) -> None:
-    """Raise a ValueError if the decoder or the sentence length does not fit the text encoder."""
+    """Raise an InputError if the decoder or the sentence length does not fit the text encoder."""
     context, width = clip.positional_embedding.shape
-    if config.decoder_layers and config.neck[1] != width:
-        raise ValueError(f"the decoder's width {config.neck[1]} must be the text encoder's {width}")
-    if config.max_tokens > context:
-        raise ValueError(
-            f"max_words={config.max_tokens} exceeds the text encoder's context of {context}"
-        )
+    require(
+        config.decoder_layers == 0 or config.neck[1] == width,
+        f"the decoder's width {config.neck[1]} must be the text encoder's {width}",
+    )
+    require(
+        config.max_tokens <= context,
+        f"max_words={config.max_tokens} exceeds the text encoder's context of {context}",
+    )
 
 
 @torch.no_grad()

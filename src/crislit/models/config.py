@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crislit.errors import InputError, check_integer
+from crislit.errors import InputError, check_integer, require
 
 MAX_LAYERS = 100
 """Maximum for the decoder, the text encoder and each stage of the ResNet. Building a billion layers
@@ -59,13 +59,14 @@ class CRISConfig:
         check_integer("decoder.heads", self.decoder_heads, 1)
         check_integer("decoder.ffn", self.decoder_ffn, 1)
         check_integer("projector.kernel_size", self.kernel_size, 1)
-        if self.kernel_size % 2 == 0:
-            raise InputError(f"projector.kernel_size must be odd, got {self.kernel_size}")
+        require(
+            self.kernel_size % 2 == 1, f"projector.kernel_size must be odd, got {self.kernel_size}"
+        )
         check_integer("max_words", self.max_tokens, 3)
-        if not isinstance(self.decoder_dropout, (int, float)) or not 0 <= self.decoder_dropout < 1:
-            raise InputError(
-                f"decoder.dropout must be a rate in [0, 1), got {self.decoder_dropout!r}"
-            )
+        require(
+            isinstance(self.decoder_dropout, (int, float)) and 0 <= self.decoder_dropout < 1,
+            f"decoder.dropout must be a rate in [0, 1), got {self.decoder_dropout!r}",
+        )
         for width in self.neck:
             check_integer("each width of model.neck", width, 1)
         object.__setattr__(self, "neck", list(self.neck))

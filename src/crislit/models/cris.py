@@ -17,7 +17,7 @@ Symbols used in all files of ``models/``:
 
 from torch import Tensor, nn
 
-from crislit.errors import InputError
+from crislit.errors import require
 from crislit.models.config import CRISConfig
 from crislit.models.decoder import Decoder
 from crislit.models.image_encoder import ImageEncoder
@@ -155,15 +155,15 @@ def check_max_tokens(model: CRIS, max_tokens: int) -> None:
     """
     context = len(model.text_encoder.positional_embedding)
     vocabulary = model.text_encoder.token_embedding.num_embeddings
-    if max_tokens > context:
-        raise InputError(
-            f"dataset.max_words={max_tokens} exceeds the text encoder's context of {context}"
-        )
-    if vocabulary < VOCABULARY_SIZE:
-        raise InputError(
-            f"the text encoder knows {vocabulary} tokens, expected the {VOCABULARY_SIZE} tokens of "
-            "CLIP's tokenizer"
-        )
+    require(
+        max_tokens <= context,
+        f"dataset.max_words={max_tokens} exceeds the text encoder's context of {context}",
+    )
+    require(
+        vocabulary >= VOCABULARY_SIZE,
+        f"the text encoder knows {vocabulary} tokens, expected the {VOCABULARY_SIZE} tokens of "
+        "CLIP's tokenizer",
+    )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -49,8 +49,9 @@ class Decoder(Recomputable):
         cell_positions = sine_positions_2d(h, w, width).to(fused)  # (N, D)
         word_positions = sine_positions(torch.arange(words.shape[1]), width).to(words)  # (L, D)
         cells = fused.flatten(2).transpose(1, 2)  # (B, N, D)
-        inputs = (words, cell_positions, word_positions, padding)
-        decoded: Tensor = self.norm(self.run_each(self.layers, cells, *inputs))  # (B, N, D)
+        decoded: Tensor = self.norm(  # (B, N, D)
+            self.run_each(self.layers, cells, words, cell_positions, word_positions, padding)
+        )
         return decoded.transpose(1, 2).reshape(-1, width, h, w)  # (B, D, h, w')
 
 

@@ -72,13 +72,6 @@ def fold_batchnorms(module: nn.Module) -> None:
                 setattr(parent, norm_name, nn.Identity())
 
 
-def adopt_children(module: nn.Module, source: nn.Module) -> None:
-    """Initialise a module with the children of another one, which are not copied."""
-    nn.Module.__init__(module)
-    for name, child in source.named_children():
-        module.add_module(name, child)
-
-
 class SentenceWiseCRIS(CRIS):
     """A network that decodes large maps one sentence at a time, so that they stay in the cache."""
 
@@ -104,7 +97,9 @@ class OptimizedNeck(Neck):
     """
 
     def __init__(self, neck: Neck) -> None:
-        adopt_children(self, neck)
+        nn.Module.__init__(self)
+        for name, child in neck.named_children():
+            self.add_module(name, child)
 
     def project_maps(self, c3: Tensor, c4: Tensor, c5: Tensor) -> Maps:
         """Compute everything that does not depend on the sentences, once per image.
@@ -160,7 +155,7 @@ class OptimizedImageProjector(ImageProjector):
     """
 
     def __init__(self, projector: ImageProjector) -> None:
-        adopt_children(self, projector)
+        nn.Sequential.__init__(self, *projector)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w') -> (B, D/2, H/4, W/4)."""

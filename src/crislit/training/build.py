@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,7 +21,7 @@ from crislit.checkpoints.checkpoint import checkpoint_metadata
 from crislit.checkpoints.clip_weights import load_clip_weights
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.sources import build_source
-from crislit.errors import InputError, check_integer
+from crislit.errors import InputError, check_integer, require
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
@@ -78,8 +78,9 @@ def apply_training_form(model: CRIS, config: Config) -> CRIS:
         InputError: If ``rearrange`` or ``recompute`` is neither true nor false.
     """
     for name in ("rearrange", "recompute"):
-        if not isinstance(config[name], bool):
-            raise InputError(f"{name} must be true or false, got {config[name]!r}")
+        require(
+            isinstance(config[name], bool), f"{name} must be true or false, got {config[name]!r}"
+        )
     network = optimize_for_training(model) if config["rearrange"] else model
     recompute_activations(network, config["recompute"])
     return network
@@ -94,11 +95,11 @@ def build_data(config: Config) -> ReferDataModule:
     dataset = config["dataset"]
     check_keys("dataset", dataset, (*DATASET_KEYS, *SOURCE_KEYS, "name", "blind_control"))
     options = {
-        **{name: dataset[name] for name in DATASET_KEYS if name in dataset},
-        **{name: config[name] for name in LOADER_KEYS if name in config},
+        name.replace("max_words", "max_tokens"): group[name]
+        for group, names in ((dataset, DATASET_KEYS), (config, LOADER_KEYS))
+        for name in names
+        if name in group
     }
-    if "max_words" in options:
-        options["max_tokens"] = options.pop("max_words")
     return ReferDataModule(
         build_source(dataset, Path(str(config["data_root"])).expanduser()),
         **options,
@@ -174,19 +175,18 @@ def build_trainer(
         InputError: If the requested device, strategy or precision is not available.
     """
     options = dict(config["trainer"])
-    minimums = {
+    for name, minimum in {
         **{"max_epochs": 0, "max_steps": -1},
         **{"check_val_every_n_epoch": 1, "log_every_n_steps": 1},
-    }
-    for name, minimum in minimums.items():
+    }.items():
         check_integer(f"trainer.{name}", options[name], minimum)
     cuda = torch.cuda.is_available() and options["accelerator"] in ("auto", "gpu", "cuda")
     # PyTorch synchronizes BatchNorm on GPUs only.
     automatic = {"precision": "16-mixed" if cuda else "32-true", "sync_batchnorm": cuda}
-    options |= {name: value for name, value in automatic.items() if options[name] == "auto"}
     # We handle Slurm's signals: Lightning would bypass our checkpoints and requeue the job.
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     options |= {
+        **{name: value for name, value in automatic.items() if options[name] == "auto"},
         **{"default_root_dir": folder, "use_distributed_sampler": False},
         "plugins": [AtomicCheckpointIO(), *slurm],
     }
@@ -221,7 +221,7 @@ def usable_devices(available: int, data: ReferDataModule) -> int:
     return available
 
 
-def build_logger(config: Config, folder: Path, resumed_steps: int = 0) -> Logger | bool:
+def build_logger(config: Config, folder: Path, resumed_steps: int = 0) -> Logger | Literal[False]:
     """Build the logger; Weights & Biases logs offline where it cannot be online.
 
     Args:

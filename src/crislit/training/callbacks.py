@@ -76,18 +76,17 @@ class SkippedSamples(L.Callback):
         """Log what was skipped."""
         self.gather(trainer)
         if trainer.is_global_zero and self.reasons:
-            lines = "".join(f"\n  {sample}: {reason}" for sample, reason in self.reasons.items())
+            lines = [f"\n  {sample}: {reason}" for sample, reason in self.reasons.items()]
             log.warning(
                 "%d training samples could not be used and were replaced:%s",
-                len(self.reasons),
-                printable(lines),
+                len(lines),
+                printable("".join(lines)),
             )
 
     def gather(self, trainer: L.Trainer) -> None:
         """Merge what all processes have skipped; a collective."""
         parts = gather_objects(trainer, self.reasons)
-        reasons = {sample: reason for part in parts for sample, reason in part.items()}
-        self.reasons = dict(sorted(reasons.items()))
+        self.reasons = dict(sorted({key: part[key] for part in parts for key in part}.items()))
 
 
 def gather_objects(trainer: L.Trainer, item: Any) -> list[Any]:
@@ -110,18 +109,16 @@ class ValidationLogger(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log epoch, step, loss and mIoU."""
-        if not trainer.is_global_zero or trainer.sanity_checking:
-            return
-        metrics = trainer.callback_metrics  # a run resumed in a validation has no loss yet
-        names = [name for name in ("train/loss", f"{self.split}/mIoU") if name in metrics]
-        values = ", ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
-        log.info(
-            "epoch %d of %s, step %d: %s",
-            trainer.current_epoch + 1,
-            trainer.max_epochs,
-            trainer.global_step,
-            values,
-        )
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            metrics = trainer.callback_metrics  # a run resumed in a validation has no loss yet
+            names = [name for name in ("train/loss", f"{self.split}/mIoU") if name in metrics]
+            log.info(
+                "epoch %d of %s, step %d: %s",
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                trainer.global_step,
+                ", ".join(f"{name} {float(metrics[name]):.4f}" for name in names),
+            )
 
 
 class SamplePlots(L.Callback):
@@ -160,14 +157,13 @@ class SamplePlots(L.Callback):
         for number, mask, target in zip(
             batch.samples, outputs["masks"], batch.targets, strict=True
         ):
-            if dataloader_idx != self.loader or number not in self.chosen:
-                continue
-            self.folder.mkdir(parents=True, exist_ok=True)
-            image, sentence = self.data.image(number), self.data.sentence(number)
-            figure = draw_sample(image, sentence, target, mask)
-            figure.savefig(self.folder / f"sample_{number:05d}.png", dpi=80)
-            score = iou(*intersection_and_union(mask, target))
-            self.samples.append(Sample(number, sentence, image, target, mask, score, figure))
+            if dataloader_idx == self.loader and number in self.chosen:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                image, sentence = self.data.image(number), self.data.sentence(number)
+                figure = draw_sample(image, sentence, target, mask)
+                figure.savefig(self.folder / f"sample_{number:05d}.png", dpi=80)
+                score = iou(*intersection_and_union(mask, target))
+                self.samples.append(Sample(number, sentence, image, target, mask, score, figure))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand the samples to the loggers."""
@@ -186,11 +182,8 @@ def draw_sample(image: Image, sentence: str, target: Mask, prediction: Mask) -> 
     left.imshow(image)
     draw_mask(middle, image, target, "lime")
     draw_mask(right, image, prediction, "orange")
-    titles = {
-        left: "image",
-        middle: "target",
-        right: f"prediction, IoU {iou(*intersection_and_union(prediction, target)):.2f}",
-    }
+    score = iou(*intersection_and_union(prediction, target))
+    titles = {left: "image", middle: "target", right: f"prediction, IoU {score:.2f}"}
     for axes, title in titles.items():
         axes.set_title(title, fontsize=10)
         axes.axis("off")

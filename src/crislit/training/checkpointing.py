@@ -5,23 +5,21 @@ step depends on weights, optimizer and schedule, which a checkpoint stores, and 
 batch and process, which choose its samples, sentences and dropout. No random state is stored.
 """
 
-import os
 import random
 import signal
 import threading
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
 
 from crislit.checkpoints.checkpoint import read_checkpoint
 from crislit.data.datamodule import completed_batches
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.files import sync, write_files
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
@@ -46,10 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each checkpoint completely, or not at all."""
 
     def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: Any = None,
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write a checkpoint.
 
@@ -102,7 +97,7 @@ class LastCheckpoint(L.Callback):
         self._has_saved = False
         self._batches: int | None = None
         self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._handlers = ExitStack()  # restores the earlier ones
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batches per epoch and process: a position in an epoch depends on them."""
@@ -121,16 +116,17 @@ class LastCheckpoint(L.Callback):
             InputError: If a run that continues within an epoch has other batches per epoch.
         """
         batches = int(trainer.num_training_batches)
-        if self._batches not in (None, batches) and completed_batches(trainer):
-            raise InputError(
-                f"the checkpoint was saved within an epoch of {self._batches} batches, and here an "
-                f"epoch has {batches}: continue with its data, batch size and number of devices"
-            )
+        require(
+            self._batches in (None, batches) or not completed_batches(trainer),
+            f"the checkpoint was saved within an epoch of {self._batches} batches, and here an "
+            f"epoch has {batches}: continue with its data, batch size and number of devices",
+        )
         self._batches = batches
         self._saved = (trainer.global_step, False)
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-                self._handlers[number] = signal.signal(number, self._remember_signal)
+                handler = signal.signal(number, self._remember_signal) or signal.SIG_DFL
+                self._handlers.callback(signal.signal, number, handler)
 
     def on_train_batch_end(
         self,
@@ -141,15 +137,12 @@ class LastCheckpoint(L.Callback):
         batch_idx: int,
     ) -> None:
         """Save if it is time, or if a signal arrived."""
-        step = trainer.global_step
         # After accumulated batches only once they have made a step.
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
-            number = self._agree_on_signal(trainer)
-            is_due = step >= self._saved[0] + self.every or step == trainer.max_steps
-            if number or is_due:
+            self._heed_signals(trainer)
+            step = trainer.global_step
+            if step >= self._saved[0] + self.every or step == trainer.max_steps:
                 self.save(trainer)
-            if number:
-                raise StoppedBySignal(number, step)
 
     def on_validation_batch_start(
         self,
@@ -160,14 +153,11 @@ class LastCheckpoint(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Save before validation starts; a single process heeds signals at any batch."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            return
-        number = self._signal if trainer.world_size == 1 else None
-        if batch_idx == 0:
-            self.save(trainer)
-            number = self._agree_on_signal(trainer)
-        if number:
-            raise StoppedBySignal(number, trainer.global_step)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            if batch_idx == 0:
+                self.save(trainer)
+            if batch_idx == 0 or (self._signal and trainer.world_size == 1):
+                self._heed_signals(trainer)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -181,16 +171,14 @@ class LastCheckpoint(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after the last validation, or within an epoch that ``max_steps`` ends."""
         self.save(trainer)
-        number = self._agree_on_signal(trainer)
-        self._restore_handlers()
-        if number:
-            raise StoppedBySignal(number, trainer.global_step)
+        self._heed_signals(trainer)
+        self._handlers.close()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Restore the signal handlers. Nothing is saved: a failed step leaves unusable weights."""
-        self._restore_handlers()
+        self._handlers.close()
 
     # -- Saving and signals
 
@@ -212,20 +200,16 @@ class LastCheckpoint(L.Callback):
         trainer.strategy.barrier()
         self._saved = moment
 
-    def _remember_signal(self, number: int, frame: FrameType | None) -> None:
+    def _remember_signal(self, number: int, frame: Any) -> None:
         if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C ends the run at once
         self._signal = number
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        self._handlers = {}
-
-    def _agree_on_signal(self, trainer: L.Trainer) -> int | None:
-        """Return the signal that any of the processes received; a collective."""
-        received = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        return (self._signal or signal.SIGTERM) if received else None
+    def _heed_signals(self, trainer: L.Trainer) -> None:
+        """Save and stop if any of the processes received a signal; a collective."""
+        if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+            self.save(trainer)
+            raise StoppedBySignal(self._signal or signal.SIGTERM, trainer.global_step)
 
 
 class StepSeeds(L.Callback):
@@ -243,7 +227,7 @@ class StepSeeds(L.Callback):
     ) -> None:
         """Seed PyTorch on every device, NumPy and Python."""
         entropy = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
-        first, second = np.random.SeedSequence(entropy).generate_state(2)
-        torch.manual_seed(int(first) << 32 | int(second))
-        np.random.seed(int(first))
-        random.seed(int(second))
+        first, second = np.random.SeedSequence(entropy).generate_state(2).tolist()
+        torch.manual_seed(first << 32 | second)
+        np.random.seed(first)
+        random.seed(second)

@@ -3,6 +3,7 @@
 import logging
 import statistics
 import time
+import timeit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.table import Table
 from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from crislit.data.datamodule import ReferDataModule
 from crislit.data.dataset import ReferEvaluationSet
-from crislit.errors import InputError
+from crislit.errors import require
 from crislit.io.files import write_json
 from crislit.models.cris import CRIS, check_max_tokens, count_parameters
 from crislit.training.build import Config, build_trainer, loader_names, prepare_data
@@ -46,11 +47,11 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     """
     began = time.perf_counter()
     commit()
-    if not config["checkpoint"]:
-        raise InputError(
-            "which checkpoint? evaluate needs checkpoint=PATH, such as "
-            "checkpoint=RUN/checkpoints/best.ckpt"
-        )
+    require(
+        config["checkpoint"],
+        "which checkpoint? evaluate needs checkpoint=PATH, such as "
+        "checkpoint=RUN/checkpoints/best.ckpt",
+    )
     checkpoint = read_checkpoint(Path(config["checkpoint"]).expanduser())
     config = complete_config(config, checkpoint)
     data = prepare_data(config)
@@ -63,12 +64,11 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
         select_split=data.select_split,
     )
     trainer = build_trainer(config, folder, callbacks=[], logger=False)
-    results = evaluate_splits(
-        trainer, task, data, folder / "figures", config["callbacks"]["pictures"]
-    )
     known = training_config(config, checkpoint)
-    results |= describe_run(known, overrides, model) | fingerprint(known)
-    results |= {
+    results = {
+        **evaluate_splits(trainer, task, data, folder / "figures", config["callbacks"]["pictures"]),
+        **describe_run(known, overrides, model),
+        **fingerprint(known),
         "steps": checkpoint.steps,
         "checkpoint": str(config["checkpoint"]),
         "initial_weights": checkpoint.initial_weights,
@@ -95,11 +95,11 @@ def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
         if config[name] is None
     }
     dataset = trained.get("dataset", {}) | config.get("dataset", {})
-    if not dataset:
-        raise InputError(
-            f"which data? {config['checkpoint']} does not store what it was trained on: "
-            "dataset=refcoco, ..."
-        )
+    require(
+        dataset,
+        f"which data? {config['checkpoint']} does not store what it was trained on: "
+        "dataset=refcoco, ...",
+    )
     if config["split"] is not None:
         dataset["evaluation_splits"] = [config["split"]]
     return config | filled | {"dataset": dataset}
@@ -108,9 +108,13 @@ def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
 def training_config(config: Config, checkpoint: Checkpoint) -> Config:
     """Return an evaluation's configuration completed by its network's and its training's."""
     trained = checkpoint.config
-    known = checkpoint.network.to_run_config() | trained | config
-    own = {name: trained[name] for name in ("trainer", "resume") if name in trained}
-    return known | own | {"recipe": trained.get("recipe")}
+    return (
+        checkpoint.network.to_run_config()
+        | trained
+        | config
+        | {name: trained[name] for name in ("trainer", "resume") if name in trained}
+        | {"recipe": trained.get("recipe")}
+    )
 
 
 def evaluate_splits(
@@ -129,8 +133,9 @@ def evaluate_splits(
         ``splits``, ``blind`` and ``ceiling`` by split, ``fps``, ``threshold`` and ``protocol``.
     """
     shown = data.select_split if data.select_split in data.splits else data.splits[0]
-    plots = SamplePlots(figures, count, data.splits.index(shown), data.evaluation_set(shown))
-    trainer.callbacks.append(plots)  # type: ignore[attr-defined]
+    trainer.callbacks.append(  # type: ignore[attr-defined]
+        SamplePlots(figures, count, data.splits.index(shown), data.evaluation_set(shown))
+    )
     trainer.test(task, data, verbose=False)
     logged = trainer.callback_metrics
     splits = {split: split_results(logged, split) for split in data.splits}
@@ -162,8 +167,9 @@ def warn_about_empty_targets(data: ReferEvaluationSet, split: str) -> None:
 
 def ceiling_miou(data: ReferDataModule, split: str, threshold: float) -> float:
     """Return the mIoU of perfect predictions at the network's resolution."""
-    samples = data.evaluation_set(split).samples
-    refs, counts = torch.unique(torch.from_numpy(samples[:, 0]), return_counts=True)
+    refs, counts = torch.unique(
+        torch.from_numpy(data.evaluation_set(split).samples[:, 0]), return_counts=True
+    )
     reached = torch.tensor(
         [reachable_iou(data.index.mask(ref), data.image_size, threshold) for ref in refs.tolist()]
     )
@@ -176,11 +182,8 @@ def measure_fps(model: CRIS, device: torch.device, data: ReferDataModule, runs: 
     model.to(device).eval()
     image = torch.zeros(1, 3, data.image_size, data.image_size).to(next(model.parameters()))
     tokens = tokenize(["the man in red"], data.max_tokens).to(device)
-    times = []
-    for _ in range(3 + runs):
-        start = time.perf_counter()
-        model(image, tokens).cpu()  # waits for the device
-        times.append(time.perf_counter() - start)
+    # Copying the result waits for the device.
+    times = timeit.repeat(lambda: model(image, tokens).cpu(), repeat=3 + runs, number=1)
     return 1 / statistics.median(times[3:])
 
 
@@ -212,8 +215,11 @@ def print_results(results: Mapping[str, Any]) -> None:
     for column in ("split", "samples", *metrics, *extra):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split, values in results["splits"].items():
-        row = [split, str(values["samples"]), *(f"{100 * values[name]:.2f}" for name in metrics)]
         scores = (column.get(split) for column in extra.values())
-        row += [f"{100 * score['mIoU']:.2f}" if score else "-" for score in scores]
-        table.add_row(*row)
+        table.add_row(
+            split,
+            str(values["samples"]),
+            *(f"{100 * values[name]:.2f}" for name in metrics),
+            *(f"{100 * score['mIoU']:.2f}" if score else "-" for score in scores),
+        )
     Console(width=max(Console().width, 80)).print(table)

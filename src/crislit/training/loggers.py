@@ -99,23 +99,26 @@ def log_samples(loggers: Sequence[Logger], samples: Sequence[Sample], step: int)
 def _log_wandb_samples(logger: WandbLogger, samples: Sequence[Sample]) -> None:
     import wandb
 
-    table = wandb.Table(columns=["sample", "sentence", "image", "IoU"])
-    images, figures = [], []
-    for sample in samples:
-        masks = {
-            name: {
-                "mask_data": mask.astype(np.uint8) * label,
-                "class_labels": {0: "background", label: name},
-            }
-            # Labels of one table differ.
-            for label, name, mask in (
-                (1, "target", sample.target),
-                (2, "prediction", sample.prediction),
-            )
-        }
-        images.append(wandb.Image(sample.image, caption=sample.sentence, masks=masks))
-        table.add_data(sample.number, sample.sentence, images[-1], sample.iou)
-        figures.append(wandb.Image(sample.figure, caption=f"{sample.sentence} ({sample.iou:.2f})"))
+    images = [
+        wandb.Image(
+            sample.image,
+            caption=sample.sentence,
+            masks={
+                name: {
+                    "mask_data": getattr(sample, name).astype(np.uint8) * label,
+                    "class_labels": {0: "background", label: name},
+                }
+                for label, name in ((1, "target"), (2, "prediction"))  # labels differ in one table
+            },
+        )
+        for sample in samples
+    ]
+    figures = [
+        wandb.Image(sample.figure, caption=f"{sample.sentence} ({sample.iou:.2f})")
+        for sample in samples
+    ]
+    rows = [[s.number, s.sentence, image, s.iou] for s, image in zip(samples, images, strict=True)]
+    table = wandb.Table(columns=["sample", "sentence", "image", "IoU"], data=rows)
     logger.experiment.log({"samples": table, "overlays": images, "figures": figures})
 
 

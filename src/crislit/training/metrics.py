@@ -16,7 +16,6 @@ from torchmetrics import Metric
 from crislit.transforms.letterbox import letterbox_mask, probability_maps
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
-EPSILON = 1e-6
 METRICS = ("mIoU", "oIoU", *(f"Pr@{round(100 * at)}" for at in PRECISION_AT))
 """Names of the metrics, each in [0, 1]."""
 
@@ -31,7 +30,7 @@ def intersection_and_union(prediction: Mask, target: Mask) -> tuple[int, int]:
 
 def iou(intersection: int, union: int) -> float:
     """Return I / (U + 1e-6)."""
-    return intersection / (union + EPSILON)
+    return intersection / (union + 1e-6)
 
 
 class SegmentationMetric(Metric):
@@ -48,8 +47,7 @@ class SegmentationMetric(Metric):
         super().__init__()
         for name in ("iou_sum", "intersection", "union", "samples", "empty"):
             self.add_state(name, torch.tensor(0, dtype=torch.long), dist_reduce_fx="sum")
-        hits = torch.zeros(len(PRECISION_AT), dtype=torch.long)
-        self.add_state("hits", hits, dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros(len(PRECISION_AT), dtype=torch.long), "sum")
 
     def update(
         self, intersections: Sequence[int], unions: Sequence[int], empty: Sequence[bool]
@@ -62,12 +60,13 @@ class SegmentationMetric(Metric):
             empty: Whether the target is empty.
         """
         ious = [iou(i, u) for i, u, _ in zip(intersections, unions, empty, strict=True)]
-        hits = [sum(value > at for value in ious) for at in PRECISION_AT]
         added = {
             "iou_sum": sum(round(value * self.UNIT) for value in ious),
             "intersection": sum(intersections),
             "union": sum(unions),
-            "hits": torch.tensor(hits, device=self.device),
+            "hits": torch.tensor(
+                [sum(value > at for value in ious) for at in PRECISION_AT], device=self.device
+            ),
             "samples": len(ious),
             "empty": sum(empty),
         }

@@ -1,7 +1,6 @@
 """Stops training before a step with NaN or infinite values, and names the module they came from."""
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
-from torch.nn.utils import get_total_norm
-from torch.utils.hooks import RemovableHandle
 
-from crislit.data.dataset import ReferTrainSet, SkippingTrainSet, TrainBatch
-from crislit.data.samplers import TrainSampler
-from crislit.errors import InputError
+from crislit.data.dataset import TrainBatch
+from crislit.errors import InputError, require
 from crislit.training.callbacks import gather_objects
 from crislit.training.checkpointing import LAST, StepSeeds
 from crislit.training.task import CRISTask
@@ -52,7 +47,9 @@ class NanGuard(L.Callback):
             InputError: In every process, if any process's loss or the gradients are not finite.
         """
         losses, self._losses = self._losses, {}
-        norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        norm = nn.utils.get_total_norm(
+            [p.grad for p in pl_module.parameters() if p.grad is not None]
+        )
         loss = torch.stack(list(losses.values())).sum()
         is_refused = not (loss + norm).isfinite() and not (
             loss.isfinite() and can_lower_scale(trainer)
@@ -76,30 +73,27 @@ class NanGuard(L.Callback):
         offenders = [
             name
             for name, value in checkpoint["state_dict"].items()
-            if value.is_floating_point() and not get_total_norm([value]).isfinite()
+            if value.is_floating_point() and not nn.utils.get_total_norm([value]).isfinite()
         ]
-        if trainer.strategy.reduce_boolean_decision(bool(offenders), all=False):
-            names = ", ".join(offenders[:3]) or "elsewhere"
-            raise InputError(
-                f"the weights are no longer finite after step {trainer.global_step}: {names}. They "
-                f"are not saved; {self.recovery_hint()}"
-            )
+        require(
+            not trainer.strategy.reduce_boolean_decision(bool(offenders), all=False),
+            f"the weights are no longer finite after step {trainer.global_step}: "
+            f"{', '.join(offenders[:3]) or 'elsewhere'}. They are not saved; "
+            f"{self.recovery_hint()}",
+        )
 
     def examine(self, trainer: L.Trainer, task: CRISTask, number: int) -> dict[str, Any]:
         """Run a batch of this epoch again with its random numbers, and trace the first NaN."""
         loader: Any = trainer.train_dataloader
-        sampler: TrainSampler = loader.sampler
-        data: ReferTrainSet | SkippingTrainSet = loader.dataset
-        keys = sampler.keys(number)
-        batch = trainer.strategy.batch_to_device(data.__getitems__(keys))
+        keys = loader.sampler.keys(number)
+        batch = trainer.strategy.batch_to_device(loader.dataset.__getitems__(keys))
         self.seeds.on_train_batch_start(trainer, task, batch, number)
         with trainer.precision_plugin.train_step_context():
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             loss, origin = first_non_finite(task, batch, scaler)
-        samples = [name for key in keys for name in data.names(key)]
         return {
-            **{"batch": number, "process": trainer.global_rank, "loss": loss},
-            **{"origin": origin, "samples": samples},
+            **{"batch": number, "process": trainer.global_rank, "loss": loss, "origin": origin},
+            "samples": [name for key in keys for name in loader.dataset.names(key)],
         }
 
     def describe(
@@ -113,22 +107,23 @@ class NanGuard(L.Callback):
         offenders = [report for report in reports if report["origin"]] or reports
         first = offenders[0]
         rates = ", ".join(f"{group['name']} {group['lr']:g}" for group in optimizer.param_groups)
-        place = f"epoch {trainer.current_epoch + 1}, batch {first['batch'] + 1}"
-        place += f", process {first['process']}" if trainer.world_size > 1 else ""
+        process = f", process {first['process']}" if trainer.world_size > 1 else ""
         samples = ", ".join(name for report in offenders for name in report["samples"])
-        origin = first["origin"] or "nothing when the batch was run again"
         return (
-            f"step {trainer.global_step + 1} was not taken ({place}): loss {first['loss']:g}, norm "
-            f"of the gradients {norm:g}. First not finite: {origin}. Learning rates: {rates}; "
-            f"{self.recovery_hint()}. Samples: {samples}"
+            f"step {trainer.global_step + 1} was not taken (epoch {trainer.current_epoch + 1}, "
+            f"batch {first['batch'] + 1}{process}): loss {first['loss']:g}, norm of the gradients "
+            f"{norm:g}. First not finite: "
+            f"{first['origin'] or 'nothing when the batch was run again'}. "
+            f"Learning rates: {rates}; {self.recovery_hint()}. Samples: {samples}"
         )
 
     def recovery_hint(self) -> str:
         """Return what a user can do."""
         last = self.folder / LAST
         resume = f", or correct the data and continue with resume={last}"
-        saved = resume if last.is_file() else "; nothing had been saved"
-        return f"start again with a lower recipe.optimizer.learning_rate{saved}"
+        return "start again with a lower recipe.optimizer.learning_rate" + (
+            resume if last.is_file() else "; nothing had been saved"
+        )
 
 
 def can_lower_scale(trainer: L.Trainer) -> bool:
@@ -153,24 +148,25 @@ def first_non_finite(
     Returns:
         The loss, and the module and pass; None if all numbers are finite.
     """
-    with contextlib.closing(NanTracer(task.model)) as tracer, torch.enable_grad():
+    with NanTracer(task.model) as tracer, torch.enable_grad():
         for name, parameter in task.model.named_parameters():
             tracer.check(parameter, f"the weights themselves, {name}")
         loss = task.loss(batch)
         tracer.claim(loss, "the loss")
         tracer.check(loss, "the loss, in the forward pass")
         trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-        scaled = loss if scaler is None else scaler.scale(loss)
-        torch.autograd.grad(scaled, trained, allow_unused=True)
+        torch.autograd.grad(scaler.scale(loss) if scaler else loss, trained, allow_unused=True)
     return float(loss.detach()), tracer.origin
 
 
-class NanTracer:
+class NanTracer(ExitStack):
     """Watches a forward and a backward pass, and remembers where a number first was not finite.
 
     Every node of autograd's graph is claimed by the module that made it, so that the backward pass
     is attributed to modules, too. (Backward hooks of modules do not work with in-place operations,
     which CLIP's ResNet has.)
+
+    Closing it removes all hooks.
 
     Args:
         model: The network.
@@ -180,39 +176,34 @@ class NanTracer:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.origin: str | None = None
         self._running = ["the loss"]
-        self._claimed: set[Node] = set()
-        self._handles: list[RemovableHandle] = []
+        self._claimed: set[torch.autograd.graph.Node] = set()
         for path, module in model.named_modules():
             name = f"{path or 'the network'} ({type(module).__name__})"
-            self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
-            self._handles.append(module.register_forward_hook(partial(self._leave, name)))
-
-    def close(self) -> None:
-        """Remove all hooks."""
-        for handle in self._handles:
-            handle.remove()
+            self.enter_context(module.register_forward_pre_hook(partial(self._enter, name)))
+            self.enter_context(module.register_forward_hook(partial(self._leave, name)))
 
     def check(self, value: Any, place: str) -> None:
         """Remember the place if it is the first with a number that is not finite."""
-        if self.origin is None and not all(x.isfinite().all() for x in iterate_tensors(value)):
+        if self.origin is None and not all(x.isfinite().all() for x in find_tensors(value)):
             self.origin = place
 
     def claim(self, value: Any, name: str) -> None:
         """Assign the unclaimed part of the graph behind a value to a module."""
-        nodes = [tensor.grad_fn for tensor in iterate_tensors(value)]
+        nodes = [tensor.grad_fn for tensor in find_tensors(value)]
         while nodes:
             node = nodes.pop()
             if node is not None and node not in self._claimed:
                 self._claimed.add(node)
-                self._handles.append(node.register_hook(partial(self._backward, name)))
+                self.enter_context(node.register_hook(partial(self._backward, name)))
                 nodes += [behind for behind, _ in node.next_functions]
 
     def _enter(self, name: str, module: nn.Module, inputs: Any) -> None:
         caller = self._running[-1]
         self.claim(inputs, caller)
-        computed = [tensor for tensor in iterate_tensors(inputs) if tensor.requires_grad]
+        computed = [tensor for tensor in find_tensors(inputs) if tensor.requires_grad]
         self.check(computed, f"{caller}, in the forward pass")  # attention masks may be infinite
         self._running.append(name)
 
@@ -225,10 +216,8 @@ class NanTracer:
         self.check(to_inputs, f"{name}, in the backward pass")
 
 
-def iterate_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested sequences."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from iterate_tensors(part)
+def find_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in nested sequences."""
+    if isinstance(value, (tuple, list)):
+        return [tensor for part in value for tensor in find_tensors(part)]
+    return [value] if isinstance(value, Tensor) else []

@@ -27,23 +27,21 @@ def start_watchdog() -> None:
     """In the main process, announce it to its children; in a child, end when the main one ends."""
     if "LOCAL_RANK" not in os.environ:
         os.environ[MAIN_PROCESS] = str(os.getpid())
-        return
-    is_child = os.environ["LOCAL_RANK"] != "0" and MAIN_PROCESS in os.environ  # not of torchrun
-    if is_child and os.name == "posix":
+    # Children of torchrun do not have the main process's id.
+    elif os.environ["LOCAL_RANK"] != "0" and MAIN_PROCESS in os.environ and os.name == "posix":
         threading.Thread(target=_exit_with_main, daemon=True).start()
 
 
 def _exit_with_main() -> None:
-    while os.getppid() == int(os.environ[MAIN_PROCESS]):
-        time.sleep(0.5)
-    if not _detached.is_set():
-        if os.environ["LOCAL_RANK"] == "1":  # one message is enough
-            print(
-                "error: the main process of this run has ended, and the others end with it",
-                file=sys.stderr,
-                flush=True,
-            )
-        os._exit(1)
+    while not _detached.wait(0.5):
+        if os.getppid() != int(os.environ[MAIN_PROCESS]):
+            if os.environ["LOCAL_RANK"] == "1":  # one message is enough
+                print(
+                    "error: the main process of this run has ended, and the others end with it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            os._exit(1)
 
 
 def detach() -> None:
@@ -61,20 +59,20 @@ def watch_children(started: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 def _exit_with_child(process: "subprocess.Popen[bytes]", rank: int) -> None:
     code = process.wait()
-    if code == 0 or not _ending.acquire(blocking=False):
-        return
-    kill_children()
-    if code < 0:  # otherwise it has reported the reason itself
-        cause = ", as when memory runs out" if code == -signal.SIGKILL else ""
-        sys.stdout.flush()
-        print(
-            f"error: process {rank} of {len(_started) + 1}, counted from 0 on this machine, was "
-            f"ended by a signal ({signal.strsignal(-code)}{cause}), and the others end with it; "
-            "continue a training from its last checkpoint with resume=auto hydra.run.dir=FOLDER",
-            file=sys.stderr,
-            flush=True,
-        )
-    os._exit(1)
+    if code != 0 and _ending.acquire(blocking=False):
+        kill_children()
+        if code < 0:  # otherwise it has reported the reason itself
+            cause = ", as when memory runs out" if code == -signal.SIGKILL else ""
+            sys.stdout.flush()
+            print(
+                f"error: process {rank} of {len(_started) + 1}, counted from 0 on this machine, "
+                f"was ended by a signal ({signal.strsignal(-code)}{cause}), and the others end "
+                "with it; continue a training from its last checkpoint with resume=auto "
+                "hydra.run.dir=FOLDER",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(1)
 
 
 def kill_children() -> bool:
@@ -93,8 +91,7 @@ def kill_children() -> bool:
 def wait_for_main_process() -> bool:
     """Wait for the main process to report an error and end; return whether it is still alive."""
     detach()
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
+    for _ in range(round(PATIENCE / 0.1)):
         if MAIN_PROCESS in os.environ and os.getppid() != int(os.environ[MAIN_PROCESS]):
             return False
         time.sleep(0.1)

@@ -52,8 +52,6 @@ class RefuseEarlierRun(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run's folder; child processes find the main process's run there."""
         folder = Path(config.hydra.run.dir)
-        is_used = any((folder / name).exists() for name in (".hydra", "results.json"))
-        is_main = os.environ.get("LOCAL_RANK", "0") == "0"
         if config.get("resume") == "auto":
             if "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False)):
                 _exit_with_error(
@@ -61,7 +59,11 @@ class RefuseEarlierRun(Callback):
                         "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER"
                     )
                 )
-        elif is_used and is_main and os.environ.get(SWEEP_JOB) != str(folder):
+        elif (
+            any((folder / name).exists() for name in (".hydra", "results.json"))
+            and os.environ.get("LOCAL_RANK", "0") == "0"
+            and os.environ.get(SWEEP_JOB) != str(folder)
+        ):
             _exit_with_error(
                 InputError(
                     f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is "
@@ -145,8 +147,10 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip: " not in record.getMessage()
     )
-    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    logging.getLogger(connector).setLevel(logging.WARNING)  # a notice at every checkpoint
+    # A notice at every checkpoint.
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(
+        logging.WARNING
+    )
 
 
 def _exit_with_error(error: Exception) -> None:
@@ -163,8 +167,9 @@ def _exit_with_error(error: Exception) -> None:
 def _to_line(error: Exception) -> str:
     if isinstance(error, InputError):  # a data worker's message includes its traceback
         return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
-    texts = [str(text) for text in (error, error.__cause__) if text]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    message = " ".join(dict.fromkeys(line for line in lines if not line.startswith(HYDRA_NOISE)))
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
+    message = " ".join(
+        dict.fromkeys(line for line in lines if line and not line.startswith(HYDRA_NOISE))
+    )
     key = getattr(error, "full_key", None)
     return f"{message} ({key})" if key and str(key) not in message else message

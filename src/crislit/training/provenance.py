@@ -41,30 +41,34 @@ def fingerprint(config: Mapping[str, Any]) -> dict[str, str]:
     """
     names = (
         *("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size"),
-        *("batch_size_per_device", "threshold", "protocol", "resume"),
+        *("batch_size_per_device", "threshold", "protocol"),
     )
-    facts: dict[str, Any] = {name: config.get(name) for name in names}
-    if facts["resume"] == "auto":  # a run that continues ends as if it had not been interrupted
-        facts["resume"] = None
-    if config.get("augment") is not None:  # absent in version 0.1
-        facts["augment"] = config["augment"]
-    trainer = config.get("trainer") or {}
+    trainer, dataset = config.get("trainer") or {}, config["dataset"]
     on_cpus = trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int)
     processes = trainer["devices"] * trainer.get("num_nodes", 1) if on_cpus else 1
     clip_weights = fingerprint_source(config["model"].get("clip_weights"))
-    facts |= {
+    facts: dict[str, Any] = {
+        **{name: config.get(name) for name in names},
         "trainer": {k: v for k, v in trainer.items() if k not in NEUTRAL_TRAINER_KEYS},
         "processes without SyncBN": processes,
         "model": config["model"] | {"clip_weights": clip_weights},
+        # A run that continues ends as if it had not been interrupted.
+        "resume": None if config.get("resume") == "auto" else config.get("resume"),
     }
-    dataset = config["dataset"]
-    common = facts | {name: dataset.get(name) for name in ("sentences_per_image", "max_images")}
-    for group, key in (("decoder", "layers"), ("loss", "contrastive")):
-        common[group] = {name: value for name, value in config[group].items() if name != key}
-    data = {name: value for name, value in dataset.items() if name not in NEUTRAL_DATASET_KEYS}
-    if data.get("on_error") == "raise":  # absent in early records
-        del data["on_error"]
+    if config.get("augment") is not None:  # absent in version 0.1
+        facts["augment"] = config["augment"]
+    common = facts | {
+        **{name: dataset.get(name) for name in ("sentences_per_image", "max_images")},
+        "decoder": {k: v for k, v in config["decoder"].items() if k != "layers"},
+        "loss": {k: v for k, v in config["loss"].items() if k != "contrastive"},
+    }
     source = build_source(dataset, Path(str(config.get("data_root", "data"))).expanduser())
+    data = {
+        name: value
+        for name, value in dataset.items()
+        # on_error=raise is absent in early records.
+        if name not in NEUTRAL_DATASET_KEYS and (name, value) != ("on_error", "raise")
+    }
     data |= {"seed": config["seed"], "content": source.content(dataset.get("on_error") == "skip")}
     return {"experiment": _digest(facts | {"dataset": data}), "setting": _digest(common)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from crislit.errors import DamagedFileError, InputError
+from crislit.errors import DamagedFileError, InputError, require
 from crislit.models.config import CRISConfig
 from crislit.training.checkpointing import LAST, NEXT, PREVIOUS
 from crislit.training.provenance import fingerprint
@@ -32,10 +32,10 @@ def finished_score(config: Mapping[str, Any], experiment: str, folder: Path) -> 
         raise InputError(
             f"{path} is damaged: remove it, and the run continues from its last checkpoint"
         ) from error
-    if results.get("experiment") != experiment:
-        raise InputError(
-            f"{folder} holds a run with other settings; resume=auto continues only one run"
-        )
+    require(
+        results.get("experiment") == experiment,
+        f"{folder} holds a run with other settings; resume=auto continues only one run",
+    )
     log.info("resume=auto: finished before, nothing is left to do in %s", folder)
     return float(results["splits"].get(config["dataset"]["select_split"], {}).get("mIoU", 0.0))
 
@@ -53,15 +53,12 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     if resume is None:
         return None
     if resume == AUTO:
-        checkpoint = latest_checkpoint(folder)
-        if checkpoint is None:
-            log.info("resume=auto: no checkpoint in %s, starting from the beginning", folder)
-        return checkpoint
+        return latest_checkpoint(folder)
     path = Path(resume).expanduser()
-    if path.exists() and not path.is_file():
-        raise InputError(
-            f"resume={path} is not a file: a run keeps its checkpoints as RUN/checkpoints/last.ckpt"
-        )
+    require(
+        path.is_file() or not path.exists(),
+        f"resume={path} is not a file: a run keeps its checkpoints as RUN/checkpoints/last.ckpt",
+    )
     try:
         return read_without_weights(path)
     except DamagedFileError as error:
@@ -84,11 +81,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             return read_without_weights(path)
         except DamagedFileError as error:
             log.warning("%s; using the checkpoint before it", error)
-    if paths:
-        raise InputError(
-            f"every checkpoint in {folder / 'checkpoints'} is damaged; without the folder, a run "
-            "starts from the beginning"
-        )
+    require(
+        not paths,
+        f"every checkpoint in {folder / 'checkpoints'} is damaged; without the folder, a run "
+        "starts from the beginning",
+    )
+    log.info("resume=auto: no checkpoint in %s, starting from the beginning", folder)
     return None
 
 
@@ -113,24 +111,27 @@ def check_resume(
             if another learning rate is requested.
     """
     path, saved, wanted = checkpoint.source, checkpoint.network.to_dict(), network.to_dict()
-    different = [name for name in wanted if wanted[name] != saved[name]]
-    if different:
-        found = ", ".join(f"{name}={saved[name]} instead of {wanted[name]}" for name in different)
-        raise InputError(
-            f"{path} is a checkpoint of another model: it has {found}. Resume with the overrides "
-            "of its own run"
-        )
-    if config["resume"] == AUTO and fingerprint(checkpoint.config)["experiment"] != experiment:
-        raise InputError(
-            f"{path} belongs to a run with other settings; resume=auto continues only one run"
-        )
+    different = ", ".join(
+        f"{name}={saved[name]} instead of {wanted[name]}"
+        for name in wanted
+        if saved[name] != wanted[name]
+    )
+    require(
+        not different,
+        f"{path} is a checkpoint of another model: it has {different}. Resume with the overrides "
+        "of its own run",
+    )
+    require(
+        config["resume"] != AUTO or fingerprint(checkpoint.config)["experiment"] == experiment,
+        f"{path} belongs to a run with other settings; resume=auto continues only one run",
+    )
     before, now = (
         settings["recipe"]["optimizer"]["learning_rate"]
         for settings in (checkpoint.config or config, config)
     )
-    if before != now:
-        raise InputError(
-            f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "
-            f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it"
-        )
+    require(
+        before == now,
+        f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "
+        f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it",
+    )
     log.info("continuing from %s at step %d", path, checkpoint.steps)

@@ -9,12 +9,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 
 from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from crislit.checkpoints.clip_weights import find_weights
 from crislit.data.datamodule import ReferDataModule
-from crislit.errors import InputError, check_integer
+from crislit.errors import check_integer, require
 from crislit.models.cris import count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
@@ -120,20 +119,22 @@ def build(started: Start) -> Training:
     else:
         check_resume(resume, config, model.config, started.fingerprint["experiment"])
         initial_weights = resume.initial_weights
-    model = apply_training_form(model, config)
-    task = build_task(model, data, config, initial_weights)
+    task = build_task(apply_training_form(model, config), data, config, initial_weights)
 
-    best = ModelCheckpoint(
-        folder, "best", f"{data.select_split}/mIoU", mode="max", enable_version_counter=False
-    )
-    last, seeds = LastCheckpoint(folder, config["checkpoint_every"]), StepSeeds(config["seed"])
-    callbacks: list[L.Callback] = [SkippedSamples(data)] if data.on_error == "skip" else []
-    callbacks += [best, last, seeds, NanGuard(seeds, folder), ValidationLogger(data.select_split)]
-    continues = resume is not None and Path(resume.source).parent == folder
-    logger = build_logger(config, started.folder, resume.steps if resume and continues else 0)
-    if isinstance(logger, Logger):
+    seeds, metric = StepSeeds(config["seed"]), f"{data.select_split}/mIoU"
+    callbacks: list[L.Callback] = [
+        *([SkippedSamples(data)] if data.on_error == "skip" else []),
+        ModelCheckpoint(folder, "best", metric, mode="max", enable_version_counter=False),
+        LastCheckpoint(folder, config["checkpoint_every"]),
+        seeds,
+        NanGuard(seeds, folder),
+        ValidationLogger(data.select_split),
+    ]
+    resumed_steps = resume.steps if resume and Path(resume.source).parent == folder else 0
+    logger = build_logger(config, started.folder, resumed_steps)
+    if logger:
         callbacks.append(LearningRateMonitor("epoch"))
-        logger.log_hyperparams({**config, "parameters": count_parameters(model)})
+        logger.log_hyperparams({**config, "parameters": count_parameters(task.model)})
     trainer = build_trainer(config, started.folder, callbacks, logger)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     return Training(started, task, trainer)
@@ -153,14 +154,18 @@ def fit(training: Training) -> None:
         processes.detach()  # every process ends on its own
         if not trainer.is_global_zero:
             raise SystemExit(0) from stop  # the main process's exit code is the run's
-        folder, last = started.folder, started.folder / "checkpoints" / LAST
         log.warning(
-            "%s; continue with resume=auto hydra.run.dir=%s, or resume=%s", stop, folder, last
+            "%s; continue with resume=auto hydra.run.dir=%s, or resume=%s",
+            stop,
+            started.folder,
+            started.folder / "checkpoints" / LAST,
         )
         raise SystemExit(128 + stop.number) from stop
-    if trainer.global_step == done and started.config["resume"] != AUTO:
-        limits = {name: started.config["trainer"][name] for name in ("max_epochs", "max_steps")}
-        raise InputError(f"no step was taken beyond step {done} with {limits}: nothing to evaluate")
+    limits = {name: started.config["trainer"][name] for name in ("max_epochs", "max_steps")}
+    require(
+        trainer.global_step != done or started.config["resume"] == AUTO,
+        f"no step was taken beyond step {done} with {limits}: nothing to evaluate",
+    )
 
 
 def evaluate(training: Training) -> dict[str, Any]:
@@ -174,11 +179,12 @@ def evaluate(training: Training) -> dict[str, Any]:
             "the run ended before a validation: there is no best.ckpt, evaluating the last weights"
         )
     training.task.model.load_state_dict(read_checkpoint(checkpoint).weights)
-    count = started.config["callbacks"]["pictures"]
-    results = evaluate_splits(
-        trainer, training.task, started.data, started.folder / "figures", count
-    )
-    results |= {"checkpoint": str(checkpoint), "steps": trainer.global_step}
+    figures, count = started.folder / "figures", started.config["callbacks"]["pictures"]
+    results = {
+        **evaluate_splits(trainer, training.task, started.data, figures, count),
+        "checkpoint": str(checkpoint),
+        "steps": trainer.global_step,
+    }
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SkippedSamples):
             results["skipped"] = [
@@ -190,8 +196,9 @@ def evaluate(training: Training) -> dict[str, Any]:
 def write(training: Training, results: dict[str, Any], overrides: Sequence[str]) -> float:
     """Write and print the results; return the selecting split's mIoU."""
     started, task, trainer = training.start, training.task, training.trainer
-    results |= describe_run(task.metadata["config"], overrides, task.model) | started.fingerprint
     results |= {
+        **describe_run(task.metadata["config"], overrides, task.model),
+        **started.fingerprint,
         "initial_weights": task.metadata["initial_weights"],
         "seconds": time.perf_counter() - started.time,
     }

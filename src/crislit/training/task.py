@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crislit.checkpoints.checkpoint import KEY
 from crislit.data.dataset import EvaluationBatch, TrainBatch
 from crislit.data.samplers import NO_SAMPLE
-from crislit.errors import InputError, check_integer
+from crislit.errors import InputError, check_integer, require
 from crislit.models.cris import CRIS
 from crislit.models.optimized import optimize_for_inference
 from crislit.training.losses import text_to_pixel_contrastive_loss
@@ -59,14 +59,16 @@ class CRISTask(L.LightningModule):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
-            raise InputError(f"threshold must be a number in [0, 1), got {threshold!r}")
+        require(
+            isinstance(threshold, (int, float)) and 0 <= threshold < 1,
+            f"threshold must be a number in [0, 1), got {threshold!r}",
+        )
         rates = {"learning_rate": learning_rate, "encoder_factor": encoder_factor, "gamma": gamma}
         for name, value in rates.items():
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise InputError(
-                    f"recipe.optimizer.{name} must be a positive number, got {value!r}"
-                )
+            require(
+                isinstance(value, (int, float)) and 0 < value < float("inf"),
+                f"recipe.optimizer.{name} must be a positive number, got {value!r}",
+            )
         check_integer("recipe.optimizer.encoder_from", encoder_from, 0)
         if isinstance(milestones, str) or not isinstance(milestones, Sequence):
             raise InputError(
@@ -113,19 +115,22 @@ class CRISTask(L.LightningModule):
             lr=self.learning_rate,
             fused=True,  # the same steps, several times faster
         )
-        # MultiStepLR, with one more step for the encoders.
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            [self.encoder_rate if name == "encoders" else self.rate for name in groups],
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {
+            "optimizer": optimizer,
+            # MultiStepLR, with one more step for the encoders.
+            "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(
+                optimizer,
+                [self.encoder_rate if name == "encoders" else self.rate for name in groups],
+            ),
+        }
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained parameters, grouped as in the released code."""
         groups: dict[str, list[nn.Parameter]] = {"encoders": [], "rest": []}
         for name, parameter in self.model.named_parameters():
-            in_encoder = name.startswith(("image_encoder.", "text_encoder."))
-            is_encoder = in_encoder and "positional_embedding" not in name
+            is_encoder = name.startswith(("image_encoder.", "text_encoder.")) and (
+                "positional_embedding" not in name
+            )
             if parameter.requires_grad:
                 groups["encoders" if is_encoder else "rest"].append(parameter)
         return groups

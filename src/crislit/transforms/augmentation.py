@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.io.images import Image
 from crislit.transforms.letterbox import letterbox_image, letterbox_mask
 
@@ -69,7 +69,7 @@ def exchange_sides(sentence: str) -> str:
         if match.start() in unchanged:
             return match[0]
         side = match["side"]
-        other = SIDES[side.lower()]
+        other = SIDES[side.casefold()]  # "ſ" counts as an "s", too
         other = other.upper() if side.isupper() else other.title() if side.istitle() else other
         return f"{match['prefix'] or ''}{other}"
 
@@ -90,8 +90,10 @@ class Augmentation:
     """
 
     def __init__(self, flip: float = 0.0, transforms: Sequence[A.BasicTransform] = ()) -> None:
-        if not isinstance(flip, (int, float)) or not 0 <= flip <= 1:
-            raise InputError(f"augment.flip must be a probability in [0, 1], got {flip!r}")
+        require(
+            isinstance(flip, (int, float)) and 0 <= flip <= 1,
+            f"augment.flip must be a probability in [0, 1], got {flip!r}",
+        )
         self.flip, self.transforms = flip, list(transforms)
         self._composed: dict[int, A.Compose] = {}
 

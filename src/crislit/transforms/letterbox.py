@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crislit.errors import InputError
+from crislit.errors import require
 from crislit.io.images import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -126,8 +126,10 @@ def probability_maps(
     squares = F.interpolate(
         torch.sigmoid(logits.float()), size=2 * (image_size,), mode="bicubic", align_corners=True
     )  # (B, 1, S, S)
-    pairs = zip(squares[:, 0].cpu().numpy(), sizes, strict=True)
-    return (restore(square, *size) for square, size in pairs)
+    return (
+        restore(square, *size)
+        for square, size in zip(squares[:, 0].cpu().numpy(), sizes, strict=True)
+    )
 
 
 def restore(square: ProbabilityMap, height: int, width: int) -> ProbabilityMap:
@@ -136,11 +138,11 @@ def restore(square: ProbabilityMap, height: int, width: int) -> ProbabilityMap:
     Raises:
         InputError: If the map contains NaN or infinity, which thresholding would silently accept.
     """
-    if not np.isfinite(square).all():
-        raise InputError(
-            "the network computes NaN or infinity: its weights are too large, its training failed, "
-            "or float16 is too small"
-        )
+    require(
+        np.isfinite(square).all(),
+        "the network computes NaN or infinity: its weights are too large, its training failed, or "
+        "float16 is too small",
+    )
     _, inverse = letterbox_matrices(height, width, square.shape[0])
     return cv2.warpAffine(  # type: ignore[return-value]
         square, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0
