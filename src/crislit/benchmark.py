@@ -43,7 +43,7 @@ from crislit.benchmarks.measurements import (
 from crislit.benchmarks.parameters import BACKBONES, count_table1_parameters, parameter_table
 from crislit.benchmarks.timing import Machine, measure_machine
 from crislit.errors import check_integer, one_line_errors, require
-from crislit.training.provenance import hardware
+from crislit.training import hardware
 
 PARTS = {
     "parameters": "parameters of table 1's rows in millions, beside the paper's (printed only)",

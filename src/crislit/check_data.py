@@ -3,8 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from crislit.data.custom import read_custom
-from crislit.data.custom_check import find_notes, find_unreadable, summarize
+from crislit.data import find_notes, find_unreadable, read_custom, summarize
 from crislit.errors import one_line_errors, printable, require
 
 EPILOG = """

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from crislit.checkpoints.checkpoint import read_any, write_folder, write_released
+from crislit.checkpoints import read_any, write_folder, write_released
 from crislit.errors import one_line_errors
 
 EPILOG = """

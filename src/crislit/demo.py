@@ -7,8 +7,7 @@ import tempfile
 from collections.abc import Sequence
 
 from crislit.errors import InputError, one_line_errors, require
-from crislit.inference.segmenter import load
-from crislit.inference.web_page import MAX_UPLOAD_BYTES, RequestFilter, build_page
+from crislit.inference import MAX_UPLOAD_BYTES, RequestFilter, build_page, load
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.training.evaluation import evaluate_checkpoint
-from crislit.training.program import hydra_command
+from crislit.training import evaluate_checkpoint, hydra_command
 
 
 @hydra_command("evaluate")

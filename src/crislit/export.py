@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import one_line_errors
-from crislit.inference.onnx_export import export_onnx
-from crislit.inference.onnx_network import EXPORT_CONFIG, GROUNDING, IMAGE_ENCODER
-from crislit.io.assets import EXAMPLES
+from crislit.inference import EXPORT_CONFIG, GROUNDING, IMAGE_ENCODER, export_onnx
+from crislit.io import EXAMPLES
 
 EPILOG = f"""
 The network is split into two graphs, so that an image is encoded once for all its sentences:

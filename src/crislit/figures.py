@@ -18,7 +18,7 @@ from crislit.experiments.figures import (
     find_failures,
     threshold_curve,
 )
-from crislit.io.files import write_csv
+from crislit.io import write_csv
 
 KINDS = {
     "compare": "figure 4: the same samples by several networks (the paper's four are baseline, "

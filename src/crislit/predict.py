@@ -12,9 +12,15 @@ from typing import Any
 from tqdm import tqdm
 
 from crislit.errors import InputError, one_line_errors, require
-from crislit.inference.masks import safe_file_name, to_json, write_images
-from crislit.inference.segmenter import Segmenter, check_sentences, load
-from crislit.io.images import image_suffixes, open_image
+from crislit.inference import (
+    Segmenter,
+    check_sentences,
+    load,
+    safe_file_name,
+    to_json,
+    write_images,
+)
+from crislit.io import image_suffixes, open_image
 
 EPILOG = """
 Each image and sentence gets two files in the output folder, IMAGE-SENTENCE-mask.png (0 and 255, at

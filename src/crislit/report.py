@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import one_line_errors
-from crislit.experiments.report import write_report
-from crislit.experiments.runs import collect, group_by_setting
-from crislit.experiments.tables import fill_blocks, readme_tables
-from crislit.io.files import write_text
+from crislit.experiments import collect, fill_blocks, group_by_setting, readme_tables, write_report
+from crislit.io import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.experiments.sweep import run_job
-from crislit.training.program import hydra_command
+from crislit.experiments import run_job
+from crislit.training import hydra_command
 from crislit.training.run import run
 
 PASSED_ON = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydra.verbose")

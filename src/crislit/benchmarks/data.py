@@ -20,19 +20,18 @@ from crislit.benchmarks.inference import build_network
 from crislit.benchmarks.measurements import Measurement, Options, compare_to_reference
 from crislit.benchmarks.timing import Work, interleave, run_in_new_process
 from crislit.config import compose_config
-from crislit.data.datamodule import ReferDataModule
-from crislit.data.dataset import read_image
-from crislit.data.refer_index import ReferIndex
-from crislit.data.samplers import TrainKey
-from crislit.data.scenes import encode_segmentation
-from crislit.data.shapes import make_scene
-from crislit.io.files import write_text
-from crislit.io.images import Image
-from crislit.models.cris import CRIS
-from crislit.models.optimized import optimize_for_training
-from crislit.training.build import build_data
-from crislit.training.losses import text_to_pixel_contrastive_loss
-from crislit.transforms.letterbox import (
+from crislit.data import (
+    ReferDataModule,
+    ReferIndex,
+    TrainKey,
+    encode_segmentation,
+    make_scene,
+    read_image,
+)
+from crislit.io import Image, write_text
+from crislit.models import CRIS, optimize_for_training
+from crislit.training import build_data, text_to_pixel_contrastive_loss
+from crislit.transforms import (
     BORDER,
     letterbox_image,
     letterbox_mask,

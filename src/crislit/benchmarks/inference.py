@@ -15,20 +15,16 @@ from torch import Tensor
 from crislit.benchmarks.measurements import Measurement, Options, compare_to_reference
 from crislit.benchmarks.reference import reference_logits
 from crislit.benchmarks.timing import Machine, Work, count_cost, interleave
-from crislit.checkpoints.checkpoint import Checkpoint, read_any, write_folder
+from crislit.checkpoints import Checkpoint, read_any, write_folder
 from crislit.config import compose_config
-from crislit.data.dataset import ReferEvaluationSet
+from crislit.data import ReferEvaluationSet
 from crislit.errors import InputError, require
-from crislit.experiments.paper import TABLE1
-from crislit.inference.onnx_export import export_onnx
-from crislit.inference.onnx_network import OnnxNetwork
-from crislit.io.assets import EXAMPLES
-from crislit.models.cris import CRIS
-from crislit.models.optimized import optimize_for_inference
-from crislit.training.build import build_data, build_model
-from crislit.training.metrics import SegmentationMetric, intersection_and_union
-from crislit.transforms.letterbox import normalise, probability_maps
-from crislit.transforms.tokenizer import tokenize
+from crislit.experiments import TABLE1
+from crislit.inference import OnnxNetwork, export_onnx
+from crislit.io import EXAMPLES
+from crislit.models import CRIS, optimize_for_inference
+from crislit.training import SegmentationMetric, build_data, build_model, intersection_and_union
+from crislit.transforms import normalise, probability_maps, tokenize
 
 SENTENCES = (
     "the man in red",

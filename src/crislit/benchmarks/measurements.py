@@ -13,8 +13,8 @@ from typing import Any
 from rich.table import Column, Table
 
 from crislit.benchmarks.timing import Machine
-from crislit.io.files import write_csv
-from crislit.training.provenance import commit, hardware
+from crislit.io import write_csv
+from crislit.training import commit, hardware
 
 
 @dataclass(frozen=True)

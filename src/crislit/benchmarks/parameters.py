@@ -4,8 +4,8 @@ import torch
 from rich.table import Column, Table
 
 from crislit.benchmarks.inference import build_network
-from crislit.experiments.paper import TABLE1
-from crislit.models.cris import count_parameters
+from crislit.experiments import TABLE1
+from crislit.models import count_parameters
 
 BACKBONES = ("rn50", "rn101")
 

@@ -4,12 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crislit.models.cris import CRIS
-from crislit.models.decoder import Decoder, DecoderLayer, sine_positions, sine_positions_2d
-from crislit.models.image_encoder import ImageEncoder, SpatialAttentionPool
-from crislit.models.neck import Neck
-from crislit.models.projector import ImageProjector, PixelClassifier, TextProjector
-from crislit.models.text_encoder import TextEncoder
+from crislit.models import (
+    CRIS,
+    Decoder,
+    DecoderLayer,
+    ImageEncoder,
+    ImageProjector,
+    Neck,
+    PixelClassifier,
+    SpatialAttentionPool,
+    TextEncoder,
+    TextProjector,
+    sine_positions,
+    sine_positions_2d,
+)
 
 
 def reference_logits(model: CRIS, images: Tensor, tokens: Tensor) -> Tensor:

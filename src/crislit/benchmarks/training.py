@@ -17,12 +17,9 @@ from crislit.benchmarks.timing import (
     peak_memory,
     run_in_new_process,
 )
-from crislit.models.cris import CRIS
-from crislit.models.optimized import optimize_for_training
-from crislit.models.recompute import recompute_activations
-from crislit.training.allocator import keep_freed_memory
-from crislit.training.losses import text_to_pixel_contrastive_loss
-from crislit.transforms.tokenizer import tokenize
+from crislit.models import CRIS, optimize_for_training, recompute_activations
+from crislit.training import keep_freed_memory, text_to_pixel_contrastive_loss
+from crislit.transforms import tokenize
 
 BATCH = 4
 """Sentences per step."""

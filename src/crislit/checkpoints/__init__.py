@@ -1,1 +1,41 @@
 """Trained networks on disk."""
+
+from crislit.checkpoints.checkpoint import (
+    CONFIG,
+    KEY,
+    WEIGHTS,
+    Checkpoint,
+    checkpoint_metadata,
+    read_any,
+    read_checkpoint,
+    write_folder,
+    write_released,
+)
+from crislit.checkpoints.clip_weights import (
+    OPENAI,
+    find_weights,
+    fingerprint_source,
+    identify_weights,
+    load_clip_weights,
+    unreachable,
+)
+from crislit.checkpoints.released import load_released
+
+__all__ = [
+    "CONFIG",
+    "KEY",
+    "OPENAI",
+    "WEIGHTS",
+    "Checkpoint",
+    "checkpoint_metadata",
+    "find_weights",
+    "fingerprint_source",
+    "identify_weights",
+    "load_clip_weights",
+    "load_released",
+    "read_any",
+    "read_checkpoint",
+    "unreachable",
+    "write_folder",
+    "write_released",
+]

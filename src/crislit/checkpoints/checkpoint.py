@@ -19,21 +19,22 @@ from torch import Tensor
 from crislit.checkpoints.released import parse_released, to_released
 from crislit.config import VERSION
 from crislit.errors import InputError, check_integer, first_line, require
-from crislit.io.assets import shipped_networks
-from crislit.io.files import Writer, refuse_existing, text_writer, write_files
-from crislit.io.tensors import (
+from crislit.io import (
+    Writer,
     check_checksums,
     check_finite,
     check_names,
     check_storage,
     read_safetensors,
     read_torch,
+    refuse_existing,
     save_tensors,
+    shipped_networks,
+    text_writer,
     to_state_dict,
+    write_files,
 )
-from crislit.models.build import build_cris
-from crislit.models.config import CRISConfig
-from crislit.models.cris import CRIS
+from crislit.models import CRIS, CRISConfig, build_cris
 
 KEY = "crislit"
 """Key of :func:`checkpoint_metadata` in Lightning checkpoints, and of the version of crislit in

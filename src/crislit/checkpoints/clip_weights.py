@@ -17,10 +17,8 @@ from torch import Tensor
 
 from crislit.checkpoints.released import clip_sizes, from_released, to_released
 from crislit.errors import InputError, first_line, require
-from crislit.io.assets import shipped_weights
-from crislit.io.files import sha256
-from crislit.io.tensors import check_names, read_state_dict
-from crislit.models.cris import CRIS
+from crislit.io import check_names, read_state_dict, sha256, shipped_weights
+from crislit.models import CRIS
 
 OPENAI = "openai"
 OPENAI_MODELS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")

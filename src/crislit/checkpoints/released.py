@@ -11,16 +11,8 @@ import torch
 from torch import Tensor
 
 from crislit.errors import InputError, require
-from crislit.io.tensors import (
-    check_finite,
-    check_names,
-    format_shape,
-    join_names,
-    read_state_dict,
-)
-from crislit.models.build import build_cris
-from crislit.models.config import CRISConfig
-from crislit.models.cris import CRIS
+from crislit.io import check_finite, check_names, format_shape, join_names, read_state_dict
+from crislit.models import CRIS, CRISConfig, build_cris
 
 log = logging.getLogger(__name__)
 PREFIXES = (

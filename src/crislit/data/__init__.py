@@ -1,1 +1,35 @@
 """Data sets: reading, drawing and serving them."""
+
+from crislit.data.custom import read_custom
+from crislit.data.custom_check import find_notes, find_unreadable, summarize
+from crislit.data.datamodule import ReferDataModule, completed_batches
+from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet, TrainBatch, read_image
+from crislit.data.refer_annotations import parse_segmentation, rasterize
+from crislit.data.refer_index import ReferIndex
+from crislit.data.samplers import NO_SAMPLE, TrainKey, evaluation_share
+from crislit.data.scenes import encode_segmentation
+from crislit.data.shapes import SETS, make_scene
+from crislit.data.sources import build_source
+
+__all__ = [
+    "NO_SAMPLE",
+    "SETS",
+    "EvaluationBatch",
+    "ReferDataModule",
+    "ReferEvaluationSet",
+    "ReferIndex",
+    "TrainBatch",
+    "TrainKey",
+    "build_source",
+    "completed_batches",
+    "encode_segmentation",
+    "evaluation_share",
+    "find_notes",
+    "find_unreadable",
+    "make_scene",
+    "parse_segmentation",
+    "rasterize",
+    "read_custom",
+    "read_image",
+    "summarize",
+]

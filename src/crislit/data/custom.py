@@ -22,10 +22,8 @@ from tqdm import tqdm
 
 from crislit.data.refer_annotations import index_by_id, parse_segmentation
 from crislit.errors import InputError, require
-from crislit.io.dataset_images import read_upright_size
-from crislit.io.files import read_json
-from crislit.io.masks import read_mask
-from crislit.transforms.tokenizer import has_words
+from crislit.io import read_json, read_mask, read_upright_size
+from crislit.transforms import has_words
 
 KEYS = {"image", "sentence", "sentences", "split", "mask", "polygons", "rle"}
 

@@ -6,8 +6,8 @@ from tqdm import tqdm
 
 from crislit.data.custom import CustomData, Problem
 from crislit.errors import InputError
-from crislit.io.dataset_images import decode_image
-from crislit.transforms.tokenizer import truncated_words
+from crislit.io import decode_image
+from crislit.transforms import truncated_words
 
 
 def find_unreadable(data: CustomData) -> list[Problem]:

@@ -14,11 +14,9 @@ from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import TrainKey, epoch_order
 from crislit.errors import InputError
-from crislit.io.dataset_images import decode_image, decode_pixels, read_image_file
-from crislit.io.images import Image
+from crislit.io import Image, decode_image, decode_pixels, read_image_file
+from crislit.transforms import letterbox_image, letterbox_mask, stack_images, tokenize
 from crislit.transforms.augmentation import Augmentation
-from crislit.transforms.letterbox import letterbox_image, letterbox_mask, stack_images
-from crislit.transforms.tokenizer import tokenize
 
 Protocol = Literal["all_sentences", "first_sentence"]
 """Which sentences are evaluated: all, as the field does, or the first of each ref, by which the

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from crislit.errors import InputError
-from crislit.io.images import MAX_PIXELS
+from crislit.io import MAX_PIXELS
 
 MAX_SIDE = 2**15
 """Pixels; a larger side means damaged annotations, and drawing its mask would exhaust memory."""

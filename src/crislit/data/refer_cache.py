@@ -25,8 +25,7 @@ from crislit.data.refer_annotations import (
     parse_text,
 )
 from crislit.errors import InputError, require
-from crislit.io.files import write_files
-from crislit.io.images import MAX_PIXELS
+from crislit.io import MAX_PIXELS, write_files
 
 log = logging.getLogger(__name__)
 

@@ -39,8 +39,7 @@ from crislit.data.refer_cache import (
     write_cache,
 )
 from crislit.errors import InputError, first_line, require
-from crislit.io.files import read_json
-from crislit.io.pickles import load_pickle
+from crislit.io import load_pickle, read_json
 
 log = logging.getLogger(__name__)
 

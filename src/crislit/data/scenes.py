@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crislit.data.expressions import COLOURS, HEIGHT, PATTERNS, SHAPES, WIDTH, Thing
-from crislit.io.images import Image
+from crislit.io import Image
 
 BoolMask = npt.NDArray[np.bool_]
 Coordinate = npt.NDArray[np.floating[Any]]

@@ -26,7 +26,7 @@ from crislit.data.expressions import HEIGHT, SHAPES, WIDTH, Style, describe
 from crislit.data.scenes import Drawn, bounding_slices, draw_scene, encode_segmentation, is_eligible
 from crislit.data.workers import init_worker
 from crislit.errors import InputError, require
-from crislit.io.images import Image
+from crislit.io import Image
 
 log = logging.getLogger(__name__)
 VERSION = 1

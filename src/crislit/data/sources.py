@@ -10,7 +10,7 @@ from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.shapes import VERSION, write_shapes
 from crislit.errors import InputError, require
-from crislit.io.files import sha256
+from crislit.io import sha256
 
 
 class DataSource(Protocol):

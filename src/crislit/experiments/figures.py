@@ -13,17 +13,13 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from tqdm import tqdm
 
-from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from crislit.data.dataset import ReferEvaluationSet
-from crislit.data.refer_annotations import parse_segmentation, rasterize
+from crislit.checkpoints import Checkpoint, read_checkpoint
+from crislit.data import ReferEvaluationSet, parse_segmentation, rasterize
 from crislit.errors import InputError, require
-from crislit.io.files import read_json
-from crislit.models.cris import CRIS
-from crislit.training.build import build_data
-from crislit.training.callbacks import draw_mask
-from crislit.training.metrics import intersection_and_union, iou
-from crislit.training.task import CRISTask
-from crislit.transforms.letterbox import normalise, restore
+from crislit.io import read_json
+from crislit.models import CRIS
+from crislit.training import CRISTask, build_data, draw_mask, intersection_and_union, iou
+from crislit.transforms import normalise, restore
 
 BoolMask = npt.NDArray[np.bool_]
 Curve = Sequence[tuple[float, float]]

@@ -11,9 +11,8 @@ from filelock import FileLock
 from crislit.data import shapes
 from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE2_COLUMNS
-from crislit.io.files import write_csv
-from crislit.training.metrics import METRICS
-from crislit.training.provenance import fingerprint
+from crislit.io import write_csv
+from crislit.training import METRICS, fingerprint
 
 log = logging.getLogger(__name__)
 

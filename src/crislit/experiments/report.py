@@ -15,7 +15,7 @@ from crislit.experiments.tables import (
     table2,
     table2_values,
 )
-from crislit.io.files import write_csv, write_text
+from crislit.io import write_csv, write_text
 
 
 def write_report(groups: Groups, folder: Path) -> str:

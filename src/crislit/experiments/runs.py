@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from crislit.checkpoints.clip_weights import OPENAI
+from crislit.checkpoints import OPENAI
 from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE1, TABLE2_CRIS
 from crislit.experiments.records import Row, is_valid_row, read_rows, result_rows
-from crislit.io.files import read_json
-from crislit.training.metrics import METRICS
+from crislit.io import read_json
+from crislit.training import METRICS
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,7 @@ from typing import Any
 
 from crislit.errors import InputError, require
 from crislit.experiments.records import add_run, find_run
-from crislit.training.program import FULL_ERROR, SWEEP_JOB
-from crislit.training.provenance import fingerprint
+from crislit.training import FULL_ERROR, SWEEP_JOB, fingerprint
 
 log = logging.getLogger(__name__)
 

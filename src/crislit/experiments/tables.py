@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from crislit.data.shapes import SETS
+from crislit.data import SETS
 from crislit.errors import require
 from crislit.experiments.paper import (
     TABLE1,
@@ -15,14 +15,7 @@ from crislit.experiments.paper import (
     Ablation,
 )
 from crislit.experiments.records import Row
-from crislit.experiments.runs import (
-    Groups,
-    Measured,
-    Runs,
-    Setting,
-    measure_column,
-    paper_setting,
-)
+from crislit.experiments.runs import Groups, Measured, Runs, Setting, measure_column, paper_setting
 
 TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "grefcoco": "G-Ref"}
 """The paper's names of its data sets; other data sets keep their names."""

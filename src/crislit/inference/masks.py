@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from crislit.errors import InputError
 from crislit.inference.segmenter import Segmentation
-from crislit.io.images import Image
+from crislit.io import Image
 
 COLOURS = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),

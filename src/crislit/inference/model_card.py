@@ -3,10 +3,9 @@
 import json
 from typing import Any
 
-from crislit.checkpoints.checkpoint import Checkpoint
-from crislit.checkpoints.clip_weights import identify_weights
+from crislit.checkpoints import Checkpoint, identify_weights
 from crislit.errors import InputError, require
-from crislit.io.assets import shipped_weights
+from crislit.io import shipped_weights
 
 TEMPLATE = """---
 {licence_tag}library_name: crislit

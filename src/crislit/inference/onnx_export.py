@@ -12,14 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crislit.checkpoints.checkpoint import read_any
+from crislit.checkpoints import read_any
 from crislit.errors import InputError
 from crislit.inference.onnx_network import EXPORT_CONFIG, GROUNDING, IMAGE_ENCODER
 from crislit.inference.quantization import quantize
-from crislit.io.assets import find_examples
-from crislit.io.files import Writer, refuse_existing, text_writer, write_files
-from crislit.models.cris import CRIS
-from crislit.models.optimized import optimize_for_inference
+from crislit.io import Writer, find_examples, refuse_existing, text_writer, write_files
+from crislit.models import CRIS, optimize_for_inference
 
 
 class Graph(nn.Module):

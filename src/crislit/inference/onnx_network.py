@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crislit.errors import InputError, first_line, require
-from crislit.models.neck import Maps
+from crislit.models import Maps
 
 IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG = "image_encoder.onnx", "grounding.onnx", "export.json"
 

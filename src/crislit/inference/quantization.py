@@ -11,10 +11,8 @@ import numpy.typing as npt
 import torch
 
 from crislit.inference.onnx_network import GROUNDING, IMAGE_ENCODER, OnnxNetwork
-from crislit.io.assets import Example
-from crislit.io.images import open_image
-from crislit.transforms.letterbox import letterbox_image, normalise, stack_images
-from crislit.transforms.tokenizer import tokenize
+from crislit.io import Example, open_image
+from crislit.transforms import letterbox_image, normalise, stack_images, tokenize
 
 Feed = dict[str, npt.NDArray[Any]]
 """One set of inputs of a graph, by name."""

@@ -15,20 +15,21 @@ import numpy.typing as npt
 import torch
 from huggingface_hub import HfApi, snapshot_download
 
-from crislit.checkpoints.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
+from crislit.checkpoints import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
 from crislit.errors import InputError, check_integer, first_line, require
 from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
-from crislit.io.images import Image, ImageSource, open_image
-from crislit.models.cris import CRIS, check_max_tokens
-from crislit.models.optimized import optimize_for_inference
-from crislit.transforms.letterbox import (
+from crislit.io import Image, ImageSource, open_image
+from crislit.models import CRIS, check_max_tokens, optimize_for_inference
+from crislit.transforms import (
+    has_words,
     letterbox_image,
     normalise,
     probability_maps,
     stack_images,
+    tokenize,
+    truncated_words,
 )
-from crislit.transforms.tokenizer import has_words, tokenize, truncated_words
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 

@@ -20,8 +20,7 @@ import PIL.Image
 from crislit.errors import InputError, require
 from crislit.inference.masks import colour_of, number_repeated, safe_file_name
 from crislit.inference.segmenter import Segmenter, truncation_warning
-from crislit.io.assets import EXAMPLES, find_examples
-from crislit.io.images import Image, open_image
+from crislit.io import EXAMPLES, Image, find_examples, open_image
 
 MAX_SENTENCES = 20
 MAX_UPLOAD_PIXELS = 40_000_000

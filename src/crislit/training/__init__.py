@@ -1,1 +1,31 @@
-"""Training and evaluation with Lightning."""
+"""Training and evaluation with Lightning; ``run.py`` trains one configuration."""
+
+from crislit.training.allocator import keep_freed_memory
+from crislit.training.build import build_data, build_model
+from crislit.training.callbacks import draw_mask
+from crislit.training.evaluation import evaluate_checkpoint
+from crislit.training.losses import text_to_pixel_contrastive_loss
+from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
+from crislit.training.program import FULL_ERROR, SWEEP_JOB, hydra_command
+from crislit.training.provenance import commit, fingerprint, hardware
+from crislit.training.task import CRISTask
+
+__all__ = [
+    "FULL_ERROR",
+    "METRICS",
+    "SWEEP_JOB",
+    "CRISTask",
+    "SegmentationMetric",
+    "build_data",
+    "build_model",
+    "commit",
+    "draw_mask",
+    "evaluate_checkpoint",
+    "fingerprint",
+    "hardware",
+    "hydra_command",
+    "intersection_and_union",
+    "iou",
+    "keep_freed_memory",
+    "text_to_pixel_contrastive_loss",
+]

@@ -17,16 +17,16 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from crislit.checkpoints.checkpoint import checkpoint_metadata
-from crislit.checkpoints.clip_weights import load_clip_weights
-from crislit.data.datamodule import ReferDataModule
-from crislit.data.sources import build_source
+from crislit.checkpoints import checkpoint_metadata, load_clip_weights
+from crislit.data import ReferDataModule, build_source
 from crislit.errors import InputError, check_integer, require
-from crislit.models.build import build_cris
-from crislit.models.config import CRISConfig
-from crislit.models.cris import CRIS
-from crislit.models.optimized import optimize_for_training
-from crislit.models.recompute import recompute_activations
+from crislit.models import (
+    CRIS,
+    CRISConfig,
+    build_cris,
+    optimize_for_training,
+    recompute_activations,
+)
 from crislit.training.callbacks import ProcessGuard
 from crislit.training.checkpointing import AtomicCheckpointIO
 from crislit.training.loggers import choose_wandb_mode, earlier_rows, earlier_wandb_run

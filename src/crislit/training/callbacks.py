@@ -10,11 +10,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crislit.data.datamodule import ReferDataModule
-from crislit.data.dataset import EvaluationBatch, ReferEvaluationSet, TrainBatch
-from crislit.data.samplers import evaluation_share
+from crislit.data import (
+    EvaluationBatch,
+    ReferDataModule,
+    ReferEvaluationSet,
+    TrainBatch,
+    evaluation_share,
+)
 from crislit.errors import printable
-from crislit.io.images import Image
+from crislit.io import Image
 from crislit.training import processes
 from crislit.training.loggers import Sample, log_samples
 from crislit.training.metrics import Mask, intersection_and_union, iou

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from crislit.checkpoints.checkpoint import read_checkpoint
-from crislit.data.datamodule import completed_batches
+from crislit.checkpoints import read_checkpoint
+from crislit.data import completed_batches
 from crislit.errors import InputError, require
-from crislit.io.files import sync, write_files
+from crislit.io import sync, write_files
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 """The last checkpoint, the one before it, and briefly the one that replaces it."""

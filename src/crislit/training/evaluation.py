@@ -13,18 +13,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from crislit.data.datamodule import ReferDataModule
-from crislit.data.dataset import ReferEvaluationSet
+from crislit.checkpoints import Checkpoint, read_checkpoint
+from crislit.data import ReferDataModule, ReferEvaluationSet
 from crislit.errors import require
-from crislit.io.files import write_json
-from crislit.models.cris import CRIS, check_max_tokens, count_parameters
+from crislit.io import write_json
+from crislit.models import CRIS, check_max_tokens, count_parameters
 from crislit.training.build import Config, build_trainer, loader_names, prepare_data
 from crislit.training.callbacks import SamplePlots
 from crislit.training.metrics import METRICS, reachable_iou
 from crislit.training.provenance import commit, fingerprint, hardware
 from crislit.training.task import CRISTask
-from crislit.transforms.tokenizer import tokenize
+from crislit.transforms import tokenize
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
-from crislit.checkpoints.clip_weights import unreachable
-from crislit.io.images import Image
+from crislit.checkpoints import unreachable
+from crislit.io import Image
 
 log = logging.getLogger(__name__)
 

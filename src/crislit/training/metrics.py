@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from crislit.transforms.letterbox import letterbox_mask, probability_maps
+from crislit.transforms import letterbox_mask, probability_maps
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 METRICS = ("mIoU", "oIoU", *(f"Pr@{round(100 * at)}" for at in PRECISION_AT))

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from crislit.data.dataset import TrainBatch
+from crislit.data import TrainBatch
 from crislit.errors import InputError, require
 from crislit.training.callbacks import gather_objects
 from crislit.training.checkpointing import LAST, StepSeeds

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from crislit.checkpoints.clip_weights import fingerprint_source
+from crislit.checkpoints import fingerprint_source
 from crislit.config import VERSION
-from crislit.data.sources import build_source
+from crislit.data import build_source
 
 CODE = (":/src", ":/conf", ":/pyproject.toml")
 """What a run depends on, from the top of the checkout."""

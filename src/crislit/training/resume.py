@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.errors import DamagedFileError, InputError, require
-from crislit.models.config import CRISConfig
+from crislit.models import CRISConfig
 from crislit.training.checkpointing import LAST, NEXT, PREVIOUS
 from crislit.training.provenance import fingerprint
 

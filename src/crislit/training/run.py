@@ -10,11 +10,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
-from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from crislit.checkpoints.clip_weights import find_weights
-from crislit.data.datamodule import ReferDataModule
+from crislit.checkpoints import Checkpoint, find_weights, read_checkpoint
+from crislit.data import ReferDataModule
 from crislit.errors import check_integer, require
-from crislit.models.cris import count_parameters
+from crislit.models import count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.build import (

@@ -10,15 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from crislit.checkpoints.checkpoint import KEY
-from crislit.data.dataset import EvaluationBatch, TrainBatch
-from crislit.data.samplers import NO_SAMPLE
+from crislit.checkpoints import KEY
+from crislit.data import NO_SAMPLE, EvaluationBatch, TrainBatch
 from crislit.errors import InputError, check_integer, require
-from crislit.models.cris import CRIS
-from crislit.models.optimized import optimize_for_inference
+from crislit.models import CRIS, optimize_for_inference
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.metrics import SegmentationMetric, intersection_and_union
-from crislit.transforms.letterbox import normalise, probability_maps
+from crislit.transforms import normalise, probability_maps
 
 Masks = list[npt.NDArray[np.bool_]]
 

@@ -1,35 +1,30 @@
 """Images and sentences to tensors, and logits back to probability maps.
 
-The Albumentations transforms are not exported: ``augmentation.py`` takes seconds to import.
+The augmentations are not exported: Albumentations takes seconds to import.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from crislit.transforms.letterbox import (
+    BORDER,
     letterbox_image,
     letterbox_mask,
+    letterbox_matrices,
     normalise,
     probability_maps,
+    restore,
     stack_images,
 )
-
-if TYPE_CHECKING:
-    from crislit.transforms.tokenizer import tokenize
+from crislit.transforms.tokenizer import has_words, tokenize, truncated_words
 
 __all__ = [
+    "BORDER",
+    "has_words",
     "letterbox_image",
     "letterbox_mask",
+    "letterbox_matrices",
     "normalise",
     "probability_maps",
+    "restore",
     "stack_images",
     "tokenize",
+    "truncated_words",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import ``tokenize`` on first use, because it loads open_clip."""
-    if name != "tokenize":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from crislit.transforms.tokenizer import tokenize
-
-    return tokenize

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crislit.errors import InputError, require
-from crislit.io.images import Image
+from crislit.io import Image
 from crislit.transforms.letterbox import letterbox_image, letterbox_mask
 
 CHECK = "NO_ALBUMENTATIONS_UPDATE"

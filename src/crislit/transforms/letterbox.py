@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crislit.errors import require
-from crislit.io.images import Image
+from crislit.io import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
