@@ -1,17 +1,17 @@
-"""python -m crislit.benchmark: measures parameters, speed and memory against a reference.
+"""python -m crislit.benchmark: measures parameters, speed and memory against a baseline.
 
-Without a part, all are measured. The reference, "plain", is the released implementation's forward
+Without a part, all are measured. The baseline, "plain", is the released implementation's forward
 pass: float32, contiguous tensors, one image and one sentence at a time, without reading and
 preprocessing. The candidates of a part run in turn. Columns of speed.csv:
 
   value       in the row's unit; a time is the median over the rounds
   unit        s, s per sentence, s per sample and core, images/s, GFLOP, GB, MB, %, mIoU (0 to 1);
               of losses and gradients, what the value is
-  ratio       how many times better than the reference: "plain", or the first row of --start, --data
+  ratio       how many times better than the baseline: "plain", or the first row of --start, --data
   floor       the value if only arithmetic took time, in the same unit
   moved       the value if only memory traffic took time ("memory" in the printed tables)
   spread      largest minus smallest value, as a share of the median
-  difference  relative difference from the reference's result; for --agreement, in mIoU
+  difference  relative difference from the baseline's result; for --agreement, in mIoU
 """
 
 import argparse

@@ -101,3 +101,29 @@ def test_an_error_of_one_or_all_processes_is_reported_once(
     body = f"processes.PATIENCE = {patience}\nif {condition}: {error}\ntime.sleep(600)"
     code, _, errors = wait_for_all(start_program(tmp_path, body))
     assert (code, errors) == (1, "error: this image is damaged\n")
+
+
+FORKS = """
+import os, time
+import torch.distributed
+from crislit.training import processes
+processes.start_watchdog()
+def seconds_per_fork():
+    start = time.perf_counter()
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    return time.perf_counter() - start
+alone = min(seconds_per_fork() for _ in range(5))
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+print(alone, min(seconds_per_fork() for _ in range(5)))
+"""
+
+
+def test_a_fork_waits_for_threads_of_collectives_if_there_are_several_processes() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", FORKS], check=True, capture_output=True, text=True
+    )
+    alone, together = map(float, result.stdout.split())
+    assert alone < 0.05 <= together

@@ -70,7 +70,7 @@ def build_module(root: Path, image_size: int, batch_size: int, workers: int) -> 
 def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement]:
     """Time the stages of a sample in one thread of one process.
 
-    The reference of the ratios is the floor: decoding and warping. Nothing is collated, as pixels
+    The baseline of the ratios is the floor: decoding and warping. Nothing is collated, as pixels
     are written into their batch.
     """
     module = build_module(root, image_size, BATCH, workers=0)

@@ -72,7 +72,7 @@ def measure_startup(options: Options) -> list[Measurement]:
 def backends(
     model: CRIS, image_size: int, folder: Path, threshold: float = 0.35
 ) -> dict[str, Network]:
-    """Return a network on all backends, the reference first.
+    """Return a network on all backends, the baseline first.
 
     Args:
         model: The network.
@@ -106,7 +106,7 @@ def optimized_copy(model: CRIS) -> CRIS:
 
 
 def reference_network(model: CRIS) -> Network:
-    """Return the reference: one image and one sentence at a time."""
+    """Return the baseline: one image and one sentence at a time."""
 
     def compute(images: Tensor, tokens: Tensor, image_indices: Tensor) -> Tensor:
         pairs = zip(image_indices, tokens, strict=True)
@@ -126,7 +126,7 @@ def measure_inference(
     tokens = tokenize(list(sentences) * image_count, 17)
     image_indices = torch.arange(image_count).repeat_interleave(count)
     inputs = dict.fromkeys(networks, (images, tokens, image_indices))
-    # The reference computes one sentence after another: a second image would take as long again.
+    # The baseline computes one sentence after another: a second image would take as long again.
     inputs["plain"] = (images[:1], tokens[:count], image_indices[:count])
     work = {name: partial(compute, *inputs[name]) for name, compute in networks.items()}
     expected = work["plain"]()
@@ -149,7 +149,7 @@ def relative_error(logits: Tensor, expected: Tensor) -> float:
 
 @torch.inference_mode()
 def measure_table1_rows(options: Options, machine: Machine) -> list[Measurement]:
-    """Time one image and one sentence by every row of table 1, reference and optimized."""
+    """Time one image and one sentence by every row of table 1, baseline and optimized."""
     measurements: list[Measurement] = []
     image = torch.randn(1, 3, options.image_size, options.image_size)
     channels_last = image.contiguous(memory_format=torch.channels_last)

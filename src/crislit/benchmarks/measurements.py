@@ -47,11 +47,11 @@ class Measurement:
         candidate: The measured network, kind of step or stage.
         value: Median over the rounds.
         unit: Unit of the value.
-        ratio: How many times better than the part's reference.
+        ratio: How many times better than the part's baseline.
         floor: The value if arithmetic were all, in the same unit.
         moved: The value if memory traffic without caches and fusion were all.
         spread: Largest minus smallest value, over the median.
-        difference: Relative difference from the result of the part's reference.
+        difference: Relative difference from the result of the part's baseline.
         rounds: Number of values that the median is over.
     """
 
@@ -79,11 +79,11 @@ def compare_to_reference(
 
     Args:
         part: Part of the benchmark.
-        seconds: Seconds of every candidate's runs, the reference first.
+        seconds: Seconds of every candidate's runs, the baseline first.
         counts: Number of items that one run of a candidate processes.
         unit: Unit of the time per item.
         costs: Seconds of a run by arithmetic and by memory traffic, where known.
-        differences: Relative differences from the reference's result, where known.
+        differences: Relative differences from the baseline's result, where known.
     """
     rows: list[Measurement] = []
     for name, values in seconds.items():

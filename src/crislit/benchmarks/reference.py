@@ -1,4 +1,4 @@
-"""The benchmark's reference: the released implementation's forward pass, applied to our layers."""
+"""The benchmark's baseline: the released implementation's forward pass, applied to our layers."""
 
 import torch
 import torch.nn.functional as F

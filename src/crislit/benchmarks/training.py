@@ -52,13 +52,13 @@ KINDS = {
     "4 sentences an image": Kind(sentences=4),
     "rearrange, 4 sentences an image": Kind(optimized=True, sentences=4),
 }
-"""Kinds of steps by their names in results/speed.csv, the reference first."""
+"""Kinds of steps by their names in results/speed.csv, the baseline first."""
 MEMORY_KINDS = ("plain", "default", "rearrange", "recompute", "rearrange recompute")
 """Kinds whose memory is measured, each in a new process."""
 GRADIENT_KINDS = ("plain", "default", "rearrange recompute")
 """Kinds whose gradients are compared with one sentence per image."""
 SHARED_IMAGES = Kind(optimized=True, recomputed=True, sentences=2)
-"""Compared with the reference on two copies of the same image."""
+"""Compared with the baseline on two copies of the same image."""
 LOSS_STEPS = 20
 """Steps whose losses are compared."""
 
@@ -121,7 +121,7 @@ def build_optimizer(model: CRIS, reference: bool) -> torch.optim.Optimizer:
 
 
 def measure_training(options: Options, machine: Machine) -> list[Measurement]:
-    """Measure steps: their time, and losses, gradients and memory beside the reference's."""
+    """Measure steps: their time, and losses, gradients and memory beside the baseline's."""
     rows = [
         *time_steps(options, machine),
         *compare_losses(options),
@@ -157,7 +157,7 @@ def time_steps(options: Options, machine: Machine) -> list[Measurement]:
 
 
 def compare_losses(options: Options) -> list[Measurement]:
-    """Compare the losses of some steps with the reference's.
+    """Compare the losses of some steps with the baseline's.
 
     The learning rate is so low that Adam does not amplify rounding errors.
     """
@@ -183,7 +183,7 @@ def take_steps(name: str, options: Options, count: int) -> list[float]:
 
 
 def compare_gradients(options: Options) -> Iterator[Measurement]:
-    """Compare all gradients of one step with the reference's in float64.
+    """Compare all gradients of one step with the baseline's in float64.
 
     The comparison in float64 separates errors from rounding. Dropout is off, as its draws differ
     between the precisions.

@@ -249,7 +249,7 @@ class _Ref:
 
     @property
     def length(self) -> int:
-        """What it takes of :data:`MAX_INDEX`."""
+        """Its share of :data:`MAX_INDEX`."""
         characters = sum(100 + len(sentence) for sentence, _ in self.sentences)
         return characters + 4 * (sum(map(len, self.polygons)) + len(self.runs))
 

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+import torch
+
 MAIN_PROCESS = "CRISLIT_FIRST_PROCESS"
 """Environment variable: id of the main process, for the processes that it starts."""
 PATIENCE = 10.0
@@ -30,6 +32,18 @@ def start_watchdog() -> None:
     # Children of torchrun do not have the main process's id.
     elif os.environ["LOCAL_RANK"] != "0" and MAIN_PROCESS in os.environ and os.name == "posix":
         threading.Thread(target=_exit_with_main, daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_let_threads_finish)
+
+
+def _let_threads_finish() -> None:
+    """Wait before a data worker is forked: PyTorch's threads may still be ending a collective.
+
+    If one of them enters Python at that moment, the worker hangs
+    (github.com/python/cpython/issues/112275, fixed in Python 3.11.10).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(0.05)
 
 
 def _exit_with_main() -> None:

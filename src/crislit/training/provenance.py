@@ -17,7 +17,7 @@ from crislit.config import VERSION
 from crislit.data import build_source
 
 CODE = (":/src", ":/conf", ":/pyproject.toml")
-"""What a run depends on, from the top of the checkout."""
+"""Paths that a run depends on, from the top of the checkout."""
 NEUTRAL_TRAINER_KEYS = {
     *("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps"),
     *("num_sanity_val_steps", "profiler", "enable_progress_bar", "enable_model_summary"),

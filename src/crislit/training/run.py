@@ -64,7 +64,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float:
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of a run before anything is built.
+    """A checked run, before its network is built.
 
     Attributes:
         config: Its configuration.
