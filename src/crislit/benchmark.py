@@ -16,6 +16,7 @@ preprocessing. The candidates of a part run in turn. Columns of speed.csv:
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for flags, settings in ARGUMENTS.items():
         parser.add_argument(*flags, **settings)
     parsed = parser.parse_args(arguments)
+    if "--pictures" in (sys.argv if arguments is None else arguments):
+        print("--pictures is now --images", file=sys.stderr)
     chosen = [part for part in PARTS if getattr(parsed, part)] or list(PARTS)
     options = Options(**{field.name: getattr(parsed, field.name) for field in fields(Options)})
     with one_line_errors():

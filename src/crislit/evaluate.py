@@ -1,6 +1,7 @@
 """``python -m crislit.evaluate checkpoint=PATH``: evaluate a trained network."""
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -12,11 +13,8 @@ from crislit.training import evaluate_checkpoint, hydra_command
 def main(config: DictConfig) -> None:
     """Evaluate every split of a data set, or the one named."""
     hydra = HydraConfig.get()
-    evaluate_checkpoint(
-        OmegaConf.to_container(config, resolve=True, throw_on_missing=True),  # type: ignore[arg-type]
-        Path(hydra.runtime.output_dir),
-        hydra.overrides.task,
-    )
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    evaluate_checkpoint(plain, Path(hydra.runtime.output_dir), hydra.overrides.task)
 
 
 if __name__ == "__main__":

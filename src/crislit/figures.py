@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from crislit.errors import one_line_errors, require
+from crislit.errors import InputError, one_line_errors, require
 from crislit.experiments.figures import (
     FAILURE_COLUMNS,
     Subject,
@@ -55,10 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--samples must be 1 or more, got {options.samples}",
         )
         count = len(options.checkpoints)
-        require(
-            count == 1 or options.kind in ("compare", "threshold"),
-            f"{options.kind} takes one checkpoint, not {count}",
-        )
+        if options.kind in ("failures", "attention") and count > 1:
+            raise InputError(f"{options.kind} takes one checkpoint, not {count}")
         subjects = [Subject(path, options.data_root, options.split) for path in options.checkpoints]
         check_same_samples(subjects)
         first, total = subjects[0], len(subjects[0].data)

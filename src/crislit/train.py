@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.experiments import run_job
+from crislit.experiments.sweep import run_job
 from crislit.training import hydra_command
 from crislit.training.run import run
 
@@ -19,7 +19,7 @@ PASSED_ON = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydr
 @hydra_command("train")
 def main(config: DictConfig) -> float:
     """Train, evaluate every split with the best checkpoint, write results; return the mIoU."""
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if hydra.mode == RunMode.MULTIRUN:

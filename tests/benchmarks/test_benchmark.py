@@ -72,6 +72,11 @@ def test_a_wrong_option_ends_in_one_line(options: list[str]) -> None:
     assert "\n" not in str(stop.value)
 
 
+def test_the_former_name_of_an_option_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["--parameters", "--pictures", "2"])
+    assert capsys.readouterr().err == "--pictures is now --images\n"
+
+
 @pytest.mark.slow
 def test_every_part_measures_a_tiny_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shapes: Path

@@ -371,6 +371,24 @@ def test_bad_checkpoints_have_different_errors(
     assert "checkpoint of another model: it has decoder_layers=1 instead of 2" in message
 
 
+@pytest.mark.parametrize(
+    ("program", "override"),
+    [("train", "decoder=deep"), ("train", "loss=null"), ("evaluate", "callbacks=default")],
+)
+def test_a_group_of_keys_is_not_a_choice(
+    program: str,
+    override: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "run", override, program=program)
+    name, value = override.replace("null", "None").split("=")
+    message = f"error: {name}={value} is not a choice: set single keys, {name}.KEY=VALUE. "
+    assert capsys.readouterr().err == message + "--help lists them\n"
+
+
 def test_an_earlier_run_is_never_overwritten(
     trained: Trained,
     small_shapes: Path,

@@ -196,10 +196,10 @@ def compare_gradients(options: Options) -> Iterator[Measurement]:
             gradients = compute(KINDS[name], dtype)
             exact = exact or gradients
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
-            yield gradient_error(title, gradients, exact)
+            yield gradient_row(title, gradients, exact)
     exact = compute(KINDS["plain"], torch.float64, repeat_image=True)
     gradients = compute(SHARED_IMAGES, torch.float64)
-    yield gradient_error("rearrange recompute, 2 sentences an image, float64", gradients, exact)
+    yield gradient_row("rearrange recompute, 2 sentences an image, float64", gradients, exact)
 
 
 def compute_gradients(
@@ -218,10 +218,10 @@ def compute_gradients(
     return gradients
 
 
-def gradient_error(
+def gradient_row(
     title: str, gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]
 ) -> Measurement:
-    """Return the norm of the difference over the norm of the exact gradients."""
+    """Return a row with the difference of the gradients, relative to the norm of the exact ones."""
     assert gradients.keys() == exact.keys()
     squares = sum(float((gradients[k] - x).double().square().sum()) for k, x in exact.items())
     exact_squares = sum(float(x.double().square().sum()) for x in exact.values())

@@ -89,8 +89,9 @@ def _rename(
     for old, new in prefixes:
         if name.startswith(old):
             name = new + name.removeprefix(old)
-            for old_part, new_part in inner if new == "decoder." else ():
-                name = name.replace(old_part, new_part)
+            if new == "decoder.":
+                for old_part, new_part in inner:
+                    name = name.replace(old_part, new_part)
             return name
     raise KeyError(f"{name!r} is not a parameter of {network}")
 
@@ -183,7 +184,7 @@ def infer_config(
     Raises:
         InputError: If the weights are not exactly those of such a network.
     """
-    state = {LOGIT_SCALE: torch.zeros(()), **state}  # may be missing
+    state = {LOGIT_SCALE: torch.zeros(()), **state}  # may be missing: nothing uses it
     layers = count_blocks(state, "decoder.layers.")
     needed = {
         "a": "neck.f3_v_proj.0.weight",

@@ -56,8 +56,8 @@ SIZE_WORDS = {
     "big": ("big", "large", "bigger", "biggest", "largest"),
     "small": ("small", "little", "smaller", "smallest"),
 }
-# {} is the noun phrase; "; " separates the phrases.
-PLACE_WORDS = {
+# {} is the noun phrase.
+_PLACES = {
     "left": "left {}; leftmost {}; {} on the left; {} on the far left; {} on the left side",
     "right": "right {}; rightmost {}; {} on the right; {} on the far right; {} on the right side",
     "top": "top {}; {} at the top; topmost {}; highest {}; {} up high",
@@ -70,6 +70,7 @@ PLACE_WORDS = {
     "lower right {}; {} at the lower right",
     "middle": "middle {}; center {}; {} in the middle; {} in the center; {} nearest to the center",
 }
+PLACE_WORDS = {place: tuple(phrases.split("; ")) for place, phrases in _PLACES.items()}
 RELATION_WORDS = {
     "left of": ("left of", "left of", "to the left of"),
     "right of": ("right of", "right of", "to the right of"),
@@ -285,7 +286,7 @@ def to_sentence(rng: np.random.Generator, target: Thing, description: Descriptio
         article = pick(rng, ("the", "the", "an" if phrase[0] in "aeiou" else "a"))
         return f"{article} {phrase} {link}{relation} the {landmark}"
     if description.place:
-        phrase = pick(rng, PLACE_WORDS[description.place].split("; ")).format(phrase)
+        phrase = pick(rng, PLACE_WORDS[description.place]).format(phrase)
     return "the " + phrase if rng.random() < 0.4 else phrase
 
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -129,9 +129,18 @@ def write_shapes(
     return target
 
 
-Target = tuple[float, float, bool]
-"""Statistics of a described object: its visible share of the image, the visible share of its area,
-and whether another object of its scene has its shape or its colour."""
+class TargetStatistics(NamedTuple):
+    """Statistics of a described object.
+
+    Attributes:
+        area: Its visible share of the image.
+        visible: The visible share of its own area.
+        is_alike: Whether another object of its scene has its shape or its colour.
+    """
+
+    area: float
+    visible: float
+    is_alike: bool
 
 
 @dataclass
@@ -149,7 +158,7 @@ class Scene:
     file_name: str
     annotations: list[dict[str, Any]]
     described: list[tuple[int, list[str]]]
-    targets: list[Target]
+    targets: list[TargetStatistics]
     is_written: bool
 
 
@@ -185,7 +194,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
-    targets: list[Target] = []
+    targets: list[TargetStatistics] = []
     sent_ids = itertools.count()
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
@@ -260,21 +269,24 @@ def _to_annotation(drawn: Drawn) -> dict[str, Any]:
     }
 
 
-def _to_target(drawn: list[Drawn], i: int) -> Target:
+def _to_target(drawn: list[Drawn], i: int) -> TargetStatistics:
     """Return the statistics of a scene's object."""
     target, others = drawn[i], drawn[:i] + drawn[i + 1 :]
     pixels = np.count_nonzero(target.visible)
     is_alike = any(d.shape == target.shape or d.colour == target.colour for d in others)
-    return pixels / (WIDTH * HEIGHT), pixels / np.count_nonzero(target.full), is_alike
+    visible = pixels / np.count_nonzero(target.full)
+    return TargetStatistics(pixels / (WIDTH * HEIGHT), visible, is_alike)
 
 
-def _describe_difficulty(targets: list[Target], refs: list[dict[str, Any]]) -> str:
+def _describe_difficulty(targets: list[TargetStatistics], refs: list[dict[str, Any]]) -> str:
     # Part of instances.json: changing it changes the files of all sets.
-    areas, visible, alike = np.transpose(targets)
+    areas = [target.area for target in targets]
+    visible = np.array([target.visible for target in targets])
+    is_alike = [target.is_alike for target in targets]
     words = [len(sentence["tokens"]) for ref in refs for sentence in ref["sentences"]]
     return (
         f"{len(areas)} targets, {len(words)} sentences of {np.mean(words):.1f} words; a target "
         f"covers {np.median(areas):.1%} of the picture (median), at least {visible.min():.0%} of "
         f"each is visible and {np.mean(visible < 0.99):.0%} are partly hidden; "
-        f"{np.mean(alike):.0%} share their shape or colour with another object"
+        f"{np.mean(is_alike):.0%} share their shape or colour with another object"
     )

@@ -32,7 +32,7 @@ class DataSource(Protocol):
         """
 
     def content(self, skip_unusable: bool = False) -> str | None:
-        """Return what identifies the refs that a run sees, None if the files are missing."""
+        """Return a digest of the refs that a run sees, or None if files are missing."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from crislit.experiments.paper import TABLE1
 from crislit.experiments.report import write_report
 from crislit.experiments.runs import collect, group_by_setting
-from crislit.experiments.sweep import run_job
 from crislit.experiments.tables import fill_blocks, readme_tables
 
 __all__ = [
@@ -12,6 +11,5 @@ __all__ = [
     "fill_blocks",
     "group_by_setting",
     "readme_tables",
-    "run_job",
     "write_report",
 ]

@@ -24,6 +24,8 @@ from crislit.transforms import normalise, restore
 BoolMask = npt.NDArray[np.bool_]
 Curve = Sequence[tuple[float, float]]
 """Thresholds with the mIoU of each, in [0, 1]."""
+COVERED_SHARE = 0.5
+"""Share of an object's pixels that a prediction must contain to cover the object."""
 FAILURE_KINDS = {
     "ambiguous sentence": "the prediction covers the target and another object",
     "wrong object": "it covers another object, and not the target",
@@ -147,7 +149,7 @@ def classify_failure(prediction: BoolMask, target: BoolMask, others: Sequence[Bo
     """Return the kind of a failure, see :data:`FAILURE_KINDS`."""
 
     def covers(mask: BoolMask) -> bool:
-        return bool(mask.any() and prediction[mask].mean() >= 0.5)
+        return bool(mask.any() and prediction[mask].mean() >= COVERED_SHARE)
 
     # Pixels shared with the target do not count, such as a tie's on the man who wears it.
     covers_other = any(covers(mask & ~target) for mask in others)

@@ -1,4 +1,4 @@
-"""Files in and out: bounded, atomic, running no code."""
+"""Reads and writes files: reading never runs code and is bounded, writing is atomic."""
 
 from crislit.io.assets import EXAMPLES, Example, find_examples, shipped_networks, shipped_weights
 from crislit.io.dataset_images import (

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from crislit.errors import InputError, first_line
 
 SAFE_OPCODES = """
@@ -32,6 +30,10 @@ itself twice, nested 60 deep, would take years.
 REFUSAL = "but only plain containers, numbers and strings are read"
 Handler = Callable[[Any], None]
 """A method of an unpickler that executes one opcode."""
+_HANDLERS: dict[int, Handler] = {
+    opcode: pickle._Unpickler.dispatch[opcode]
+    for opcode in (getattr(pickle, name)[0] for name in SAFE_OPCODES.split())
+}
 
 
 class _Dispatch(dict[int, Handler]):
@@ -41,14 +43,12 @@ class _Dispatch(dict[int, Handler]):
         raise pickle.UnpicklingError(f"it contains the opcode {chr(opcode)!r}, {REFUSAL}")
 
 
-def _chain(first: Handler, second: Handler) -> Handler:
-    """Return a handler that runs two handlers one after the other."""
+def _counting_containers(handler: Handler) -> Handler:
+    def count_and_load(unpickler: "_DataUnpickler") -> None:
+        unpickler._count_container()
+        handler(unpickler)
 
-    def run(unpickler: pickle._Unpickler) -> None:
-        first(unpickler)
-        second(unpickler)
-
-    return run
+    return count_and_load
 
 
 class _DataUnpickler(pickle._Unpickler):
@@ -57,10 +57,7 @@ class _DataUnpickler(pickle._Unpickler):
     Based on Python's unpickler in Python: the one in C reserves as much memory as the file claims.
     """
 
-    dispatch = _Dispatch(
-        (opcode, pickle._Unpickler.dispatch[opcode])
-        for opcode in (getattr(pickle, name)[0] for name in SAFE_OPCODES.split())
-    )
+    dispatch = _Dispatch(_HANDLERS)
     stack: list[Any]
 
     def __init__(self, file: IO[bytes], size: int, max_containers: int) -> None:
@@ -73,7 +70,7 @@ class _DataUnpickler(pickle._Unpickler):
         if (module, name) == ("_codecs", "encode"):
             return self._encode
         if (module, name) == ("__builtin__", "bytes"):
-            return lambda: b""
+            return self._empty_bytes
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, {REFUSAL}")
 
     def _encode(self, text: str, encoding: str) -> bytes:
@@ -82,9 +79,12 @@ class _DataUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("its byte strings are longer than the file")
         return text.encode("latin-1")
 
+    def _empty_bytes(self) -> bytes:
+        return b""
+
     def _check_keys(self, keys: Iterable[Any]) -> None:
         for key in keys:
-            if key is not None and not isinstance(key, (str, bytes, int, float)):
+            if not isinstance(key, (str, bytes, int, float, type(None))):
                 raise pickle.UnpicklingError("a dictionary key is neither a number nor a string")
             # All multiples of 2^61 - 1 have the same hash: inserting many would take forever.
             if isinstance(key, int) and abs(key) >= 2**64:
@@ -97,26 +97,34 @@ class _DataUnpickler(pickle._Unpickler):
                 f"it has more than {self._max_containers:,} lists, tuples and dictionaries"
             )
 
-    def _check_call(self) -> None:
-        # Python's own error message would print both values.
+    def load_reduce(self) -> None:
+        # Check first: Python's own error message would print both values.
         if not callable(self.stack[-2]) or not isinstance(self.stack[-1], tuple):
             raise pickle.UnpicklingError("it calls something that is not a function")
+        _HANDLERS[pickle.REDUCE[0]](self)
 
+    def load_dict(self) -> None:
+        self._count_container()
+        self._check_keys(self.stack[::2])
+        _HANDLERS[pickle.DICT[0]](self)
 
-# Keys and values alternate on the stack.
-_DataUnpickler.dispatch |= {
-    opcode[0]: _chain(check, _DataUnpickler.dispatch[opcode[0]])
-    for opcode, check in {
-        pickle.REDUCE: _DataUnpickler._check_call,
-        pickle.DICT: lambda reader: reader._check_keys(reader.stack[::2]),
-        pickle.SETITEMS: lambda reader: reader._check_keys(reader.stack[::2]),
-        pickle.SETITEM: lambda reader: reader._check_keys(reader.stack[-2:-1]),
-    }.items()
-}
-_DataUnpickler.dispatch |= {
-    opcode: _chain(_DataUnpickler._count_container, _DataUnpickler.dispatch[opcode])
-    for opcode in b"(])}ldt\x85\x86\x87"
-}
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        _HANDLERS[pickle.SETITEM[0]](self)
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        _HANDLERS[pickle.SETITEMS[0]](self)
+
+    dispatch |= {
+        opcode: _counting_containers(_HANDLERS[opcode]) for opcode in b"(])}lt\x85\x86\x87"
+    }
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
 
 
 def load_pickle(path: Path) -> Any:
@@ -146,13 +154,16 @@ def check_torch_pickle(path: Path, zipped: bool) -> None:
         Exception: Any type if the file is damaged; UnpicklingError if reading it costs too much.
     """
     if zipped:
+        import torch  # not needed for REFER data, nor by the fuzzer
+
         content = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
         _check_part_count(_TorchPickleChecker(io.BytesIO(content), len(content)).load())
-    else:
-        # Before PyTorch 1.6: magic number, version, system, content and tensor names, one by one.
-        with path.open("rb") as file:
-            for _ in range(5):
-                _check_part_count(_TorchPickleChecker(file, path.stat().st_size).load())
+        return
+    # Before PyTorch 1.6: magic number, version, system, content and tensor names, one by one.
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        for _ in range(5):
+            _check_part_count(_TorchPickleChecker(file, size).load())
 
 
 def _check_part_count(content: Any) -> None:
@@ -170,6 +181,14 @@ def _check_part_count(content: Any) -> None:
 
 class _Placeholder:
     """Replaces what PyTorch's reader would build: a tensor, a type or a NumPy number."""
+
+
+def _counting_tuple_parts(handler: Handler) -> Handler:
+    def load_and_count(unpickler: "_TorchPickleChecker") -> None:
+        handler(unpickler)
+        unpickler._count_tuple_parts()
+
+    return load_and_count
 
 
 class _TorchPickleChecker(_DataUnpickler):
@@ -216,16 +235,15 @@ class _TorchPickleChecker(_DataUnpickler):
         parts = 1 + sum(self._tuples[id(x)][1] if id(x) in self._tuples else 1 for x in new)
         if parts > MAX_PARTS:
             raise pickle.UnpicklingError(f"it has a tuple of more than {MAX_PARTS:,} parts")
-        self._tuples[id(new)] = (new, parts)
+        if new:
+            self._tuples[id(new)] = (new, parts)
 
+    dispatch |= {
+        opcode: _counting_tuple_parts(_DataUnpickler.dispatch[opcode])
+        for opcode in b"t\x85\x86\x87"
+    }
     dispatch |= {
         pickle.BINPERSID[0]: pickle._Unpickler.dispatch[pickle.BINPERSID[0]],
         pickle.BUILD[0]: load_build,
         pickle.NEWOBJ[0]: load_newobj,
     }
-
-
-_TorchPickleChecker.dispatch |= {
-    opcode: _chain(_DataUnpickler.dispatch[opcode], _TorchPickleChecker._count_tuple_parts)
-    for opcode in b"t\x85\x86\x87"
-}

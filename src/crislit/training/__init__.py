@@ -1,14 +1,19 @@
 """Training and evaluation with Lightning; ``run.py`` trains one configuration."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from crislit.training.allocator import keep_freed_memory
-from crislit.training.build import build_data, build_model
-from crislit.training.callbacks import draw_mask
-from crislit.training.evaluation import evaluate_checkpoint
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
-from crislit.training.program import FULL_ERROR, SWEEP_JOB, hydra_command
 from crislit.training.provenance import commit, fingerprint, hardware
-from crislit.training.task import CRISTask
+
+if TYPE_CHECKING:
+    from crislit.training.build import build_data, build_model
+    from crislit.training.callbacks import draw_mask
+    from crislit.training.evaluation import evaluate_checkpoint
+    from crislit.training.program import FULL_ERROR, SWEEP_JOB, hydra_command
+    from crislit.training.task import CRISTask
 
 __all__ = [
     "FULL_ERROR",
@@ -29,3 +34,20 @@ __all__ = [
     "keep_freed_memory",
     "text_to_pixel_contrastive_loss",
 ]
+MODULES = {
+    "build_data": "build",
+    "build_model": "build",
+    "CRISTask": "task",
+    "draw_mask": "callbacks",
+    "evaluate_checkpoint": "evaluation",
+    "FULL_ERROR": "program",
+    "hydra_command": "program",
+    "SWEEP_JOB": "program",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import Lightning and Hydra, which take seconds, on first use."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -1,6 +1,7 @@
 """Builds model, data, trainer and logger from a configuration.
 
-Below this file and ``resume.py``, nothing sees a configuration: they turn it into typed objects.
+The configuration is read here and in ``run.py``, ``resume.py``, ``evaluation.py`` and
+``provenance.py``. Network, data and task get typed values.
 """
 
 import contextlib
@@ -95,11 +96,11 @@ def build_data(config: Config) -> ReferDataModule:
     dataset = config["dataset"]
     check_keys("dataset", dataset, (*DATASET_KEYS, *SOURCE_KEYS, "name", "blind_control"))
     options = {
-        name.replace("max_words", "max_tokens"): group[name]
-        for group, names in ((dataset, DATASET_KEYS), (config, LOADER_KEYS))
-        for name in names
-        if name in group
+        **{name: dataset[name] for name in DATASET_KEYS if name in dataset},
+        **{name: config[name] for name in LOADER_KEYS if name in config},
     }
+    if "max_words" in options:
+        options["max_tokens"] = options.pop("max_words")
     return ReferDataModule(
         build_source(dataset, Path(str(config["data_root"])).expanduser()),
         **options,

@@ -1,6 +1,6 @@
 """Stops training before a step with NaN or infinite values, and names the module they came from."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crislit.data import TrainBatch
-from crislit.errors import InputError, require
+from crislit.errors import InputError
 from crislit.training.callbacks import gather_objects
 from crislit.training.checkpointing import LAST, StepSeeds
 from crislit.training.task import CRISTask
@@ -75,12 +75,12 @@ class NanGuard(L.Callback):
             for name, value in checkpoint["state_dict"].items()
             if value.is_floating_point() and not nn.utils.get_total_norm([value]).isfinite()
         ]
-        require(
-            not trainer.strategy.reduce_boolean_decision(bool(offenders), all=False),
-            f"the weights are no longer finite after step {trainer.global_step}: "
-            f"{', '.join(offenders[:3]) or 'elsewhere'}. They are not saved; "
-            f"{self.recovery_hint()}",
-        )
+        if trainer.strategy.reduce_boolean_decision(bool(offenders), all=False):
+            names = ", ".join(offenders[:3]) or "elsewhere"
+            raise InputError(
+                f"the weights are no longer finite after step {trainer.global_step}: {names}. They "
+                f"are not saved; {self.recovery_hint()}"
+            )
 
     def examine(self, trainer: L.Trainer, task: CRISTask, number: int) -> dict[str, Any]:
         """Run a batch of this epoch again with its random numbers, and trace the first NaN."""
@@ -148,7 +148,7 @@ def first_non_finite(
     Returns:
         The loss, and the module and pass; None if all numbers are finite.
     """
-    with NanTracer(task.model) as tracer, torch.enable_grad():
+    with closing(NanTracer(task.model)) as tracer, torch.enable_grad():
         for name, parameter in task.model.named_parameters():
             tracer.check(parameter, f"the weights themselves, {name}")
         loss = task.loss(batch)
@@ -159,14 +159,12 @@ def first_non_finite(
     return float(loss.detach()), tracer.origin
 
 
-class NanTracer(ExitStack):
+class NanTracer:
     """Watches a forward and a backward pass, and remembers where a number first was not finite.
 
     Every node of autograd's graph is claimed by the module that made it, so that the backward pass
     is attributed to modules, too. (Backward hooks of modules do not work with in-place operations,
     which CLIP's ResNet has.)
-
-    Closing it removes all hooks.
 
     Args:
         model: The network.
@@ -176,14 +174,18 @@ class NanTracer(ExitStack):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
         self.origin: str | None = None
         self._running = ["the loss"]
         self._claimed: set[torch.autograd.graph.Node] = set()
+        self._hooks = ExitStack()
         for path, module in model.named_modules():
             name = f"{path or 'the network'} ({type(module).__name__})"
-            self.enter_context(module.register_forward_pre_hook(partial(self._enter, name)))
-            self.enter_context(module.register_forward_hook(partial(self._leave, name)))
+            self._hooks.enter_context(module.register_forward_pre_hook(partial(self._enter, name)))
+            self._hooks.enter_context(module.register_forward_hook(partial(self._leave, name)))
+
+    def close(self) -> None:
+        """Remove all hooks."""
+        self._hooks.close()
 
     def check(self, value: Any, place: str) -> None:
         """Remember the place if it is the first with a number that is not finite."""
@@ -197,7 +199,7 @@ class NanTracer(ExitStack):
             node = nodes.pop()
             if node is not None and node not in self._claimed:
                 self._claimed.add(node)
-                self.enter_context(node.register_hook(partial(self._backward, name)))
+                self._hooks.enter_context(node.register_hook(partial(self._backward, name)))
                 nodes += [behind for behind, _ in node.next_functions]
 
     def _enter(self, name: str, module: nn.Module, inputs: Any) -> None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crislit.config import config_dir
-from crislit.errors import InputError, is_disk_full, printable
+from crislit.errors import InputError, is_disk_full, printable, require
 from crislit.training import processes
 
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
@@ -30,6 +30,8 @@ FULL_ERROR = "CRISLIT_FULL_ERROR"
 DISK_FULL_MESSAGE = (
     "the disk is full: {}. What was written before is intact; make room, start again"
 )
+GROUPS = ("decoder", "loss", "projector", "callbacks")
+"""Groups of keys in train.yaml, not choices of files."""
 HYDRA_NOISE = (
     *("Set the environment", "To append to your config", "Config search path", "provider="),
     *("full_key:", "object_type="),
@@ -117,6 +119,12 @@ def _run_job(function: Callable[[DictConfig], Any], verbose: bool, config: DictC
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     try:
+        for name in GROUPS:
+            require(
+                isinstance(config.get(name, {}), (dict, DictConfig)),
+                f"{name}={config.get(name)} is not a choice: set single keys, {name}.KEY=VALUE. "
+                "--help lists them",
+            )
         return function(config)
     except (InputError, OmegaConfBaseException) as error:
         if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's other jobs continue
