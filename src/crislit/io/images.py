@@ -183,16 +183,15 @@ def open_image_file(
         path = Path(source)
         if path.exists() and not path.is_file():
             raise OSError("not a file")  # reading a pipe would wait for its writer
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+        content = path.read_bytes()
     elif isinstance(source, (bytes, bytearray)):
         content = source
     else:
         with suppress(AttributeError, OSError):  # a pipe
             source.seek(0)
-        content = source.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+        content = source.read()
     is_jpeg = content[:2] == b"\xff\xd8"
     scans = content.count(b"\xff\xda\0") if is_jpeg else 0  # the bytes never occur within pixels
     header = _BoundedHeader(content, MAX_JPEG_HEADER_READS if is_jpeg else MAX_HEADER_READS)
