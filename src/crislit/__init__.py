@@ -1,6 +1,7 @@
 """CLIP-driven referring image segmentation (CRIS): segments what a sentence refers to."""
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from crislit.config import VERSION
@@ -14,17 +15,32 @@ if TYPE_CHECKING:
 __version__ = VERSION
 __all__ = ["CRIS", "Segmenter", "__version__", "load", "load_released", "tokenize"]
 
-MODULES = {
-    "CRIS": "crislit.models.cris",
-    "Segmenter": "crislit.inference.segmenter",
-    "load": "crislit.inference.segmenter",
-    "load_released": "crislit.checkpoints.released",
-    "tokenize": "crislit.transforms.tokenizer",
-}
+
+def import_on_use(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__``, which imports names on first use.
+
+    So importing the package does not take the seconds that some of its modules take.
+
+    Args:
+        package: The package's full name.
+        modules: The module of each name, relative to the package.
+    """
+
+    def import_name(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return import_name
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that ``import crislit`` alone is fast."""
-    if name not in MODULES:
-        raise AttributeError(f"module 'crislit' has no attribute {name!r}")
-    return getattr(importlib.import_module(MODULES[name]), name)
+__getattr__ = import_on_use(
+    __name__,
+    {
+        "CRIS": "models.cris",
+        "Segmenter": "inference.segmenter",
+        "load": "inference.segmenter",
+        "load_released": "checkpoints.released",
+        "tokenize": "transforms.tokenizer",
+    },
+)

@@ -1,8 +1,8 @@
 """Data sets: reading, drawing and serving them."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from crislit import import_on_use
 from crislit.data.custom import read_custom
 from crislit.data.custom_check import find_notes, find_unreadable, summarize
 from crislit.data.refer_annotations import parse_segmentation, rasterize
@@ -38,18 +38,15 @@ __all__ = [
     "read_image",
     "summarize",
 ]
-MODULES = {
-    "completed_batches": "datamodule",
-    "EvaluationBatch": "dataset",
-    "read_image": "dataset",
-    "ReferDataModule": "datamodule",
-    "ReferEvaluationSet": "dataset",
-    "TrainBatch": "dataset",
-}
 
-
-def __getattr__(name: str) -> Any:
-    """Import Lightning and Albumentations, which take seconds, on first use."""
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+__getattr__ = import_on_use(
+    __name__,
+    {
+        "completed_batches": "datamodule",
+        "EvaluationBatch": "dataset",
+        "read_image": "dataset",
+        "ReferDataModule": "datamodule",
+        "ReferEvaluationSet": "dataset",
+        "TrainBatch": "dataset",
+    },
+)

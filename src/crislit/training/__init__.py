@@ -1,8 +1,8 @@
 """Training and evaluation with Lightning; ``run.py`` trains one configuration."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from crislit import import_on_use
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
@@ -34,20 +34,17 @@ __all__ = [
     "keep_freed_memory",
     "text_to_pixel_contrastive_loss",
 ]
-MODULES = {
-    "build_data": "build",
-    "build_model": "build",
-    "CRISTask": "task",
-    "draw_mask": "callbacks",
-    "evaluate_checkpoint": "evaluation",
-    "FULL_ERROR": "program",
-    "hydra_command": "program",
-    "SWEEP_JOB": "program",
-}
 
-
-def __getattr__(name: str) -> Any:
-    """Import Lightning and Hydra, which take seconds, on first use."""
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+__getattr__ = import_on_use(
+    __name__,
+    {
+        "build_data": "build",
+        "build_model": "build",
+        "CRISTask": "task",
+        "draw_mask": "callbacks",
+        "evaluate_checkpoint": "evaluation",
+        "FULL_ERROR": "program",
+        "hydra_command": "program",
+        "SWEEP_JOB": "program",
+    },
+)
