@@ -47,6 +47,20 @@ def test_sentences_that_share_an_image_give_the_same_logits_as_alone(model: CRIS
     assert_close(indexed, indexed_alone)
 
 
+def test_former_names_are_accepted_with_one_log_line(
+    model: CRIS, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, tokens, image_indices = random_images(2), sentences(1, 3, 4), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        expected = model(images, tokens, image_indices)
+        assert torch.equal(model(images, tokens, owners=image_indices), expected)
+    assert model.settings == model.config.to_dict()
+    assert caplog.messages == [
+        "the argument owners is now image_indices",
+        "CRIS.settings is now CRIS.config",
+    ]
+
+
 def test_sentences_that_cannot_be_divided_over_the_images_raise_value_error(model: CRIS) -> None:
     with pytest.raises(ValueError, match="cannot divide 3 sentences over 2 images"):
         model(random_images(2), sentences(1, 3, 4))

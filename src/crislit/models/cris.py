@@ -15,6 +15,9 @@ Symbols used in all files of ``models/``:
     k      side of the text projector's kernel
 """
 
+import logging
+from typing import Any
+
 from torch import Tensor, nn
 
 from crislit.errors import require
@@ -25,6 +28,7 @@ from crislit.models.neck import Maps, Neck
 from crislit.models.projector import ImageProjector
 from crislit.models.text_encoder import TextEncoder, padding_mask
 
+log = logging.getLogger(__name__)
 VOCABULARY_SIZE = 49_408
 """Number of tokens of CLIP's tokenizer."""
 
@@ -68,8 +72,19 @@ class CRIS(nn.Module):
         """L, the sentence length that the network is meant for."""
         return self.config.max_tokens
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The former name of ``config``, as a dictionary."""
+        log.warning("CRIS.settings is now CRIS.config")
+        return self.config.to_dict()
+
     def forward(
-        self, images: Tensor, tokens: Tensor, image_indices: Tensor | None = None
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        image_indices: Tensor | None = None,
+        *,
+        owners: Tensor | None = None,
     ) -> Tensor:
         """Predict the mask of the object that each sentence refers to.
 
@@ -79,6 +94,7 @@ class CRIS(nn.Module):
             tokens: (B, L) long, as :func:`crislit.tokenize` returns them.
             image_indices: (B,) long, the index of each sentence's image. None if each image has
                 B/P sentences, in the order of the images.
+            owners: The former name of ``image_indices``.
 
         Returns:
             Logits, (B, 1, H/4, W/4), both in training and in evaluation.
@@ -87,6 +103,9 @@ class CRIS(nn.Module):
             ValueError: If H or W is not a multiple of 32, B is not a multiple of P, or L exceeds
                 the text encoder's context.
         """
+        if owners is not None:
+            log.warning("the argument owners is now image_indices")
+            image_indices = owners
         return self.ground(self.encode_images(images), tokens, image_indices)
 
     def encode_images(self, images: Tensor) -> Maps:
