@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from crislit.errors import InputError, first_line
 
 SAFE_OPCODES = """
@@ -154,8 +156,6 @@ def check_torch_pickle(path: Path, zipped: bool) -> None:
         Exception: Any type if the file is damaged; UnpicklingError if reading it costs too much.
     """
     if zipped:
-        import torch  # not needed for REFER data, nor by the fuzzer
-
         content = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
         _check_part_count(_TorchPickleChecker(io.BytesIO(content), len(content)).load())
         return
