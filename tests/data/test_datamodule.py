@@ -17,8 +17,8 @@ from crislit.data.dataset import ReferEvaluationSet
 from crislit.data.samplers import NO_SAMPLE, TrainKey
 from crislit.data.sources import ReferSource
 from crislit.errors import InputError
-from crislit.training.build import usable_devices
 from crislit.training.evaluation import warn_about_empty_targets
+from crislit.training.trainer import usable_devices
 from crislit.transforms.letterbox import letterbox_image
 from tests.refer_data import count_refs
 

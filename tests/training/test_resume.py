@@ -29,11 +29,11 @@ from crislit.config import compose_config
 from crislit.errors import DamagedFileError, InputError
 from crislit.io.tensors import check_checksums
 from crislit.models.config import CRISConfig
-from crislit.training.build import build_trainer
 from crislit.training.checkpointing import LAST, NEXT, PREVIOUS, AtomicCheckpointIO, LastCheckpoint
 from crislit.training.loggers import earlier_rows, earlier_wandb_run
 from crislit.training.resume import find_checkpoint, latest_checkpoint
 from crislit.training.task import CRISTask
+from crislit.training.trainer import build_trainer
 from tests.runs import command, environment, run
 
 SMALL = (

@@ -12,9 +12,9 @@ from crislit.checkpoints.checkpoint import read_checkpoint
 from crislit.config import compose_config
 from crislit.errors import InputError
 from crislit.training import run as steps
-from crislit.training.build import Config
 from crislit.training.checkpointing import LAST
 from crislit.training.provenance import fingerprint
+from crislit.training.settings import Config
 from tests.runs import QUICK, run
 from tests.training.test_resume import SHORT, same_weights
 

@@ -17,11 +17,13 @@ from crislit.data import ReferDataModule, ReferEvaluationSet
 from crislit.errors import require
 from crislit.io import write_json
 from crislit.models import CRIS, check_max_tokens, count_parameters
-from crislit.training.build import Config, build_trainer, loader_names, prepare_data
+from crislit.training.build import loader_names, prepare_data
 from crislit.training.callbacks import SamplePlots
 from crislit.training.metrics import METRICS, reachable_iou
 from crislit.training.provenance import commit, fingerprint, hardware
+from crislit.training.settings import Config
 from crislit.training.task import CRISTask
+from crislit.training.trainer import build_trainer
 from crislit.transforms import tokenize
 
 log = logging.getLogger(__name__)

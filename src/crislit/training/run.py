@@ -17,13 +17,9 @@ from crislit.models import count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.build import (
-    Config,
     apply_training_form,
-    build_logger,
     build_model,
     build_task,
-    build_trainer,
-    choose_devices,
     initialize_encoders,
     prepare_data,
 )
@@ -34,7 +30,9 @@ from crislit.training.loggers import close_loggers, log_checkpoint
 from crislit.training.nan_guard import NanGuard
 from crislit.training.provenance import commit, fingerprint
 from crislit.training.resume import AUTO, check_resume, find_checkpoint, finished_score
+from crislit.training.settings import Config
 from crislit.training.task import CRISTask
+from crislit.training.trainer import build_logger, build_trainer, choose_devices
 
 log = logging.getLogger(__name__)
 
