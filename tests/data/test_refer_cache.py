@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from crislit.data import refer_cache, refer_index
@@ -269,10 +269,12 @@ def test_a_forged_cache_is_refused_and_built_again(
     open_set(root)
     (cache,) = caches(root)
     arrays = load_file(cache)
-    save_file(arrays, cache)
+    with safe_open(cache, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(arrays, cache, metadata)
     open_set(root)
     assert "ignoring" not in caplog.text, "unchanged arrays are used"
-    save_file(arrays | forge(arrays), cache)
+    save_file(arrays | forge(arrays), cache, metadata)
     index = open_set(root)
     contents = index.sentence(0), index.image_path(0).name, index.mask(0).sum()
     assert contents == ("a square", "seven.jpg", 36)

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,8 +30,8 @@ from crislit.io import MAX_PIXELS, write_files
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-"""Part of the cache's key, raised whenever the arrays change."""
+FORMAT = 3
+"""Part of the cache's key, raised whenever the cache's content changes."""
 MAX_INDEX = 2**27
 """Characters of an index, where a number counts as four and a sentence as a hundred more. RefCOCO's
 has 38 million. A few bytes of a pickle can repeat a long text many times."""
@@ -89,29 +90,59 @@ def cache_places(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / name, home / "crislit" / name
 
 
-def read_cache(path: Path) -> tuple[IndexArrays, list[SkippedSample]] | None:
-    """Read a cache: the arrays, and what was left out of them. None if absent or damaged."""
+def digest_arrays(arrays: IndexArrays) -> str:
+    """Return a digest of everything in the arrays: the identity of a data set, whatever its path.
+
+    Checkpoints and records store it. It covers each array's name, type, shape and numbers, in the
+    same byte order on all machines.
+
+    Returns:
+        16 hexadecimal characters.
+    """
+    content = hashlib.sha256()
+    for name, array in vars(arrays).items():
+        little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        content.update(f"{name} {little_endian.dtype.str} {array.shape}\n".encode())
+        content.update(little_endian.data)
+    return content.hexdigest()[:16]
+
+
+class CachedIndex(NamedTuple):
+    """Content of a cache: the arrays, their digest, and what was left out of them."""
+
+    arrays: IndexArrays
+    digest: str
+    skipped: list[SkippedSample]
+
+
+def read_cache(path: Path) -> CachedIndex | None:
+    """Read a cache. None if absent or damaged."""
     if not path.is_file():  # reading a pipe would block
         return None
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = IndexArrays(*(file.get_tensor(field.name) for field in fields(IndexArrays)))
-            skipped = json.loads((file.metadata() or {}).get("skipped", "[]"))
+            metadata = file.metadata() or {}
         check_arrays(arrays)
-        return arrays, [SkippedSample(parse_text(s), parse_text(reason)) for s, reason in skipped]
+        digest = metadata.get("digest", "")
+        # Only read: computing it whenever an index is opened would take time.
+        require(re.fullmatch("[0-9a-f]{16}", digest), "it has no digest of its arrays")
+        skipped = json.loads(metadata.get("skipped", "[]"))
+        samples = [SkippedSample(parse_text(s), parse_text(reason)) for s, reason in skipped]
+        return CachedIndex(arrays, digest, samples)
     except (OSError, SafetensorError, TypeError, ValueError, IndexError, RecursionError) as error:
         log.warning("ignoring the damaged cache %s (%s)", path, error)
         return None
 
 
-def write_cache(arrays: IndexArrays, folder: Path, name: str, skipped: list[SkippedSample]) -> None:
+def write_cache(index: CachedIndex, folder: Path, name: str) -> None:
     """Write a cache beside the data, or in the user's cache folder if that is not possible."""
-    metadata = {"skipped": json.dumps(skipped)} if skipped else None
+    metadata = {"digest": index.digest, "skipped": json.dumps(index.skipped)}
     places = cache_places(folder, name)
     is_writable = folder.stat().st_mode & 0o222  # root may write to read-only folders, too
     for path in places if is_writable else places[1:]:
         try:
-            write_files({path: lambda part: save_file(vars(arrays), part, metadata)})
+            write_files({path: lambda part: save_file(vars(index.arrays), part, metadata)})
             return
         except InputError as error:
             log.info("cannot cache the index: %s", error)

@@ -30,10 +30,12 @@ from crislit.data.refer_annotations import (
 )
 from crislit.data.refer_cache import (
     MAX_INDEX,
+    CachedIndex,
     IndexArrays,
     SkippedSample,
     cache_key,
     cache_places,
+    digest_arrays,
     join_arrays,
     read_cache,
     write_cache,
@@ -67,6 +69,8 @@ class ReferIndex:
         annotations_path: ``instances.json``; None for custom data.
         splits: Names of the splits, in the order train, val, test, testA, testB, others.
         skipped: Training refs that were left out, and why.
+        digest: 16 hexadecimal characters that change with any ref, split, sentence, outline, image
+            size or file name, but not with the path of the data. The images' pixels do not count.
     """
 
     def __init__(
@@ -75,8 +79,10 @@ class ReferIndex:
         image_folder: Path,
         annotations_path: Path | None,
         skipped: Sequence[SkippedSample] = (),
+        digest: str | None = None,
     ) -> None:
         self._arrays, self.skipped = arrays, list(skipped)
+        self.digest = digest_arrays(arrays) if digest is None else digest
         self.image_folder, self.annotations_path = image_folder, annotations_path
         rows = range(len(arrays.split_names_ends))
         self._split_names = [self._text("split_names", row) for row in rows]
@@ -112,7 +118,9 @@ class ReferIndex:
         for name in (complete, incomplete) if skip_unusable else (complete,):
             for path in cache_places(refs_path.parent, name):
                 if cached := read_cache(path):
-                    return cls(cached[0], image_folder, instances_path, cached[1])
+                    return cls(
+                        cached.arrays, image_folder, instances_path, cached.skipped, cached.digest
+                    )
         log.info("indexing %s (once)", refs_path)
         skipped: list[SkippedSample] = []
         arrays = build_index(
@@ -121,8 +129,10 @@ class ReferIndex:
             refs_path,
             skipped=skipped if skip_unusable else None,
         )
-        write_cache(arrays, refs_path.parent, incomplete if skipped else complete, skipped)
-        return cls(arrays, image_folder, instances_path, skipped)
+        index = cls(arrays, image_folder, instances_path, skipped)
+        cached = CachedIndex(arrays, index.digest, skipped)
+        write_cache(cached, refs_path.parent, incomplete if skipped else complete)
+        return index
 
     @classmethod
     def of(
