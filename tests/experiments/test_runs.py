@@ -8,7 +8,7 @@ import pytest
 
 from crislit.errors import InputError
 from crislit.experiments.records import add_run, result_rows
-from crislit.experiments.runs import collect, group_by_setting
+from crislit.experiments.runs import collect, group_by_setting, measure_column
 from tests.experiments.measured_runs import group, run
 
 
@@ -85,3 +85,40 @@ def test_two_results_of_one_run_that_differ_are_an_error(tmp_path: Path) -> None
     expected = r"two runs of one experiment differ, shapes val, seed 0: mIoU .* and mIoU .*"
     with pytest.raises(InputError, match=expected):
         collect([tmp_path / "runs.csv", tmp_path])
+
+
+def test_results_of_one_run_on_other_data_are_an_error(tmp_path: Path) -> None:
+    results = run("ablation=con") | {"data": "a" * 16}
+    add_run(tmp_path / "runs.csv", results)
+    (tmp_path / "results.json").write_text(json.dumps(results | {"data": "b" * 16}))
+    with pytest.raises(InputError, match=r"data a{16}.* and .*data b{16}"):
+        collect([tmp_path / "runs.csv", tmp_path])
+    (tmp_path / "results.json").write_text(json.dumps(results | {"data": ""}))
+    assert len(collect([tmp_path / "runs.csv", tmp_path])) == 3, "unknown data agree with any"
+
+
+def test_runs_on_different_data_are_never_averaged(caplog: pytest.LogCaptureFixture) -> None:
+    def rows(seed: int, miou: float, data: str) -> list[dict[str, str]]:
+        return result_rows(run("ablation=con", f"seed={seed}", mIoU=miou) | {"data": data})
+
+    one, other = "a" * 16, "b" * 16
+    (cells,) = group_by_setting([*rows(0, 0.4, one), *rows(1, 0.5, "")]).values()
+    measured = measure_column(cells["shapes", "con", "val"], "mIoU")
+    assert measured is not None
+    assert measured.mean == 45, "data of version 0.1 are unknown, and agree with the others"
+    assert caplog.text == ""
+
+    mixed = [*rows(0, 0.4, one), *rows(0, 0.6, other), *rows(1, 0.5, one), *rows(2, 0.1, "")]
+    (cells,) = group_by_setting(mixed).values()
+    means = {
+        dataset: [row["mIoU"] for row in found]
+        for (dataset, _, split), found in cells.items()
+        if split == "val"
+    }
+    assert means == {
+        "shapes (data aaaaaa)": ["0.4000", "0.5000"],
+        "shapes (data bbbbbb)": ["0.6000"],
+        "shapes (data unknown)": ["0.1000"],
+    }
+    assert "shapes was measured on different sentences or masks" in caplog.text
+    assert f"data {one}, {other}" in caplog.text

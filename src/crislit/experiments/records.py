@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from crislit.data import shapes
 from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE2_COLUMNS
+from crislit.experiments.record_lock import check_writable, lock_record
 from crislit.io import write_csv
 from crislit.training import METRICS, fingerprint
 
@@ -23,8 +22,15 @@ COLUMNS = (
     *("experiment", "setting", "dataset", "split", "of_splits", "model", "contrastive", "layers"),
     *("kernel_size", "seed", "samples", *METRICS, "blind", "ceiling", "parameters", "fps"),
     *("steps", "image_size", "threshold", "protocol", "initial_weights", "commit", "hardware"),
-    *("seconds", "overrides"),
+    *("seconds", "overrides", "data"),
 )
+"""Columns that this version writes. ``data`` is the digest of sentences and masks."""
+REQUIRED = (
+    *("experiment", "setting", "dataset", "split", "of_splits", "model", "contrastive", "layers"),
+    *("kernel_size", "seed", "samples", "mIoU", "image_size", "threshold", "protocol"),
+    "initial_weights",
+)
+"""Columns without which a row means nothing. Any other may be empty, and is unknown then."""
 COPIED = (
     *("seed", "parameters", "steps", "threshold", "protocol", "initial_weights", "commit"),
     "hardware",
@@ -35,6 +41,8 @@ MINIMA = {
     **{"layers": 0, "kernel_size": 1, "image_size": 1},
 }
 """Smallest values of the columns that hold integers."""
+SHARES = ("blind", "ceiling", "threshold")
+"""Columns in [0, 1] besides the metrics."""
 
 
 def result_rows(results: Mapping[str, Any]) -> list[Row]:
@@ -53,13 +61,15 @@ def result_rows(results: Mapping[str, Any]) -> list[Row]:
         "image_size": config["image_size"],
         "seconds": round(results["seconds"]),
         "overrides": " ".join(results["overrides"]),
+        "data": results.get("data") or "",  # absent in version 0.1
         **{name: results[name] for name in COPIED},
     }
     rows = []
     for split, values in results["splits"].items():
         blind = results["blind"].get(split)
         row = shared | {
-            **{metric: f"{values[metric]:.4f}" for metric in METRICS},
+            # Results of earlier versions lack metrics that were added since.
+            **{name: f"{values[name]:.4f}" if name in values else "" for name in METRICS},
             "split": split,
             "samples": values["samples"],
             "blind": f"{blind['mIoU']:.4f}" if blind else "",
@@ -76,16 +86,18 @@ def model_name(config: Config) -> str:
 
 
 def is_valid_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row has exactly the columns, and every number is in its range."""
+    """Whether a row has the required columns, and every number is in its range."""
     try:
-        required = (*METRICS, "ceiling", "threshold")
-        shares = [*(float(row[name]) for name in required), float(row["blind"] or 0)]
+        known = {name: text for name, text in row.items() if text != "" or name in REQUIRED}
+        shares = [known[name] for name in (*METRICS, *SHARES) if name in known]
+        integers = [(known[name], least) for name, least in MINIMA.items() if name in known]
         return (
-            set(row) == set(COLUMNS)
+            set(COLUMNS) <= set(row)
+            and None not in row
             and None not in row.values()
-            and all(0 <= share <= 1 for share in shares)
-            and 0 <= float(row["fps"]) < float("inf")
-            and all(int(row[name]) >= minimum for name, minimum in MINIMA.items())
+            and all(0 <= float(share) <= 1 for share in shares)
+            and 0 <= float(known.get("fps", 0)) < float("inf")
+            and all(int(number) >= least for number, least in integers)
             and row["contrastive"] in ("true", "false")
             and row["split"] in row["of_splits"].split()
         )
@@ -96,21 +108,25 @@ def is_valid_row(row: Mapping[str, Any]) -> bool:
 def read_rows(path: Path) -> list[Row]:
     """Read recorded rows; leave out broken ones (truncated, edited by mistake) with a warning.
 
+    Columns that the record lacks are empty, if they are not required. Columns that this version
+    does not know are kept.
+
     Raises:
         InputError: If the file is not a record.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns, rows = set(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a record of runs: {error}") from error
-    differences = {
-        "it lacks the columns": set(COLUMNS) - columns,
-        "it has unknown columns": columns - set(COLUMNS),
-    }
-    reasons = [f"{text} {', '.join(sorted(names))}" for text, names in differences.items() if names]
-    require(not reasons, f"{path} is not a record of runs: {' and '.join(reasons)}")
+    columns, rows = _read_table(path)
+    if not columns:
+        return []  # created, and not yet written
+    lacking = [name for name in REQUIRED if name not in columns]
+    require(
+        not lacking,
+        f"{path} is not a record of runs: it has the columns {', '.join(columns)[:200]}, and lacks "
+        f"{', '.join(lacking)}",
+    )
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        log.warning("%s: keeping unknown columns: %s", path, ", ".join(unknown))
+    absent = {name: "" for name in COLUMNS if name not in columns}
+    rows = [row | absent for row in rows]
     broken = [row for row in rows if not is_valid_row(row)]
     if broken:
         names = [f"{r.get('dataset')}/{r.get('split')} of {r.get('experiment')}" for r in broken]
@@ -120,25 +136,64 @@ def read_rows(path: Path) -> list[Row]:
     return [row for row in rows if is_valid_row(row)]
 
 
-def find_run(path: Path, config: Config, experiment: str) -> list[Row]:
+def _read_table(path: Path) -> tuple[list[str], list[Row]]:
+    """Read a CSV file: its columns and rows.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        is_other = path.exists() and not path.is_file()  # reading a pipe would block
+        require(not is_other, f"{path} is not a record of runs: it is a folder or a device")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a record of runs: {error}") from error
+
+
+def check_record(path: Path) -> None:
+    """Check, before anything is trained, that runs can be added to a record.
+
+    Raises:
+        InputError: If the file exists and is not a record, or cannot be written.
+    """
+    try:
+        exists = path.exists()
+    except OSError as error:  # its name is too long
+        raise InputError(f"cannot write the record {path}: {error.strerror}") from error
+    if exists:
+        read_rows(path)
+    check_writable(path)
+
+
+def find_run(path: Path, config: Config, experiment: str, data: str = "") -> list[Row]:
     """Return a run's recorded rows, one per split; none if they are missing or incomplete.
+
+    Rows measured on other data do not count. Where a digest of data is empty, it is unknown and
+    agrees with any.
 
     Args:
         path: The record.
         config: The run's configuration.
         experiment: Its fingerprint.
+        data: The digest of its sentences and masks.
 
     Raises:
         InputError: If the file is not a record.
     """
     if not path.exists():
         return []
-    rows = [row for row in read_rows(path) if row["experiment"] == experiment]
+    recorded = read_rows(path)
+    rows = [row for row in recorded if row["experiment"] == experiment and on_data(row, data)]
+    if not rows:
+        _log_other_data(path, recorded, config, data)
+        return []
     splits, selected = [row["split"] for row in rows], config["dataset"]["select_split"]
     expected = set(expected_splits(config)).union(*(row["of_splits"].split() for row in rows))
     missing = expected - set(splits)
     has_no_blind = any(row["split"] == selected and not row["blind"] for row in rows)
-    if rows and missing:
+    if missing:
         found = f"only {', '.join(splits)}, not {', '.join(sorted(missing))}"
     elif config["dataset"]["blind_control"] and has_no_blind:
         found = f"no blind control on {selected}"
@@ -146,6 +201,30 @@ def find_run(path: Path, config: Config, experiment: str) -> list[Row]:
         return rows
     log.warning("%s holds %s of run %s: it counts as not run", path, found, experiment)
     return []
+
+
+def on_data(row: Row, data: str) -> bool:
+    """Whether a row may have been measured on data with this digest."""
+    return not (row["data"] and data) or row["data"] == data
+
+
+def _log_other_data(path: Path, rows: Sequence[Row], config: Config, data: str) -> None:
+    """Log which other data a record holds the same settings, row of table 1 and seed for."""
+    wanted = {
+        "setting": fingerprint(config)["setting"],
+        "dataset": config["dataset"]["name"],
+        "contrastive": str(config["loss"]["contrastive"]).lower(),
+        "layers": str(config["decoder"]["layers"]),
+        "seed": str(config["seed"]),
+    }
+    same = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    others = sorted({row["data"] for row in same if not on_data(row, data)})
+    if others:
+        log.warning(
+            "%s holds this run on other sentences or masks of %s (digest %s, here %s): it counts "
+            "as not run",
+            *(path, wanted["dataset"], ", ".join(others), data),
+        )
 
 
 def expected_splits(config: Config) -> Sequence[str]:
@@ -159,15 +238,18 @@ def expected_splits(config: Config) -> Sequence[str]:
 
 
 def add_run(path: Path, results: Mapping[str, Any]) -> None:
-    """Record a run, replacing its earlier rows; several processes may do so at once."""
+    """Record a run, replacing its earlier rows; several processes may do so at once.
+
+    Raises:
+        InputError: If the file is not a record, or cannot be written.
+    """
     new = result_rows(results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        rows = read_rows(path) if path.is_file() else []
-        others = [row for row in rows if row["experiment"] != new[0]["experiment"]]
+    with lock_record(path):
+        others = [row for row in read_rows(path) if row["experiment"] != new[0]["experiment"]]
         write_rows(path, [*others, *new])
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a record atomically."""
-    write_csv(path, COLUMNS, rows)
+    """Write a record atomically, with the columns of this version and those that rows add."""
+    unknown = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    write_csv(path, (*COLUMNS, *unknown), rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from crislit.checkpoints import OPENAI
 from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE1, TABLE2_CRIS
-from crislit.experiments.records import Row, is_valid_row, read_rows, result_rows
+from crislit.experiments.records import Row, is_valid_row, on_data, read_rows, result_rows
 from crislit.io import read_json
 from crislit.training import METRICS
 
@@ -105,8 +105,12 @@ def collect(paths: Iterable[Path]) -> list[Row]:
         is_record = path.suffix == ".csv" and path.is_file()
         for row in read_rows(path) if is_record else read_results(path):
             other = unique.setdefault((row["experiment"], row["split"]), row)
-            if any(other[name] != row[name] for name in ("mIoU", "oIoU", "samples", "threshold")):
-                values = [f"mIoU {r['mIoU']} ({r['hardware']})" for r in (other, row)]
+            facts = [name for name in ("mIoU", "oIoU", "samples", "threshold") if other[name]]
+            if not on_data(row, other["data"]) or any(other[n] != row[n] for n in facts if row[n]):
+                values = [
+                    f"mIoU {r['mIoU']} ({r['hardware']}, data {r['data'] or 'unknown'})"
+                    for r in (other, row)
+                ]
                 raise InputError(
                     f"two runs of one experiment differ, {row['dataset']} {row['split']}, seed "
                     f"{row['seed']}: {' and '.join(values)}. Report only one of them"
@@ -142,6 +146,8 @@ def read_results(path: Path) -> list[Row]:
 def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, str], list[Row]]]:
     """Group runs into tables, one per setting; leave out those not in table 1, with a warning.
 
+    Runs on different data of one name are in different rows of their table.
+
     Raises:
         InputError: If one cell of a table has two runs with the same seed. They are not
             independent, so their spread would mean nothing.
@@ -149,7 +155,7 @@ def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, 
     groups: dict[Setting, dict[tuple[str, str, str], list[Row]]] = {}
     excluded: list[str] = []
     names = {(row.contrastive, row.layers): name for name, row in TABLE1.items()}
-    for row in rows:
+    for row in tell_data_apart(rows):
         name = names.get((row["contrastive"] == "true", int(row["layers"])))
         if name is None:
             ablation = f"contrastive={row['contrastive']}, n = {row['layers']}"
@@ -166,6 +172,30 @@ def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[tuple[str, str, 
     if excluded:
         log.warning("not in table 1, and left out: %s", "; ".join(dict.fromkeys(excluded)))
     return groups
+
+
+def tell_data_apart(rows: Iterable[Row]) -> list[Row]:
+    """Rename data sets that one setting was measured on with different content.
+
+    Otherwise their numbers would be averaged. Rows of version 0.1 have no digest of their data:
+    they keep their name beside a single known digest.
+    """
+    rows = list(rows)
+    digests: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        digests.setdefault((row["setting"], row["dataset"]), set()).update({row["data"]} - {""})
+    several = {key: found for key, found in digests.items() if len(found) > 1}
+    for (_, dataset), found in several.items():
+        log.warning(
+            "%s was measured on different sentences or masks, which have separate rows: data %s",
+            *(dataset, ", ".join(sorted(found))),
+        )
+    return [
+        row | {"dataset": f"{row['dataset']} (data {row['data'][:6] or 'unknown'})"}
+        if (row["setting"], row["dataset"]) in several
+        else row
+        for row in rows
+    ]
 
 
 def measure_column(rows: Sequence[Row], name: str) -> Measured | None:
