@@ -408,20 +408,6 @@ def test_the_default_is_to_raise_and_does_not_change_the_fingerprint(dataset: st
     assert skipping["setting"] == before["setting"]
 
 
-def test_annotations_are_part_of_the_fingerprint_if_they_decide_what_is_skipped(root: Path) -> None:
-    config = compose_config(["dataset=refcoco", f"data_root={root}", "dataset.folder=shapes"])
-
-    def experiment(on_error: str) -> str:
-        dataset = config["dataset"] | {"refs": REFS, "on_error": on_error}
-        return fingerprint(config | {"dataset": dataset})["experiment"]
-
-    before = experiment("raise"), experiment("skip")
-    path = root / "shapes/instances.json"
-    path.write_text(path.read_text() + "\n")
-    assert experiment("raise") == before[0]
-    assert experiment("skip") != before[1]
-
-
 # -- Whole runs
 
 

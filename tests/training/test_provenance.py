@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from crislit.config import compose_config
-from crislit.data import shapes, sources
+from crislit.data import SHAPES_VERSION
+from crislit.training import provenance
 from crislit.training.provenance import fingerprint
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -37,7 +38,7 @@ def setting(*overrides: str) -> str:
             ("7a629929d3826437", "abc7e0147d0b06c9"),
         ),
         (
-            "dataset=refcoco model=rn50 data_root=nowhere",
+            "dataset=refcoco model=rn50 model.clip_weights=null data_root=nowhere",
             ("bdb496ac040b6693", "24a7959aeeca864f"),
         ),
         (
@@ -144,32 +145,30 @@ def test_weights_count_by_their_content(tmp_path: Path) -> None:
 
 def test_the_version_of_the_embedded_data_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     embedded, real = experiment(), experiment("dataset=refcoco")
-    monkeypatch.setattr(sources, "VERSION", shapes.VERSION + 1)
+    monkeypatch.setattr(provenance, "SHAPES_VERSION", SHAPES_VERSION + 1)
     assert experiment() != embedded
     assert experiment("dataset=refcoco") == real
 
 
-def test_real_data_count_by_their_content(tmp_path: Path, generated_root: Path) -> None:
-    copy = tmp_path / "moved/refcoco/refs(unc).p"
-    copy.parent.mkdir(parents=True)
-    copy.write_bytes((generated_root / "refcoco/refs(unc).p").read_bytes())
-    original = experiment("dataset=refcoco", f"data_root={generated_root}")
-    assert experiment("dataset=refcoco", f"data_root={tmp_path / 'moved'}") == original
-    copy.write_bytes(b"the real one")
-    assert experiment("dataset=refcoco", f"data_root={tmp_path / 'moved'}") != original
+@pytest.mark.parametrize(
+    "dataset", ["dataset=refcoco", "dataset=grefcoco", "dataset=custom dataset.file=a.jsonl"]
+)
+def test_real_and_custom_data_count_by_their_digest(dataset: str) -> None:
+    config = compose_config(dataset.split())
+    first, second = fingerprint(config, "0123"), fingerprint(config, "4567")
+    assert first["experiment"] != second["experiment"]
+    assert first["setting"] == second["setting"]
+    assert (first["data"], second["data"]) == ("0123", "4567")
 
 
-def test_custom_data_count_by_their_content(tmp_path: Path) -> None:
-    def digest(name: str, text: str) -> str:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        (folder / "instances.json").write_text("{}")
-        (folder / "sentences.csv").write_text(text)
-        files = (
-            f"dataset.file={folder}/instances.json",
-            f"dataset.sentences={folder}/sentences.csv",
-        )
-        return experiment("dataset=custom", *files)
+def test_embedded_data_keep_the_experiment_of_their_version() -> None:
+    config = compose_config()
+    assert fingerprint(config, "0123")["experiment"] == experiment()
+    assert fingerprint(config, "0123")["data"] == "0123"
 
-    assert digest("a", "1,dog") == digest("b", "1,dog")
-    assert digest("a", "1,dog") != digest("b", "1,cat")
+
+def test_the_network_that_a_run_starts_from_counts_by_its_content(tmp_path: Path) -> None:
+    for name, content in (("a.ckpt", b"1"), ("b.ckpt", b"1"), ("c.ckpt", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (experiment(f"init_from={tmp_path}/{name}.ckpt") for name in "abc")
+    assert a == b != c != experiment()

@@ -171,17 +171,12 @@ def test_a_run_that_cannot_continue_ends_with_one_error(
     assert "recipe.optimizer.learning_rate=1e-05 must be 0.001, as in its own run" in message
 
 
-def test_only_a_file_can_be_resumed_from(
-    small_shapes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    options = (*SHORT, f"data_root={small_shapes}", f"resume={tmp_path}")
-    with pytest.raises(SystemExit):
-        run(monkeypatch, tmp_path / "run", *options)
-    message = f"resume={tmp_path} is not a file: a run keeps its checkpoints as"
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("source", ["", "shapes-tiny", "model.safetensors"])
+def test_a_network_without_its_optimizer_cannot_be_resumed(source: str, tmp_path: Path) -> None:
+    path = str(tmp_path / source) if source != "shapes-tiny" else source
+    message = f"resume={path} is not the checkpoint of a run, .* init_from={path}"
+    with pytest.raises(InputError, match=message):
+        find_checkpoint(path, tmp_path)
 
 
 # -- Checkpoints are written completely or not at all
@@ -192,7 +187,7 @@ def write_checkpoint(path: Path, step: int, size: int = 1000) -> None:
     config = {"image_size": 64, "threshold": 0.35}
     metadata = checkpoint_metadata(CRISConfig("RN50-quickgelu"), config, "random")
     state = {"model.weights": torch.randn(size)}
-    saved = {"global_step": step, "state_dict": state, KEY: metadata}
+    saved = {"epoch": 0, "global_step": step, "state_dict": state, KEY: metadata}
     AtomicCheckpointIO().save_checkpoint(saved, path)
 
 

@@ -11,6 +11,7 @@ import torch
 from crislit.checkpoints.checkpoint import read_checkpoint
 from crislit.config import compose_config
 from crislit.errors import InputError
+from crislit.training import build_data
 from crislit.training import run as steps
 from crislit.training.checkpointing import LAST
 from crislit.training.provenance import fingerprint
@@ -44,7 +45,7 @@ def test_the_five_calls_are_the_run_of_the_command(
 ) -> None:
     folder = tmp_path / "calls"
     started = begin(config, folder)
-    assert started.fingerprint == fingerprint(config)
+    assert started.fingerprint == fingerprint(config, started.data.index.digest)
     assert started.resume is None
     training = steps.build(started)
     steps.fit(training)
@@ -85,8 +86,8 @@ def test_run_makes_the_five_calls_in_order(
 
 def test_a_finished_run_needs_only_the_first_call(config: Config, tmp_path: Path) -> None:
     config = config | {"resume": "auto"}
-    experiment = fingerprint(config)["experiment"]
-    results = {"experiment": experiment, "splits": {"val": {"mIoU": 0.5}}}
+    prints = fingerprint(config, build_data(config).index.digest)
+    results = prints | {"splits": {"val": {"mIoU": 0.5}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert steps.start(config, tmp_path) == 0.5
     assert steps.run(config, tmp_path) == 0.5

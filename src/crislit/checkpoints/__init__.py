@@ -19,6 +19,7 @@ from crislit.checkpoints.clip_weights import (
     load_clip_weights,
     unreachable,
 )
+from crislit.checkpoints.initial_weights import find_start, fingerprint_start, load_start
 from crislit.checkpoints.released import load_released
 
 __all__ = [
@@ -28,11 +29,14 @@ __all__ = [
     "WEIGHTS",
     "Checkpoint",
     "checkpoint_metadata",
+    "find_start",
     "find_weights",
     "fingerprint_source",
+    "fingerprint_start",
     "identify_weights",
     "load_clip_weights",
     "load_released",
+    "load_start",
     "read_any",
     "read_checkpoint",
     "unreachable",

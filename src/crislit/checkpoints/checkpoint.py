@@ -64,7 +64,9 @@ class Checkpoint:
         threshold: Probability above which a pixel belongs to the mask.
         initial_weights: What its training started from.
         steps: Optimizer steps taken, 0 if unknown.
+        epochs: Epochs completed, 0 if unknown.
         config: The configuration of its run, empty if another program trained it.
+        fingerprint: Digests of its run's settings and data, empty if unknown.
         results: What its run measured (``splits``, ``blind``, ``ceiling``, ... of
             ``results.json``), empty if unknown.
         source: Its file's name, for errors.
@@ -76,7 +78,9 @@ class Checkpoint:
     threshold: float
     initial_weights: str
     steps: int = 0
+    epochs: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     source: str = "this checkpoint"
 
@@ -136,6 +140,7 @@ def read_any(
     max_tokens: int | None = None,
     decoder_heads: int | None = None,
     image_size: int | None = None,
+    default_max_tokens: int | None = None,
 ) -> Checkpoint:
     """Read a network in any of its forms, and check that its weights fit.
 
@@ -146,6 +151,7 @@ def read_any(
             not store them.
         decoder_heads: Attention heads of the decoder (default 8).
         image_size: Side of the square input (default 416).
+        default_max_tokens: L of a checkpoint of the authors' code; any other stores its own.
 
     Raises:
         InputError: If it cannot be read, or stores a value that is also given as an argument.
@@ -162,7 +168,7 @@ def read_any(
     network, weights = parse_released(
         to_state_dict(content, str(path)),
         str(path),
-        max_tokens,
+        default_max_tokens if max_tokens is None else max_tokens,
         8 if decoder_heads is None else decoder_heads,
     )
     return Checkpoint(network, weights, size, 0.35, f"released checkpoint {path.name}")
@@ -215,7 +221,10 @@ def _read(path: Path) -> Any:
             threshold=float(metadata["config"]["threshold"]),
             initial_weights=str(metadata["initial_weights"]),
             steps=int(content["global_step"]),
+            epochs=int(content["epoch"]),
             config=require_run_config(metadata["config"]),
+            # Absent in version 0.1.
+            fingerprint=require_dict(metadata.get("fingerprint", {})),
             results=results_beside(path),
             source=str(path),
         )
@@ -298,7 +307,10 @@ def results_beside(path: Path) -> dict[str, Any]:
         file = path.parents[1] / "results.json"
         results = json.loads(file.read_bytes()) if file.is_file() else {}
         is_of_this = Path(results["checkpoint"]).name == path.name
-        return {name: results[name] for name in RESULTS} if is_of_this else {}
+        if not is_of_this:
+            return {}
+        data = {name: results[name] for name in ("data",) if name in results}  # not in version 0.1
+        return {name: results[name] for name in RESULTS} | data
     except (OSError, IndexError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
@@ -307,13 +319,17 @@ def results_beside(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_metadata(
-    network: CRISConfig, config: Mapping[str, Any], initial_weights: str
+    network: CRISConfig,
+    config: Mapping[str, Any],
+    initial_weights: str,
+    fingerprint: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what a Lightning checkpoint stores under :data:`KEY`."""
     return {
         "settings": network.to_dict(),
         "config": dict(config),
         "initial_weights": initial_weights,
+        "fingerprint": dict(fingerprint or {}),
     }
 
 
@@ -398,6 +414,8 @@ def check_head_widths(clip: str | Mapping[str, Any]) -> None:
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's configuration without the paths of the machine it ran on."""
     public = {k: v for k, v in config.items() if k not in ("data_root", "resume", "record")}
+    if public.get("init_from"):
+        public["init_from"] = strip_folders(public["init_from"])
     for group, names in (("model", ["clip_weights"]), ("dataset", ["file", "sentences", "images"])):
         if group in public:
             paths = {name: public[group][name] for name in names if public[group].get(name)}

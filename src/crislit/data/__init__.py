@@ -10,6 +10,7 @@ from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import NO_SAMPLE, TrainKey, evaluation_share
 from crislit.data.scenes import encode_segmentation
 from crislit.data.shapes import SETS, make_scene
+from crislit.data.shapes import VERSION as SHAPES_VERSION
 from crislit.data.sources import build_source
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_SAMPLE",
     "SETS",
+    "SHAPES_VERSION",
     "EvaluationBatch",
     "ReferDataModule",
     "ReferEvaluationSet",

@@ -5,13 +5,20 @@ The configuration is read here and in ``run.py``, ``resume.py``, ``evaluation.py
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from crislit.checkpoints import checkpoint_metadata, load_clip_weights
+from crislit.checkpoints import (
+    checkpoint_metadata,
+    find_start,
+    find_weights,
+    load_clip_weights,
+    load_start,
+)
 from crislit.data import ReferDataModule, build_source
 from crislit.errors import InputError, check_integer, require
 from crislit.models import (
@@ -35,7 +42,9 @@ LOADER_KEYS = (
     *("batch_size", "batch_size_per_device", "eval_batch_size", "image_size", "protocol"),
     *("workers", "seed"),
 )
-SOURCE_KEYS = ("folder", "refs", "embedded", "file", "sentences", "images")
+SOURCE_KEYS = (
+    *("folder", "refs", "embedded", "file", "sentences", "images", "val_share", "mask_value"),
+)
 
 
 def build_model(config: Config) -> CRIS:
@@ -47,16 +56,31 @@ def build_model(config: Config) -> CRIS:
     return build_cris(CRISConfig.from_run_config(config))
 
 
-def initialize_encoders(model: CRIS, config: Config) -> str:
-    """Load CLIP's weights into the encoders if configured; return what the network starts from."""
-    source = config["model"]["clip_weights"]
-    if source is not None:
-        return load_clip_weights(model, str(source))
-    if not config["dataset"]["embedded"]:
-        log.warning(
-            "the encoders start from random weights, the paper's from CLIP's: set "
-            "model.clip_weights=openai, or a path"
-        )
+def find_initial_weights(config: Config) -> None:
+    """Find the file of the weights that a run starts from, before any long work.
+
+    Raises:
+        InputError: If there is none, and it cannot be downloaded.
+    """
+    clip, start = config["model"]["clip_weights"], config["init_from"]
+    if start is not None:
+        find_start(str(start))
+    elif clip is not None:
+        find_weights(config["model"]["clip"], str(clip))
+
+
+def load_initial_weights(model: CRIS, config: Config) -> str:
+    """Load the weights that a run starts from; return their name for ``results.json``.
+
+    These are a trained network's (``init_from``), or else CLIP's for both encoders
+    (``model.clip_weights``, section 4.2), or none.
+    """
+    clip, start = config["model"]["clip_weights"], config["init_from"]
+    if start is not None:
+        return load_start(model, str(start), config["dataset"]["max_words"])
+    if clip is not None:
+        return load_clip_weights(model, str(clip))
+    log.warning("the encoders start from random weights (model.clip_weights=null)")
     return "random"
 
 
@@ -130,7 +154,11 @@ def prepare_data(config: Config) -> ReferDataModule:
 
 
 def build_task(
-    model: CRIS, data: ReferDataModule, config: Config, initial_weights: str
+    model: CRIS,
+    data: ReferDataModule,
+    config: Config,
+    initial_weights: str,
+    fingerprint: Mapping[str, str] | None = None,
 ) -> CRISTask:
     """Build the LightningModule that trains a network.
 
@@ -146,7 +174,7 @@ def build_task(
         threshold=config["threshold"],
         splits=loader_names(data),
         select_split=data.select_split,
-        metadata=checkpoint_metadata(model.config, config, initial_weights),
+        metadata=checkpoint_metadata(model.config, config, initial_weights, fingerprint),
     )
 
 

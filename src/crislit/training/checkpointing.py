@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from crislit.checkpoints import read_checkpoint
@@ -24,6 +25,8 @@ from crislit.io import sync, write_files
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 """The last checkpoint, the one before it, and briefly the one that replaces it."""
+BEST = "best.ckpt"
+"""The checkpoint with the highest score so far."""
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 """What ends a run in order: Ctrl-C, a scheduler's request, and Slurm's warnings before a limit."""
 
@@ -74,6 +77,35 @@ def is_intact(path: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint with the highest score.
+
+    The score belongs to the ``best.ckpt`` in the run's folder, wherever the folder has been moved
+    or copied to. Lightning drops it where the path differs, and replaces the best by a worse one.
+
+    Args:
+        folder: The folder of the checkpoints.
+        metric: The score, such as ``val/mIoU``.
+    """
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        name = BEST.removesuffix(".ckpt")
+        super().__init__(folder, name, metric, mode="max", enable_version_counter=False)
+
+    @property
+    def state_key(self) -> str:
+        """The key of checkpoints of version 0.1, which used Lightning's class."""
+        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score if the folder holds its checkpoint."""
+        best = Path(str(self.dirpath)) / BEST
+        if state_dict["best_model_path"] and best.is_file():
+            self.best_model_path = self.kth_best_model_path = str(best)
+            self.best_model_score = self.kth_value = state_dict["best_model_score"]
+            self.best_k_models = {str(best): state_dict["best_model_score"]}
 
 
 class LastCheckpoint(L.Callback):

@@ -11,8 +11,9 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.table import Table
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from crislit.checkpoints import Checkpoint, read_checkpoint
+from crislit.checkpoints import Checkpoint, read_any
 from crislit.data import ReferDataModule, ReferEvaluationSet
 from crislit.errors import require
 from crislit.io import write_json
@@ -23,6 +24,7 @@ from crislit.training.metrics import METRICS, reachable_iou
 from crislit.training.provenance import commit, fingerprint, hardware
 from crislit.training.settings import Config
 from crislit.training.task import CRISTask
+from crislit.training.threads import choose_threads
 from crislit.training.trainer import build_trainer
 from crislit.transforms import tokenize
 
@@ -52,7 +54,10 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
         "which checkpoint? evaluate needs checkpoint=PATH, such as "
         "checkpoint=RUN/checkpoints/best.ckpt",
     )
-    checkpoint = read_checkpoint(Path(config["checkpoint"]).expanduser())
+    checkpoint = read_any(
+        Path(config["checkpoint"]).expanduser(),
+        default_max_tokens=config.get("dataset", {}).get("max_words"),
+    )
     config = complete_config(config, checkpoint)
     data = prepare_data(config)
     model = checkpoint.build()
@@ -64,11 +69,12 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
         select_split=data.select_split,
     )
     trainer = build_trainer(config, folder, callbacks=[], logger=False)
+    choose_threads(model, trainer.strategy.root_device)
     known = training_config(config, checkpoint)
     results = {
         **evaluate_splits(trainer, task, data, folder / "figures", config["callbacks"]["pictures"]),
         **describe_run(known, overrides, model),
-        **fingerprint(known),
+        **fingerprint(known, data.index.digest),
         "steps": checkpoint.steps,
         "checkpoint": str(config["checkpoint"]),
         "initial_weights": checkpoint.initial_weights,
@@ -94,7 +100,9 @@ def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
         for name, default in defaults.items()
         if config[name] is None
     }
-    dataset = trained.get("dataset", {}) | config.get("dataset", {})
+    named = config.get("dataset", {})
+    # A data set that is named replaces the trained one; single keys change it.
+    dataset = named if "name" in named else trained.get("dataset", {}) | named
     require(
         dataset,
         f"which data? {config['checkpoint']} does not store what it was trained on: "
@@ -136,7 +144,8 @@ def evaluate_splits(
     trainer.callbacks.append(  # type: ignore[attr-defined]
         SamplePlots(figures, count, data.splits.index(shown), data.evaluation_set(shown))
     )
-    trainer.test(task, data, verbose=False)
+    with logging_redirect_tqdm():
+        trainer.test(task, data, verbose=False)
     logged = trainer.callback_metrics
     splits = {split: split_results(logged, split) for split in data.splits}
     for split, values in splits.items():

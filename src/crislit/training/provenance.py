@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from crislit.checkpoints import fingerprint_source
+from crislit.checkpoints import fingerprint_source, fingerprint_start
 from crislit.config import VERSION
-from crislit.data import build_source
+from crislit.data import SHAPES_VERSION
 
 CODE = (":/src", ":/conf", ":/pyproject.toml")
 """Paths that a run depends on, from the top of the checkout."""
@@ -26,18 +26,25 @@ NEUTRAL_TRAINER_KEYS = {
 }
 """Trainer settings that change numbers by rounding at most."""
 NEUTRAL_DATASET_KEYS = {"evaluation_splits", "blind_control", "file", "sentences", "images"}
-"""Data set settings that do not change what is trained; the files' content is in the digest."""
+"""Data set settings that do not change what is trained; the data have a digest of their own."""
 
 
-def fingerprint(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return two digests of the settings that a run's numbers depend on.
+def fingerprint(config: Mapping[str, Any], data: str = "") -> dict[str, str]:
+    """Return digests of what a run's numbers depend on.
 
-    Places of data, numbers of workers and GPUs, and loggers change numbers by rounding at most.
-    The number of processes on CPUs counts: without SyncBN, each normalizes its share of a batch.
+    They are computed once, when a run starts, and stored in its checkpoints and results: data and
+    weights on disk may have changed since. Places of data, numbers of workers and GPUs, and loggers
+    change numbers by rounding at most. The number of processes on CPUs counts: without SyncBN, each
+    normalizes its share of a batch.
+
+    Args:
+        config: The run's configuration.
+        data: The digest of its sentences and masks, :attr:`ReferIndex.digest`; empty if unknown.
 
     Returns:
-        ``experiment``: digest of all of them. ``setting``: of those that the rows of one table
-        share, without seed, data set and row of table 1.
+        ``experiment``: digest of all settings and the data (of embedded data, the version).
+        ``setting``: of those settings that the rows of one table share, without seed, data set and
+        row of table 1. ``data``: the argument.
     """
     names = (
         *("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size"),
@@ -57,20 +64,24 @@ def fingerprint(config: Mapping[str, Any]) -> dict[str, str]:
     }
     if config.get("augment") is not None:  # absent in version 0.1
         facts["augment"] = config["augment"]
+    if config.get("init_from") is not None:
+        facts["init_from"] = fingerprint_start(config["init_from"])
     common = facts | {
         **{name: dataset.get(name) for name in ("sentences_per_image", "max_images")},
         "decoder": {k: v for k, v in config["decoder"].items() if k != "layers"},
         "loss": {k: v for k, v in config["loss"].items() if k != "contrastive"},
     }
-    source = build_source(dataset, Path(str(config.get("data_root", "data"))).expanduser())
-    data = {
-        name: value
-        for name, value in dataset.items()
-        # on_error=raise is absent in early records.
-        if name not in NEUTRAL_DATASET_KEYS and (name, value) != ("on_error", "raise")
+    content = f"version {SHAPES_VERSION}" if dataset.get("embedded") else data or None
+    facts["dataset"] = {
+        **{
+            name: value
+            for name, value in dataset.items()
+            # on_error=raise is absent in early records.
+            if name not in NEUTRAL_DATASET_KEYS and (name, value) != ("on_error", "raise")
+        },
+        **{"seed": config["seed"], "content": content},
     }
-    data |= {"seed": config["seed"], "content": source.content(dataset.get("on_error") == "skip")}
-    return {"experiment": _digest(facts | {"dataset": data}), "setting": _digest(common)}
+    return {"experiment": _digest(facts), "setting": _digest(common), "data": data}
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,26 @@ from typing import Any
 
 from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.errors import DamagedFileError, InputError, require
+from crislit.io import shipped_networks, write_files
 from crislit.models import CRISConfig
-from crislit.training.checkpointing import LAST, NEXT, PREVIOUS
+from crislit.training.checkpointing import BEST, LAST, NEXT, PREVIOUS
 from crislit.training.provenance import fingerprint
 
 log = logging.getLogger(__name__)
 
+SCORE_SETTINGS = ("threshold", "protocol", "image_size")
+"""Settings without which scores of two runs cannot be compared."""
 AUTO = "auto"
 """Value of ``resume``: continue where the run's own folder left off."""
 
 
-def finished_score(config: Mapping[str, Any], experiment: str, folder: Path) -> float:
+def finished_score(config: Mapping[str, Any], prints: Mapping[str, str], folder: Path) -> float:
     """Return the selecting split's mIoU of a run that has finished before.
+
+    Args:
+        config: The run's configuration.
+        prints: Its fingerprint.
+        folder: Its folder.
 
     Raises:
         InputError: If the results are damaged, or another run's.
@@ -32,10 +41,7 @@ def finished_score(config: Mapping[str, Any], experiment: str, folder: Path) -> 
         raise InputError(
             f"{path} is damaged: remove it, and the run continues from its last checkpoint"
         ) from error
-    require(
-        results.get("experiment") == experiment,
-        f"{folder} holds a run with other settings; resume=auto continues only one run",
-    )
+    check_same_run(prints, results, results.get("config", {}), f"{folder} holds")
     log.info("resume=auto: finished before, nothing is left to do in %s", folder)
     return float(results["splits"].get(config["dataset"]["select_split"], {}).get("mIoU", 0.0))
 
@@ -55,9 +61,11 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     if resume == AUTO:
         return latest_checkpoint(folder)
     path = Path(resume).expanduser()
+    is_shipped = not path.exists() and str(path) in shipped_networks()
     require(
-        path.is_file() or not path.exists(),
-        f"resume={path} is not a file: a run keeps its checkpoints as RUN/checkpoints/last.ckpt",
+        not (is_shipped or path.is_dir() or path.suffix == ".safetensors"),
+        f"resume={path} is not the checkpoint of a run, which is RUN/checkpoints/last.ckpt. To "
+        f"start a new run from a network's weights: init_from={path}",
     )
     try:
         return read_without_weights(path)
@@ -96,7 +104,10 @@ def read_without_weights(path: Path) -> Checkpoint:
 
 
 def check_resume(
-    checkpoint: Checkpoint, config: Mapping[str, Any], network: CRISConfig, experiment: str
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    network: CRISConfig,
+    prints: Mapping[str, str],
 ) -> None:
     """Check that a run can continue from a checkpoint.
 
@@ -104,11 +115,11 @@ def check_resume(
         checkpoint: The checkpoint.
         config: The run's configuration.
         network: The run's network.
-        experiment: The run's fingerprint.
+        prints: The run's fingerprint.
 
     Raises:
-        InputError: If it belongs to another network or, with ``resume=auto``, to another run, or
-            if another learning rate is requested.
+        InputError: If it belongs to another network or data set or, with ``resume=auto``, to
+            another run; or if another learning rate or fewer epochs are requested.
     """
     path, saved, wanted = checkpoint.source, checkpoint.network.to_dict(), network.to_dict()
     different = ", ".join(
@@ -121,17 +132,102 @@ def check_resume(
         f"{path} is a checkpoint of another model: it has {different}. Resume with the overrides "
         "of its own run",
     )
-    require(
-        config["resume"] != AUTO or fingerprint(checkpoint.config)["experiment"] == experiment,
-        f"{path} belongs to a run with other settings; resume=auto continues only one run",
-    )
+    trained = checkpoint.config or config
+    if config["resume"] == AUTO:
+        check_same_run(prints, checkpoint.fingerprint, trained, f"{path} belongs to")
+    else:
+        check_same_data(checkpoint, config, prints)
     before, now = (
-        settings["recipe"]["optimizer"]["learning_rate"]
-        for settings in (checkpoint.config or config, config)
+        settings["recipe"]["optimizer"]["learning_rate"] for settings in (trained, config)
     )
     require(
         before == now,
         f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "
         f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it",
     )
+    epochs = config["trainer"]["max_epochs"]
+    require(
+        epochs == -1 or checkpoint.epochs <= epochs,
+        f"{path} has trained {checkpoint.epochs} epochs, and recipe.epochs={epochs} asks for "
+        "fewer: raise it, or evaluate the checkpoint",
+    )
     log.info("continuing from %s at step %d", path, checkpoint.steps)
+
+
+def check_same_run(
+    prints: Mapping[str, str], stored: Mapping[str, Any], config: Mapping[str, Any], found: str
+) -> None:
+    """Check that ``resume=auto`` continues its own run, on the data that it has trained on.
+
+    Args:
+        prints: The run's fingerprint.
+        stored: The fingerprint that was stored; without a digest of the data in version 0.1.
+        config: The configuration that was stored.
+        found: The beginning of the message.
+
+    Raises:
+        InputError: If settings or data differ.
+    """
+    if "data" not in stored:
+        stored = fingerprint(config, prints["data"])
+    require(
+        stored["data"] == prints["data"],
+        f"{found} a run on other sentences or masks (digest {stored['data']}, here "
+        f"{prints['data']}): choose another hydra.run.dir, or restore the data",
+    )
+    require(
+        stored["experiment"] == prints["experiment"],
+        f"{found} a run with other settings; resume=auto continues only one run",
+    )
+
+
+def check_same_data(
+    checkpoint: Checkpoint, config: Mapping[str, Any], prints: Mapping[str, str]
+) -> None:
+    """Check that ``resume=PATH`` stays with its data set; warn if its content has changed.
+
+    Raises:
+        InputError: If the checkpoint belongs to another data set.
+    """
+    before, now = (
+        settings.get("dataset", {}).get("name") for settings in (checkpoint.config, config)
+    )
+    require(
+        before in (None, now),
+        f"{checkpoint.source} was trained on {before}, not on {now}, and a run continues on its "
+        f"own data. To start a new run from its weights: init_from={checkpoint.source}",
+    )
+    stored = checkpoint.fingerprint.get("data", prints["data"])
+    if stored != prints["data"]:
+        log.warning(
+            "the sentences or masks have changed since %s was saved (digest %s, here %s): the run "
+            "continues on the new ones",
+            checkpoint.source,
+            stored,
+            prints["data"],
+        )
+
+
+def keep_best(
+    checkpoint: Checkpoint, config: Mapping[str, Any], prints: Mapping[str, str], folder: Path
+) -> None:
+    """Copy the best checkpoint so far to a run that continues in another folder.
+
+    Only where the scores of both can be compared, and not from a later step.
+
+    Args:
+        checkpoint: The checkpoint that the run continues from.
+        config: The run's configuration.
+        prints: Its fingerprint.
+        folder: Its folder of checkpoints.
+    """
+    best, copy = Path(checkpoint.source).with_name(BEST), folder / BEST
+    if copy.exists() or not best.is_file() or checkpoint.fingerprint.get("data") != prints["data"]:
+        return
+    trained = checkpoint.config
+    is_comparable = all(trained[name] == config[name] for name in SCORE_SETTINGS) and all(
+        trained["dataset"][name] == config["dataset"][name]
+        for name in ("select_split", "max_words", "max_images")
+    )
+    if is_comparable and read_checkpoint(best).steps <= checkpoint.steps:
+        write_files({copy: lambda part: shutil.copyfile(best, part)})

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from crislit.checkpoints import Checkpoint, find_weights, read_checkpoint
+from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.data import ReferDataModule
 from crislit.errors import check_integer, require
 from crislit.models import count_parameters
@@ -20,18 +21,34 @@ from crislit.training.build import (
     apply_training_form,
     build_model,
     build_task,
-    initialize_encoders,
+    find_initial_weights,
+    load_initial_weights,
     prepare_data,
 )
 from crislit.training.callbacks import SkippedSamples, ValidationLogger
-from crislit.training.checkpointing import LAST, LastCheckpoint, StepSeeds, StoppedBySignal
+from crislit.training.checkpointing import (
+    BEST,
+    LAST,
+    BestCheckpoint,
+    LastCheckpoint,
+    StepSeeds,
+    StoppedBySignal,
+)
 from crislit.training.evaluation import describe_run, evaluate_splits, report_results
 from crislit.training.loggers import close_loggers, log_checkpoint
 from crislit.training.nan_guard import NanGuard
+from crislit.training.progress import StartSummary
 from crislit.training.provenance import commit, fingerprint
-from crislit.training.resume import AUTO, check_resume, find_checkpoint, finished_score
+from crislit.training.resume import (
+    AUTO,
+    check_resume,
+    find_checkpoint,
+    finished_score,
+    keep_best,
+)
 from crislit.training.settings import Config
 from crislit.training.task import CRISTask
+from crislit.training.threads import choose_threads
 from crislit.training.trainer import build_logger, build_trainer, choose_devices
 
 log = logging.getLogger(__name__)
@@ -67,7 +84,7 @@ class Start:
     Attributes:
         config: Its configuration.
         folder: Its folder.
-        fingerprint: Digests of its configuration, see :func:`fingerprint`.
+        fingerprint: Digests of its configuration and data, see :func:`fingerprint`.
         resume: The checkpoint that it continues from.
         data: Its data, written and indexed.
         time: When it started, in seconds of a monotonic clock.
@@ -96,14 +113,15 @@ def start(config: Config, folder: Path) -> Start | float:
     keep_freed_memory()
     commit()
     check_integer("checkpoint_every", config["checkpoint_every"], 1)
-    prints = fingerprint(config)
-    if config["resume"] == AUTO and (folder / "results.json").is_file():
-        return finished_score(config, prints["experiment"], folder)
-    resume = find_checkpoint(config["resume"], folder)
-    weights = config["model"]["clip_weights"]
-    if weights is not None and resume is None:
-        find_weights(config["model"]["clip"], str(weights))
-    return Start(config, folder, prints, resume, prepare_data(config), began)
+    is_finished = config["resume"] == AUTO and (folder / "results.json").is_file()
+    resume = None if is_finished else find_checkpoint(config["resume"], folder)
+    if resume is None and not is_finished:
+        find_initial_weights(config)
+    data = prepare_data(config)
+    prints = fingerprint(config, data.index.digest)
+    if is_finished:
+        return finished_score(config, prints, folder)
+    return Start(config, folder, prints, resume, data, began)
 
 
 def build(started: Start) -> Training:
@@ -112,20 +130,24 @@ def build(started: Start) -> Training:
     config = choose_devices(started.config, data)
     model = build_model(config)
     if resume is None:
-        initial_weights = initialize_encoders(model, config)
+        initial_weights = load_initial_weights(model, config)
     else:
-        check_resume(resume, config, model.config, started.fingerprint["experiment"])
+        check_resume(resume, config, model.config, started.fingerprint)
+        keep_best(resume, config, started.fingerprint, folder)
         initial_weights = resume.initial_weights
-    task = build_task(apply_training_form(model, config), data, config, initial_weights)
+    task = build_task(
+        apply_training_form(model, config), data, config, initial_weights, started.fingerprint
+    )
 
     seeds, metric = StepSeeds(config["seed"]), f"{data.select_split}/mIoU"
     callbacks: list[L.Callback] = [
         *([SkippedSamples(data)] if data.on_error == "skip" else []),
-        ModelCheckpoint(folder, "best", metric, mode="max", enable_version_counter=False),
+        BestCheckpoint(folder, metric),
         LastCheckpoint(folder, config["checkpoint_every"]),
         seeds,
         NanGuard(seeds, folder),
         ValidationLogger(data.select_split),
+        StartSummary(data, initial_weights, started.folder),
     ]
     resumed_steps = resume.steps if resume and Path(resume.source).parent == folder else 0
     logger = build_logger(config, started.folder, resumed_steps)
@@ -133,6 +155,7 @@ def build(started: Start) -> Training:
         callbacks.append(LearningRateMonitor("epoch"))
         logger.log_hyperparams({**config, "parameters": count_parameters(task.model)})
     trainer = build_trainer(config, started.folder, callbacks, logger)
+    choose_threads(model, trainer.strategy.root_device)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     return Training(started, task, trainer)
 
@@ -146,7 +169,8 @@ def fit(training: Training) -> None:
     trainer, started = training.trainer, training.start
     path, done = (started.resume.source, started.resume.steps) if started.resume else (None, 0)
     try:
-        trainer.fit(training.task, started.data, ckpt_path=path)
+        with logging_redirect_tqdm():
+            trainer.fit(training.task, started.data, ckpt_path=path)
     except StoppedBySignal as stop:
         processes.detach()  # every process ends on its own
         if not trainer.is_global_zero:
@@ -168,8 +192,7 @@ def fit(training: Training) -> None:
 def evaluate(training: Training) -> dict[str, Any]:
     """Evaluate every split with the best checkpoint, or the last one if there is none."""
     trainer, started = training.trainer, training.start
-    # Not the callback's best_model_path, which in a resumed run is at first the earlier run's.
-    checkpoint = started.folder / "checkpoints" / "best.ckpt"
+    checkpoint = started.folder / "checkpoints" / BEST
     if not checkpoint.is_file():
         checkpoint = checkpoint.with_name(LAST)
         log.warning(

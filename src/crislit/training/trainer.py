@@ -18,6 +18,7 @@ from crislit.errors import InputError, check_integer
 from crislit.training.callbacks import ProcessGuard
 from crislit.training.checkpointing import AtomicCheckpointIO
 from crislit.training.loggers import choose_wandb_mode, earlier_rows, earlier_wandb_run
+from crislit.training.progress import RunProgress
 from crislit.training.settings import Config
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,12 @@ def build_trainer(
         **{"default_root_dir": folder, "use_distributed_sampler": False},
         "plugins": [AtomicCheckpointIO(), *slurm],
     }
+    options.setdefault("enable_model_summary", False)  # one line of StartSummary says as much
+    progress = [RunProgress()] if options.get("enable_progress_bar", True) else []
     try:
-        return L.Trainer(**options, callbacks=[ProcessGuard(), *callbacks], logger=logger)
+        return L.Trainer(
+            **options, callbacks=[ProcessGuard(), *progress, *callbacks], logger=logger
+        )
     except (MisconfigurationException, ValueError, TypeError) as error:
         requested = ", ".join(
             f"trainer.{name}={options[name]}"

@@ -1,0 +1,98 @@
+"""Starts a training from a trained network instead of from CLIP (``init_from``)."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from crislit.checkpoints.checkpoint import WEIGHTS, find_network, read_any
+from crislit.checkpoints.clip_weights import identify_weights
+from crislit.errors import InputError, require
+from crislit.io import check_finite, sha256
+from crislit.models import CRIS
+
+log = logging.getLogger(__name__)
+
+ENCODERS = ("image_encoder.", "text_encoder.")
+
+
+def find_start(source: str) -> Path:
+    """Return the file of a network's weights.
+
+    Args:
+        source: A checkpoint, a folder or safetensors file of ``crislit.convert``, a ``.pth`` of the
+            authors' code, or the name of a shipped network.
+
+    Raises:
+        InputError: If there is none.
+    """
+    path = find_network(Path(source).expanduser())
+    file = path / WEIGHTS if path.is_dir() else path
+    require(
+        file.is_file(),
+        f"init_from={source}: there is no file {file}. It takes RUN/checkpoints/best.ckpt, a "
+        "converted folder, a .pth of the authors' code, or the name of a shipped network",
+    )
+    return file
+
+
+def fingerprint_start(source: str) -> str:
+    """Return the SHA-256 of the network's file, or its name if there is no such file here."""
+    try:
+        return sha256(find_start(source))
+    except InputError:  # evaluating a network does not need what its training started from
+        return source
+
+
+def load_start(model: CRIS, source: str, max_tokens: int) -> str:
+    """Load all weights that fit from a trained network, and log which do not.
+
+    Both encoders must fit. Other parts may differ in depth or size and then keep their random
+    weights.
+
+    Args:
+        model: The network.
+        source: See :func:`find_start`.
+        max_tokens: L, tokens per sentence of a ``.pth`` of the authors' code.
+
+    Returns:
+        The source and the beginning of its SHA-256, for ``results.json``.
+
+    Raises:
+        InputError: If there is no such network, or its encoders are others.
+    """
+    file = find_start(source)
+    start = read_any(Path(source).expanduser(), default_max_tokens=max_tokens)
+    check_finite(start.weights, str(file))
+    expected = model.state_dict()
+    fitting = {
+        name: weights
+        for name, weights in start.weights.items()
+        if name in expected and weights.shape == expected[name].shape
+    }
+    encoders = {name for name in expected if name.startswith(ENCODERS)}
+    require(
+        encoders <= fitting.keys(),
+        f"init_from={source} has other encoders than this run ({describe(start.network.clip)}, "
+        f"not {describe(model.config.clip)}): choose the model that it was trained with",
+    )
+    model.load_state_dict(fitting, strict=False)
+    log.info("starting from %s: %d of %d weights fit", source, len(fitting), len(expected))
+    for text, names in (
+        ("these start from random weights", expected.keys() - fitting.keys()),
+        ("these are not used", start.weights.keys() - fitting.keys()),
+    ):
+        if names:
+            log.info("init_from: %s: %s", text, summarize_names(names))
+    return identify_weights(source, file)
+
+
+def describe(clip: object) -> str:
+    """Return the name of CLIP's model, or that it has none."""
+    return clip if isinstance(clip, str) else "a CLIP without a name"
+
+
+def summarize_names(names: Iterable[str]) -> str:
+    """Return the parts of the network that weights belong to, with their numbers."""
+    parts = Counter(".".join(name.split(".")[:3]) for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))

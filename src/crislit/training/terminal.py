@@ -1,0 +1,48 @@
+"""What a run prints: messages of our own, and none that a user cannot act on."""
+
+import logging
+import warnings
+
+IGNORED_WARNINGS = (
+    ".*treespec, LeafSpec.*",  # within Lightning 2.6 on torch 2.14
+    "Experiment logs directory",  # Hydra has just written to the run's folder
+    "Checkpoint directory",
+    "The dirpath has changed",  # a run resumed in another folder
+    # It is resumable: its sampler skips what the run has trained on.
+    "You're resuming from a checkpoint that ended before the epoch ended and your dataloader",
+    "It is recommended to use `self.log",  # our metrics are equal in all processes
+    "The '.*_dataloader' does not have many workers",  # ``workers`` decides
+    "The number of training batches",  # a small data set is logged once per epoch
+    "`ModelCheckpoint.monitor=.*could not find",  # the run says that there is no best.ckpt
+)
+IGNORED_MESSAGES = (
+    *("Tip: ", "GPU available", "TPU available", "HPU available", "IPU available"),
+    *("`Trainer.fit` stopped", "Using default `ModelCheckpoint`", "Using 16bit", "Using bfloat16"),
+)
+"""Beginnings of Lightning's messages; StartSummary and RunProgress replace them."""
+
+
+class TerminalFormatter(logging.Formatter):
+    """Formats a message with its time, and marks warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(mark)s%(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a message."""
+        is_marked = record.levelno >= logging.WARNING
+        record.mark = f"{record.levelname.lower()}: " if is_marked else ""
+        return super().format(record)
+
+
+def quiet_lightning() -> None:
+    """Silence messages, warnings and advertisements that a user cannot act on."""
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(text in record.getMessage() for text in IGNORED_MESSAGES)
+    )
+    # A notice at every checkpoint.
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(
+        logging.WARNING
+    )
