@@ -6,19 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import InputError, one_line_errors, require
-from crislit.experiments.figures import (
-    FAILURE_COLUMNS,
-    Subject,
-    check_same_samples,
-    draw_attention,
-    draw_comparison,
-    draw_failures,
-    draw_threshold,
-    evenly_spaced,
-    find_failures,
-    threshold_curve,
-)
-from crislit.io import write_csv
 
 KINDS = {
     "compare": "figure 4: the same samples by several networks (the paper's four are baseline, "
@@ -34,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m crislit.figures", description=__doc__)
     parser.add_argument("kind", choices=KINDS, help="; ".join(map(": ".join, KINDS.items())))
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the image (default: KIND.png)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the image (default: outputs/KIND.png)"
+    )
     parser.add_argument(
         "--data-root",
         default=os.environ.get("CRISLIT_DATA", "data"),
@@ -47,8 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="number of samples, evenly spaced (default: 6; all for failures and threshold)",
     )
     options = parser.parse_args(arguments)
-    output = options.output or Path(f"{options.kind}.png")
-    table = output.with_suffix(".csv")
     with one_line_errors():
         require(
             options.samples is None or options.samples >= 1,
@@ -57,44 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count = len(options.checkpoints)
         if options.kind in ("failures", "attention") and count > 1:
             raise InputError(f"{options.kind} takes one checkpoint, not {count}")
-        subjects = [Subject(path, options.data_root, options.split) for path in options.checkpoints]
-        check_same_samples(subjects)
-        first, total = subjects[0], len(subjects[0].data)
-        default = total if options.kind in ("failures", "threshold") else 6
-        numbers = evenly_spaced(total, options.samples or default)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if options.kind == "compare":
-            figure = draw_comparison(subjects, numbers)
-        elif options.kind == "failures":
-            failures = find_failures(first, numbers)
-            figure = draw_failures(first, failures, per_kind=3)
-            rows = [{name: failure[name] for name in FAILURE_COLUMNS} for failure in failures]
-            write_csv(table, FAILURE_COLUMNS, rows)
-        elif options.kind == "attention":
-            figure = draw_attention(first, numbers)
-        else:
-            curves = {
-                label: threshold_curve(subject, numbers)
-                for label, subject in zip(unique_titles(subjects), subjects, strict=True)
-            }
-            rows = [
-                {"network": label, "threshold": threshold, "mIoU": f"{value:.4f}"}
-                for label, curve in curves.items()
-                for threshold, value in curve
-            ]
-            write_csv(table, ("network", "threshold", "mIoU"), rows)
-            figure = draw_threshold(curves)
-        figure.savefig(output, dpi=110, bbox_inches="tight", pad_inches=0.1)
+        # Imported after the command line is checked: it takes seconds.
+        from crislit.experiments.figures import draw_figure
+
+        output = options.output or Path("outputs", f"{options.kind}.png")
+        checkpoints, root = options.checkpoints, options.data_root
+        draw_figure(options.kind, checkpoints, root, options.split, options.samples, output)
         print(f"written: {output}")
-
-
-def unique_titles(subjects: Sequence[Subject]) -> list[str]:
-    """Return the networks' titles, numbered where several have the same."""
-    titles = [subject.title for subject in subjects]
-    return [
-        f"{title} ({number})" if titles.count(title) > 1 else title
-        for number, title in enumerate(titles, start=1)
-    ]
 
 
 if __name__ == "__main__":

@@ -13,22 +13,24 @@ from pycocotools import mask as coco_mask
 
 from crislit import figures as figures_command
 from crislit.checkpoints.checkpoint import KEY
+from crislit.data import shapes
 from crislit.errors import InputError
-from crislit.experiments.figures import (
+from crislit.experiments.failures import (
     FAILURE_KINDS,
-    Subject,
     annotations_by_image,
     classify_failure,
     decode_annotation,
+    draw_failures,
+    find_failures,
+)
+from crislit.experiments.figures import (
     draw_attention,
     draw_comparison,
-    draw_failures,
     draw_threshold,
-    evenly_spaced,
-    find_failures,
     threshold_curve,
     word_attention,
 )
+from crislit.experiments.subjects import Subject, check_same_samples, evenly_spaced
 from crislit.training.metrics import intersection_and_union, iou
 from crislit.transforms.tokenizer import tokenize
 
@@ -279,6 +281,19 @@ def test_annotations_may_be_compressed_and_invalid_ones_are_named() -> None:
         decode_annotation({"id": 7, "segmentation": [["x"]]}, 6, 8)
 
 
+def test_a_figure_is_written_to_outputs_by_default(
+    four_networks: list[Path], small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--data-root", str(small_shapes), "--samples", "1"]
+    figures_command.main(["threshold", str(four_networks[0]), *options])
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {
+        "threshold.png",
+        "threshold.csv",
+    }
+
+
 @pytest.mark.parametrize("kind", ["compare", "failures", "attention", "threshold"])
 def test_each_figure_is_one_command(
     kind: str, four_networks: list[Path], small_shapes: Path, tmp_path: Path
@@ -322,6 +337,26 @@ def test_bad_input_ends_in_one_line(
         figures_command.main([*arguments, "--data-root", str(small_shapes)])
 
 
+def change_config(path: Path, target: Path, **changes: Any) -> None:
+    """Copy a checkpoint, with other settings and digests in it."""
+    checkpoint = torch.load(path, weights_only=True)
+    for name, value in changes.items():
+        place = checkpoint[KEY] if name == "fingerprint" else checkpoint[KEY]["config"]
+        place[name] = place.get(name, {}) | value if isinstance(value, dict) else value
+    torch.save(checkpoint, target)
+
+
+@pytest.fixture(scope="module")
+def two_sets(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small `shapes` and a small `shapes+`."""
+    root = tmp_path_factory.mktemp("two")
+    (root / f"shapes-v{shapes.VERSION}").symlink_to(small_shapes / f"shapes-v{shapes.VERSION}")
+    scenes = {"train": 2, "val": 6, "testA": 2, "testB": 2}
+    folder = shapes.write_shapes(root, "shapes+", scenes=scenes)
+    folder.rename(root / f"shapes+-v{shapes.VERSION}")
+    return root
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -329,7 +364,14 @@ def test_bad_input_ends_in_one_line(
             {"protocol": "first_sentence"},
             "different samples .*: protocol=all_sentences .* protocol=first_sentence",
         ),
-        ({"dataset": {"name": "mine"}}, "different data cannot be compared: shapes .* and mine"),
+        (
+            {"dataset": {"name": "shapes+", "folder": "shapes+"}},
+            r"different data cannot be compared: shapes shapes .* and shapes\+ shapes\+",
+        ),
+        (
+            {"fingerprint": {"data": "b" * 16}},
+            "trained on different sentences or masks of shapes .*: digest [0-9a-f]{16} and b{16}",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["compare", "threshold"])
@@ -338,16 +380,48 @@ def test_networks_with_different_samples_are_an_error(
     change: dict[str, Any],
     expected: str,
     four_networks: list[Path],
-    small_shapes: Path,
+    two_sets: Path,
     tmp_path: Path,
 ) -> None:
-    checkpoint = torch.load(four_networks[0], weights_only=True)
-    config = checkpoint[KEY]["config"]
-    for name, value in change.items():
-        config[name] = config[name] | value if isinstance(value, dict) else value
-    other = tmp_path / "other.ckpt"
-    torch.save(checkpoint, other)
+    one, other = four_networks[0], tmp_path / "other.ckpt"
+    change_config(four_networks[0], other, **change)
     with pytest.raises(SystemExit, match=f"error: .*{expected}"):
-        figures_command.main(
-            [kind, str(four_networks[0]), str(other), "--data-root", str(small_shapes)]
-        )
+        figures_command.main([kind, str(one), str(other), "--data-root", str(two_sets)])
+
+
+def test_one_data_set_under_two_names_is_the_same_data(
+    four_networks: list[Path], small_shapes: Path, tmp_path: Path
+) -> None:
+    change_config(four_networks[0], tmp_path / "other.ckpt", dataset={"name": "mine"})
+    paths = (four_networks[0], tmp_path / "other.ckpt")
+    check_same_samples([Subject(path, str(small_shapes), "val") for path in paths])
+
+
+def test_a_network_trained_on_data_that_changed_since_is_shown_with_a_warning(
+    four_networks: list[Path],
+    small_shapes: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    here = Subject(four_networks[0], str(small_shapes), "val").module.index.digest
+    assert caplog.text == ""
+    change_config(four_networks[0], tmp_path / "old.ckpt", fingerprint={"data": "a" * 16})
+    Subject(tmp_path / "old.ckpt", str(small_shapes), "val")
+    expected = f"trained on other sentences or masks (digest {'a' * 16}, here {here})"
+    assert expected in caplog.text
+
+
+def test_attention_of_another_decoder_is_refused_with_what_is_needed(full: Subject) -> None:
+    class Mine(torch.nn.Module):
+        """A decoder without layers."""
+
+    class WithLayers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+
+    for decoder in (Mine(), WithLayers()):
+        full.model.decoder = decoder  # type: ignore[assignment]
+        expected = f"a decoder whose last layer has a cross_attention .*{type(decoder).__name__}$"
+        with pytest.raises(InputError, match=expected):
+            word_attention(full.model, torch.zeros(1, 3, 64, 64), tokenize(["star"], 12))

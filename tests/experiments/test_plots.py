@@ -42,7 +42,8 @@ def test_the_plot_of_precision_shows_every_row_beside_the_papers() -> None:
     values = (0.9, 0.8, 0.7, 0.6, 0.1)
     metrics = {f"Pr@{x}": value for x, value in zip(PRECISION_AT, values, strict=True)}
     ((_, runs),) = group(run("model=rn50", "dataset=refcoco", "ablation=con", **metrics)).items()
-    panels = plot_precision(runs, published=True).axes
+    assert len(plot_precision(runs, published=True).axes) == 1
+    panels = plot_precision(runs, published=True, paper_rows=True).axes
     assert [axes.get_title() for axes in panels] == ["RefCOCO", "RefCOCO+", "G-Ref"]
     drawn = curves(panels[0])
     assert drawn["Con., n = 0"] == [[50, 90], [60, 80], [70, 70], [80, 60], [90, 10]]

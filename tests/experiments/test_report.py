@@ -52,6 +52,41 @@ def test_a_result_with_a_number_out_of_its_range_ends_in_one_line(tmp_path: Path
         report.main([str(tmp_path), "--output", str(tmp_path / "report")])
 
 
+def test_a_report_of_two_runs_has_their_rows_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("con", "dec1")):
+        (tmp_path / f"runs/{number}").mkdir(parents=True)
+        results = json.dumps(run(f"ablation={name}"))
+        (tmp_path / f"runs/{number}/results.json").write_text(results)
+    monkeypatch.chdir(tmp_path)
+    report.main(["runs"])
+    printed = capsys.readouterr().out
+    assert "not run" not in printed
+    assert "RefCOCO" not in printed
+    assert len([line for line in printed.splitlines() if line.startswith("| shapes |")]) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "outputs"}
+    assert len(read_csv(tmp_path / "outputs/report/table1.csv")) == 2 * 11
+    assert read_csv(tmp_path / "outputs/report/table2.csv") == []
+
+
+def test_without_runs_the_shipped_record_is_reported_or_the_message_says_what_to_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"which runs\? results/table1.csv is not here: name"):
+        report.main([])
+    add_run(tmp_path / "results/table1.csv", run("ablation=con", mIoU=0.4321))
+    report.main([])
+    assert "43.21" in capsys.readouterr().out
+
+
+def test_runs_outside_table_1_are_nothing_to_report(tmp_path: Path) -> None:
+    add_run(tmp_path / "runs.csv", run("decoder.layers=5"))
+    with pytest.raises(SystemExit, match="error: nothing to report: none of the runs is a row"):
+        report.main([str(tmp_path / "runs.csv"), "--output", str(tmp_path / "report")])
+
+
 def test_the_report_is_written_and_names_what_was_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +99,7 @@ def test_the_report_is_written_and_names_what_was_not_run(
         (tmp_path / f"runs/{number}").mkdir(parents=True)
         (tmp_path / f"runs/{number}/results.json").write_text(json.dumps(results))
     output = tmp_path / "report"
-    report.main([str(tmp_path / "runs"), "--output", str(output)])
+    report.main([str(tmp_path / "runs"), "--output", str(output), "--paper"])
     text = (output / "report.md").read_text()
     assert text in capsys.readouterr().out
     assert "not run (69.52)" in text, "the paper's own table is always shown"

@@ -10,11 +10,14 @@ PRECISION_AT = (50, 60, 70, 80, 90)
 """X of Pr@X in percent."""
 
 
-def plot_layers(runs: Runs, published: bool) -> Figure:
-    """Plot mIoU against the decoder's layers n, with and without contrastive learning."""
+def plot_layers(runs: Runs, published: bool, paper_rows: bool = False) -> Figure:
+    """Plot mIoU against the decoder's layers n, with and without contrastive learning.
+
+    The arguments are those of :func:`crislit.experiments.tables.table1`.
+    """
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, dataset in enumerate(list_datasets(runs, published)):
+    for number, dataset in enumerate(list_datasets(runs, published and paper_rows)):
         color, title = f"C{number}", TITLES.get(dataset, dataset)
         for contrastive, style in ((True, "o-"), (False, "s:")):
             values = {
@@ -41,9 +44,12 @@ def plot_layers(runs: Runs, published: bool) -> Figure:
     return figure
 
 
-def plot_precision(runs: Runs, published: bool) -> Figure:
-    """Plot Pr@X against X for every row of table 1, one panel per data set."""
-    datasets = list_datasets(runs, published)
+def plot_precision(runs: Runs, published: bool, paper_rows: bool = False) -> Figure:
+    """Plot Pr@X against X for every row of table 1, one panel per data set.
+
+    The arguments are those of :func:`crislit.experiments.tables.table1`.
+    """
+    datasets = list_datasets(runs, published and paper_rows)
     figure = Figure(figsize=(4.2 * len(datasets), 3.8), layout="constrained")
     panels = figure.subplots(1, len(datasets), squeeze=False)[0]
     for dataset, axes in zip(datasets, panels, strict=True):

@@ -1,9 +1,11 @@
 """Writes the report: tables as Markdown and CSV, and plots."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from crislit.errors import require
 from crislit.experiments.plots import plot_layers, plot_precision
-from crislit.experiments.runs import Groups, paper_setting
+from crislit.experiments.runs import Groups, Runs, Setting, paper_setting
 from crislit.experiments.tables import (
     TABLE1_CSV,
     TABLE2_CSV,
@@ -17,30 +19,50 @@ from crislit.experiments.tables import (
 )
 from crislit.io import write_csv, write_text
 
+BESIDE = "In parentheses: the paper's value and the difference."
 
-def write_report(groups: Groups, folder: Path) -> str:
+
+def write_report(groups: Groups, folder: Path, paper_rows: bool = False) -> str:
     """Write all tables and plots into a folder; return the Markdown.
 
+    Args:
+        groups: The rows of all settings.
+        folder: Receives ``report.md``, ``table1.csv``, ``table2.csv`` and plots.
+        paper_rows: Add the paper's rows that were not run.
+
     Raises:
-        InputError: If a file cannot be written.
+        InputError: If there is nothing to report, or a file cannot be written.
     """
+    require(groups or paper_rows, "nothing to report: none of the runs is a row of table 1")
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(is_in_table1(setting) for setting in groups):
-        # The paper's own table is always shown.
+    if paper_rows and not any(is_in_table1(setting) for setting in groups):
         groups = {**groups, paper_setting("rn50"): {}}
-    parts = ["# Measured beside the paper", ""]
+    parts = ["# Measured runs", ""]
     for number, (setting, runs) in enumerate(groups.items(), start=1):
-        published = is_in_table1(setting)
-        parts += [f"## Table 1: {setting}", "", markdown(table1(runs, published), left=2), ""]
-        for name, plot in (("layers", plot_layers), ("precision", plot_precision)):
-            plot(runs, published).savefig(folder / f"{name}-{number}.png", dpi=110)
-            parts += [f"![{name}, {setting}]({name}-{number}.png)", ""]
-        splits = splits_table(runs)
-        if len(splits) > 1:
-            parts += ["The full model (n = 3) on every split:", "", markdown(splits, left=2), ""]
-    rule = "mIoU, the paper's IoU; in parentheses the paper's value and the difference."
-    text = "\n".join([*parts, "## Table 2", "", rule, "", markdown(table2(groups), left=2), ""])
+        parts += _setting_parts(setting, runs, folder, number, paper_rows)
+    second = table2(groups, paper_rows)
+    if len(second) > 1:
+        rule = f"mIoU, the paper's IoU. {BESIDE}"
+        parts += ["## Table 2", "", rule, "", markdown(second, left=2), ""]
+    text = "\n".join(parts)
     write_text(folder / "report.md", text)
-    write_csv(folder / "table1.csv", TABLE1_CSV, table1_values(groups))
-    write_csv(folder / "table2.csv", TABLE2_CSV, table2_values(groups))
+    write_csv(folder / "table1.csv", TABLE1_CSV, table1_values(groups, paper_rows))
+    write_csv(folder / "table2.csv", TABLE2_CSV, table2_values(groups, paper_rows))
     return text
+
+
+def _setting_parts(
+    setting: Setting, runs: Runs, folder: Path, number: int, paper_rows: bool
+) -> Iterator[str]:
+    """Draw the plots of one setting and yield the lines of its tables."""
+    published = is_in_table1(setting)
+    yield from (f"## Table 1: {setting}", "")
+    if published:
+        yield from (BESIDE, "")
+    yield from (markdown(table1(runs, published, paper_rows), left=2), "")
+    for name, plot in (("layers", plot_layers), ("precision", plot_precision)):
+        plot(runs, published, paper_rows).savefig(folder / f"{name}-{number}.png", dpi=110)
+        yield from (f"![{name}, {setting}]({name}-{number}.png)", "")
+    splits = splits_table(runs)
+    if len(splits) > 1:
+        yield from ("The full model (n = 3) on every split:", "", markdown(splits, left=2), "")

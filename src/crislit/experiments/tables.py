@@ -27,9 +27,12 @@ TABLE1_CSV = ("setting", "data", "contrastive", "layers", "column", *VALUE_COLUM
 TABLE2_CSV = ("method", "backbone", "setting", "data", "split", "column", *VALUE_COLUMNS)
 
 
-def format_beside(ours: Measured | None, paper: float | None) -> str:
-    """Format a number with the paper's, and the difference, in parentheses."""
-    text = NOT_RUN if ours is None else str(ours)
+def format_beside(ours: Measured | None, paper: float | None, was_run: bool = False) -> str:
+    """Format a number with the paper's, and the difference, in parentheses.
+
+    A run may lack a number that its version did not measure.
+    """
+    text = str(ours or ("-" if was_run else NOT_RUN))
     if paper is None:
         return text
     difference = "" if ours is None else f", {ours.mean - paper:+.2f}"
@@ -41,25 +44,26 @@ def format_each(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return [str(measure_column(rows, column) or "-") for column in columns]
 
 
-def list_datasets(runs: Runs, published: bool) -> list[str]:
-    """Return the data sets of a table 1 in the paper's order, with its three if published."""
-    datasets = {dataset for dataset, _, _ in runs} | set(TABLE1_RESULTS if published else ())
+def list_datasets(runs: Runs, paper_rows: bool) -> list[str]:
+    """Return the data sets of a table 1 in the paper's order, with its three if requested."""
+    datasets = {dataset for dataset, _, _ in runs} | set(TABLE1_RESULTS if paper_rows else ())
     order = [*TABLE1_RESULTS, *SETS, *(dataset for dataset, _, _ in runs)]
     return sorted(datasets, key=order.index)
 
 
-def table1(runs: Runs, published: bool) -> list[list[str]]:
+def table1(runs: Runs, published: bool, paper_rows: bool = False) -> list[list[str]]:
     """Return table 1 on val, the header first.
 
     Args:
         runs: The rows of one setting.
         published: Add the paper's values and the differences; needs RN50 in the paper's setting.
+        paper_rows: Add the rows that were not run.
     """
-    table = [["data", "Con.", "n", "seeds", *METRIC_COLUMNS, "blind", "ceiling", "Params", "FPS"]]
-    for dataset, ablation, rows, paper in table1_rows(runs, published):
+    table = [["data", "Con.", "n", "seeds", *METRIC_COLUMNS, "blind", "ceiling", "Params"]]
+    for dataset, ablation, rows, paper in table1_rows(runs, published, paper_rows):
         cells = {
-            column: format_beside(measure_column(rows, column), paper.get(column))
-            for column in (*METRIC_COLUMNS, "parameters", "fps")
+            column: format_beside(measure_column(rows, column), paper.get(column), bool(rows))
+            for column in (*METRIC_COLUMNS, "parameters")
         }
         if paper and "mIoU" not in paper:
             cells["mIoU"] += ", not in the paper"
@@ -72,51 +76,79 @@ def table1(runs: Runs, published: bool) -> list[list[str]]:
                 *(cells[metric] for metric in METRIC_COLUMNS),
                 *format_each(rows, ["blind", "ceiling"]),
                 cells["parameters"],
-                cells["fps"],
             ]
         )
     return table
 
 
 def table1_rows(
-    runs: Runs, published: bool
+    runs: Runs, published: bool, paper_rows: bool
 ) -> Iterator[tuple[str, Ablation, Sequence[Row], dict[str, float]]]:
     """Yield data set, ablation, measured rows on val, and the paper's numbers by column.
 
     Without results of an ablation on a data set, the paper has its number of parameters only.
     """
-    for dataset in list_datasets(runs, published):
+    for dataset in list_datasets(runs, published and paper_rows):
         results = TABLE1_RESULTS.get(dataset, {}) if published else {}
         for name, ablation in TABLE1.items():
             paper = {"parameters": ablation.parameters} if results else {}
             if name in results:
                 paper |= dict(zip(TABLE1_METRICS, results[name], strict=True))
-            yield dataset, ablation, runs.get((dataset, name, "val"), []), paper
+            rows = runs.get((dataset, name, "val"), [])
+            if rows or paper_rows:
+                yield dataset, ablation, rows, paper
 
 
-def table2(groups: Groups) -> list[list[str]]:
-    """Return table 2, the header first: other methods, the paper's CRIS, and ours below it."""
-    table = [["method", "backbone", *(f"{TITLES[data]} {split}" for data, split in TABLE2_COLUMNS)]]
-    table += [
-        [method, backbone, *("-" if number is None else f"{number:.2f}" for number in others)]
-        for (method, backbone), others in TABLE2_OTHERS.items()
-    ]
-    for model, numbers in TABLE2_CRIS.items():
+def table2(groups: Groups, paper_rows: bool = False) -> list[list[str]]:
+    """Return table 2, the header first.
+
+    Args:
+        groups: The rows of all settings.
+        paper_rows: Add other methods, the paper's CRIS, and the columns that were not run.
+    """
+    columns = [column for column in TABLE2_COLUMNS if paper_rows or has_column(groups, column)]
+    table = [["method", "backbone", *(f"{TITLES[data]} {split}" for data, split in columns)]]
+    if paper_rows:
+        table += [
+            [method, backbone, *("-" if number is None else f"{number:.2f}" for number in others)]
+            for (method, backbone), others in TABLE2_OTHERS.items()
+        ]
+    for model in dict.fromkeys([*TABLE2_CRIS, *(setting.model for setting in groups)]):
+        numbers = dict(zip(TABLE2_COLUMNS, TABLE2_CRIS.get(model, ()), strict=False))
         backbone = model.replace("rn", "ResNet-")
-        table.append(["CRIS, in the paper", backbone, *(f"{number:.2f}" for number in numbers)])
-        ours = {setting: runs for setting, runs in groups.items() if setting.model == model}
-        for setting, runs in (ours or {paper_setting(model): {}}).items():
+        ours = {
+            setting: runs
+            for setting, runs in groups.items()
+            if setting.model == model
+            and any(has_column({setting: runs}, column) for column in columns)
+        }
+        if paper_rows and numbers:
+            cells = [f"{number:.2f}" for number in numbers.values()]
+            table.append(["CRIS, in the paper", backbone, *cells])
+            ours = ours or {paper_setting(model): {}}
+        for setting, runs in ours.items():
             suffix = f" ({setting})" if len(ours) > 1 else ""
-            full = [runs.get((dataset, "con_dec3", split), []) for dataset, split in TABLE2_COLUMNS]
-            paper = numbers if setting.published else [None] * len(numbers)
+            full = {column: full_model(runs, column) for column in columns}
+            paper = numbers if setting.published else {}
             miou = [
-                format_beside(measure_column(rows, "mIoU"), number) if rows else NOT_RUN
-                for rows, number in zip(full, paper, strict=True)
+                format_beside(measure_column(rows, "mIoU"), paper.get(column)) if rows else NOT_RUN
+                for column, rows in full.items()
             ]
-            oiou = [str(measure_column(rows, "oIoU") or NOT_RUN) for rows in full]
+            oiou = [str(measure_column(rows, "oIoU") or NOT_RUN) for rows in full.values()]
             table.append([f"CRIS, here{suffix}", backbone, *miou])
             table.append([f"CRIS, here, oIoU{suffix}", backbone, *oiou])
     return table
+
+
+def full_model(runs: Runs, column: tuple[str, str]) -> Sequence[Row]:
+    """Return the runs of the full model (n = 3) for a column of table 2."""
+    dataset, split = column
+    return runs.get((dataset, "con_dec3", split), [])
+
+
+def has_column(groups: Groups, column: tuple[str, str]) -> bool:
+    """Whether a column of table 2 was measured."""
+    return any(full_model(runs, column) for runs in groups.values())
 
 
 def splits_table(runs: Runs) -> list[list[str]]:
@@ -124,7 +156,7 @@ def splits_table(runs: Runs) -> list[list[str]]:
     table = [["data", "split", "seeds", *SHORT_COLUMNS]]
     table += [
         [dataset, split, str(len(rows)), *format_each(rows, SHORT_COLUMNS)]
-        for dataset in list_datasets(runs, published=False)
+        for dataset in list_datasets(runs, paper_rows=False)
         for (run_dataset, name, split), rows in runs.items()
         if run_dataset == dataset and name == "con_dec3" and dataset not in TABLE1_RESULTS
     ]
@@ -142,10 +174,11 @@ def is_in_table1(setting: Setting) -> bool:
     return setting.published and setting.model == "rn50"
 
 
-def table1_values(groups: Groups) -> Iterator[dict[str, str]]:
+def table1_values(groups: Groups, paper_rows: bool = False) -> Iterator[dict[str, str]]:
     """Yield table 1 as data, one number per row, with the columns of ``TABLE1_CSV``."""
     for setting, runs in groups.items():
-        for dataset, ablation, rows, paper in table1_rows(runs, is_in_table1(setting)):
+        lines = table1_rows(runs, is_in_table1(setting), paper_rows)
+        for dataset, ablation, rows, paper in lines:
             for column in (*METRIC_COLUMNS, "blind", "ceiling", "parameters", "fps"):
                 number = paper.get(column) if "mIoU" in paper else None
                 yield {
@@ -158,22 +191,24 @@ def table1_values(groups: Groups) -> Iterator[dict[str, str]]:
                 }
 
 
-def table2_values(groups: Groups) -> Iterator[dict[str, str]]:
+def table2_values(groups: Groups, paper_rows: bool = False) -> Iterator[dict[str, str]]:
     """Yield table 2 as data, one number per row, with the columns of ``TABLE2_CSV``."""
     published = TABLE2_OTHERS | {("CRIS", model): row for model, row in TABLE2_CRIS.items()}
-    for (method, backbone), numbers in published.items():
+    for (method, backbone), numbers in published.items() if paper_rows else ():
         for (dataset, split), number in zip(TABLE2_COLUMNS, numbers, strict=True):
             where = (method, backbone, "in the paper", dataset, split, "mIoU")
             yield dict(zip(TABLE2_CSV, where, strict=False)) | value_cells(None, number)
     for setting, runs in groups.items():
-        for (dataset, split), number in zip(
-            TABLE2_COLUMNS, TABLE2_CRIS.get(setting.model, ()), strict=False
-        ):
-            rows = runs.get((dataset, "con_dec3", split), [])
-            for column, paper in (("mIoU", number if setting.published else None), ("oIoU", None)):
-                where = ("CRIS", setting.model, str(setting), dataset, split, column)
+        ours = dict(zip(TABLE2_COLUMNS, TABLE2_CRIS.get(setting.model, ()), strict=False))
+        for column in TABLE2_COLUMNS:
+            rows = full_model(runs, column)
+            if not rows and not (paper_rows and ours):
+                continue
+            paper = {"mIoU": ours.get(column) if setting.published else None}
+            for metric in ("mIoU", "oIoU"):
+                where = ("CRIS", setting.model, str(setting), *column, metric)
                 yield dict(zip(TABLE2_CSV, where, strict=False)) | value_cells(
-                    measure_column(rows, column), paper
+                    measure_column(rows, metric), paper.get(metric)
                 )
 
 
@@ -197,7 +232,7 @@ def readme_tables(groups: Groups) -> dict[str, str]:
     Raises:
         InputError: If two settings would fill the same block.
     """
-    cris = [row for row in table2(groups) if row[0].startswith(("method", "CRIS"))]
+    cris = [row for row in table2(groups, paper_rows=True) if row[0].startswith(("method", "CRIS"))]
     blocks = {"table2": markdown(cris, left=2)}
     for setting, runs in groups.items():
         if setting.model in TABLE2_CRIS:
