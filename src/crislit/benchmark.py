@@ -15,36 +15,14 @@ preprocessing. The candidates of a part run in turn. Columns of speed.csv:
 """
 
 import argparse
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from crislit.benchmarks import data, training
-from crislit.benchmarks.inference import (
-    backends,
-    build_network,
-    measure_agreement,
-    measure_inference,
-    measure_startup,
-    measure_table1_rows,
-)
-from crislit.benchmarks.measurements import (
-    Measurement,
-    Options,
-    measurement_table,
-    write_measurements,
-)
-from crislit.benchmarks.parameters import BACKBONES, count_table1_parameters, parameter_table
-from crislit.benchmarks.timing import Machine, measure_machine
+from crislit.benchmarks.options import BACKBONES, Options
 from crislit.errors import check_integer, one_line_errors, require
-from crislit.training import hardware
 
 PARTS = {
     "parameters": "parameters of table 1's rows in millions, beside the paper's (printed only)",
@@ -103,47 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.model in (*BACKBONES, "tiny"),
             f"--model must be tiny, rn50 or rn101, got {options.model}",
         )
-        console = Console(width=max(Console().width, 120))
-        if "parameters" in chosen:
-            console.print(parameter_table(count_table1_parameters()))
-            chosen.remove("parameters")
-        if not chosen:
-            return
-        machine = measure_machine()
-        console.print(
-            f"{hardware()}: {machine.flops / 1e9:.0f} GFLOP/s in products of float32 matrices, "
-            f"{machine.bytes / 1e9:.1f} GB/s in copies; load {os.getloadavg()[0]:.1f}"
-        )
-        for rows in measure(options, chosen, machine, console):
-            if parsed.output:  # after each part, so that a later failure loses nothing
-                write_measurements(parsed.output / "speed.csv", rows, options, machine)
+        # Imported after the command line is checked: it takes seconds.
+        from crislit.benchmarks.program import run_benchmark
 
-
-def measure(
-    options: Options, chosen: Sequence[str], machine: Machine, console: Console
-) -> Iterator[list[Measurement]]:
-    """Measure the chosen parts; print each part's table when it is done, and yield its rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        networks = (
-            backends(build_network(options.model), options.image_size, Path(folder))
-            if {"evaluation", "latency"} & set(chosen)
-            else {}
-        )
-        measurers: dict[str, Callable[[], Iterable[Measurement]]] = {
-            "start": partial(measure_startup, options),
-            "rows": partial(measure_table1_rows, options, machine),
-            "evaluation": partial(measure_inference, "evaluation", networks, options, machine),
-            "latency": partial(measure_inference, "latency", networks, options, machine),
-            "agreement": partial(measure_agreement, options, Path(folder, "trained")),
-            "training": partial(training.measure_training, options, machine),
-            "data": partial(data.measure_data, options),
-        }
-        for part in chosen:
-            if part == "training":
-                networks.clear()  # training needs their memory
-            rows = list(measurers[part]())
-            console.print(measurement_table(part, rows))
-            yield rows
+        run_benchmark(options, chosen, parsed.output)
 
 
 if __name__ == "__main__":

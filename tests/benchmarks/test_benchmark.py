@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crislit import benchmark
-from crislit.benchmarks import data, inference, training
+from crislit.benchmarks import data, inference, program, training
 from crislit.benchmarks.timing import Machine
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.config import compose_config
@@ -47,11 +47,11 @@ def test_all_parts_are_measured_without_a_choice(
     options: list[str], chosen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    monkeypatch.setattr(benchmark, "count_table1_parameters", lambda: measured.append("parameters"))
-    monkeypatch.setattr(benchmark, "parameter_table", lambda counts: "")
-    monkeypatch.setattr(benchmark, "measure_machine", lambda: Machine(1e9, 1e9))
+    monkeypatch.setattr(program, "count_table1_parameters", lambda: measured.append("parameters"))
+    monkeypatch.setattr(program, "parameter_table", lambda counts: "")
+    monkeypatch.setattr(program, "measure_machine", lambda: Machine(1e9, 1e9))
     monkeypatch.setattr(
-        benchmark,
+        program,
         "measure",
         lambda options, parts, machine, console: filter(None, map(measured.append, parts)),
     )

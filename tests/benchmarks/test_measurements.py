@@ -5,10 +5,10 @@ from pathlib import Path
 
 from crislit.benchmarks.measurements import (
     Measurement,
-    Options,
     compare_to_reference,
     write_measurements,
 )
+from crislit.benchmarks.options import Options
 from crislit.benchmarks.timing import Machine
 
 

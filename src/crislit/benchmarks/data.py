@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from crislit.benchmarks.inference import build_network
-from crislit.benchmarks.measurements import Measurement, Options, compare_to_reference
+from crislit.benchmarks.measurements import Measurement, compare_to_reference
+from crislit.benchmarks.options import Options
 from crislit.benchmarks.timing import Work, interleave, run_in_new_process
 from crislit.config import compose_config
 from crislit.data import (

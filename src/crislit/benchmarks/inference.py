@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crislit.benchmarks.measurements import Measurement, Options, compare_to_reference
+from crislit.benchmarks.measurements import Measurement, compare_to_reference
+from crislit.benchmarks.options import Options
 from crislit.benchmarks.reference import reference_logits
 from crislit.benchmarks.timing import Machine, Work, count_cost, interleave
 from crislit.checkpoints import Checkpoint, read_any, write_folder

@@ -12,30 +12,10 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from crislit.benchmarks.options import Options
 from crislit.benchmarks.timing import Machine
 from crislit.io import write_csv
 from crislit.training import commit, hardware
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options shared by the parts of the benchmark.
-
-    Attributes:
-        model: Network whose speed is measured: ``rn50``, ``rn101`` or ``tiny``.
-        image_size: Side of its input in pixels.
-        rounds: Number of timed runs per candidate.
-        checkpoint: Trained network whose backends are compared by mIoU.
-        images: Number of images in that comparison.
-        data_root: Folder that holds RefCOCO; None draws images of COCO's size.
-    """
-
-    model: str = "rn50"
-    image_size: int = 416
-    rounds: int = 5
-    checkpoint: str = "shapes-tiny"
-    images: int = 40
-    data_root: Path | None = None
 
 
 @dataclass(frozen=True)

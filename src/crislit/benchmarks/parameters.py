@@ -4,10 +4,9 @@ import torch
 from rich.table import Column, Table
 
 from crislit.benchmarks.inference import build_network
+from crislit.benchmarks.options import BACKBONES
 from crislit.experiments import TABLE1
 from crislit.models import count_parameters
-
-BACKBONES = ("rn50", "rn101")
 
 
 def count_table1_parameters() -> dict[tuple[str, str], int]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from crislit.benchmarks.inference import SENTENCES, build_network
-from crislit.benchmarks.measurements import Measurement, Options, compare_to_reference
+from crislit.benchmarks.measurements import Measurement, compare_to_reference
+from crislit.benchmarks.options import Options
 from crislit.benchmarks.reference import reference_logits
 from crislit.benchmarks.timing import (
     Machine,
