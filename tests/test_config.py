@@ -102,7 +102,7 @@ def test_every_ablation_of_every_data_set_composes() -> None:
     for dataset, ablation in itertools.product(EMBEDDED + REAL, ABLATIONS):
         config = compose(f"dataset={dataset}", f"ablation={ablation}")
         assert (config["loss"]["contrastive"], config["decoder"]["layers"]) == ABLATIONS[ablation]
-        assert config["record"] == "results/table1.csv"
+        assert config["record"] == "outputs/table1.csv"
 
 
 def test_the_default_network_is_the_best_row_of_table_1() -> None:
