@@ -6,17 +6,10 @@ import cv2
 import numpy as np
 
 from crislit.errors import InputError, require
-from crislit.io.images import (
-    DAMAGED,
-    Image,
-    image_errors,
-    is_transparent,
-    open_image_file,
-    read_exif,
-)
+from crislit.io.images import DAMAGED, Image, image_errors, is_transparent, open_image_file
+from crislit.io.libraries import require_opencv
+from crislit.io.orientation import require_upright
 
-ORIENTATION = 0x0112
-"""The EXIF tag of the orientation; 1 is upright."""
 FIX = "fetch it again, or save it as PNG or JPEG"
 
 
@@ -58,8 +51,9 @@ def decode_pixels(content: bytes, path: Path, size: tuple[int, int]) -> Image:
     """Decode what :func:`read_image_file` returned.
 
     Raises:
-        InputError: If it is damaged.
+        InputError: If it is damaged, or OpenCV is not of the required version.
     """
+    require_opencv()
     damaged = f"image {path} {DAMAGED}; {FIX}"
     with image_errors(damaged):
         image = cv2.imdecode(
@@ -95,18 +89,11 @@ def read_upright_size(path: Path) -> tuple[int, int]:
         image_errors(f"{path} is not an image that can be read", f"no image at {path}"),
         open_image_file(path) as image,
     ):
-        # For other formats, PIL would decode all pixels to look for EXIF.
-        may_have_exif = image.format == "JPEG" or "exif" in image.info
-        orientation = read_exif(image).get(ORIENTATION, 1) if may_have_exif else 1
         width, height = image.size
+        require_upright(image, str(path))
         transparent = is_transparent(image)
     require(
         not transparent,
         f"{path} has transparent pixels: lay it over a background and save it without them",
-    )
-    require(
-        orientation == 1,
-        f"{path} is stored rotated (EXIF orientation {orientation}): save it upright, "
-        "like its mask",
     )
     return height, width

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from crislit.errors import InputError, require
+from crislit.io.libraries import is_damage, is_system_error, require_opencv
+from crislit.io.orientation import read_orientation
 
 Image = npt.NDArray[np.uint8]
 """(h, w, 3) RGB."""
@@ -39,8 +41,6 @@ MAX_JPEG_HEADER_READS = 2000
 """Reads before the pixels of a JPEG. PIL's time is quadratic in the number of some segments."""
 MAX_HEADER_READS = 10_000
 """The same for other formats; a block of a GIF has at most 255 bytes."""
-MAX_EXIF_WORK = 2**24
-"""Bytes times entries of EXIF, 250 entries in 64 kB. PIL copies each, and each may be all of it."""
 STRIP_PIXELS = 2**20
 """Pixels converted at once: copies of a whole image would take several times its memory."""
 DAMAGED = "is damaged, or in a format that cannot be read"
@@ -59,6 +59,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     Raises:
         InputError: If it is not an image, damaged, too small or too large.
     """
+    require_opencv()
     is_path = isinstance(source, (str, os.PathLike))
     name = str(source) if is_path else "the image"
     try:
@@ -77,13 +78,17 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
             )
     except InputError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"no image at {name}") from error
     except PIL.UnidentifiedImageError as error:
         raise InputError(f"{name} is not an image that can be read") from error
     except PIL.Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
-    except Exception as error:  # PIL raises errors of any type on damaged files
+    except Exception as error:
+        if is_system_error(error):
+            raise InputError(f"cannot read {name}: {error.strerror}") from error
+        if not is_damage(error):
+            raise
         raise InputError(f"{name} {DAMAGED}: {error}") from error
     height, width = rgb.shape[:2]
     require(
@@ -119,11 +124,13 @@ def to_rgb(image: PIL.Image.Image) -> Image:
     """Convert an image of any mode to upright RGB."""
     image.load()  # the EXIF of a PNG may follow its pixels
     try:
-        read_exif(image)
-    except Exception as error:  # PIL raises errors of any type on damaged files
+        is_rotated = read_orientation(image) != 1
+    except Exception as error:
+        if not is_damage(error):
+            raise
         warnings.warn(f"its EXIF cannot be read ({error}): the image is not rotated", stacklevel=3)
     else:
-        image = PIL.ImageOps.exif_transpose(image)
+        image = PIL.ImageOps.exif_transpose(image) if is_rotated else image
     if image.mode.startswith("I"):  # 16-bit greyscale, which PIL stores in 16 or 32 bits
         grey = np.asarray(image, dtype=np.int32)
         if grey.min() < 0 or grey.max() > 65535:
@@ -160,14 +167,24 @@ def to_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def image_errors(unreadable: str, missing: str = "") -> Iterator[None]:
-    """Raise an :class:`InputError` with one of the messages instead of any other error."""
+    """Raise an :class:`InputError` with one of the messages if an image cannot be read.
+
+    Errors of the system, such as a missing permission, are reported as such. Errors that do not
+    come from the file are not caught.
+    """
     try:
         yield
     except InputError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(missing or unreadable) from error
-    except Exception as error:  # PIL and OpenCV raise errors of any type on damaged files
+    except Exception as error:
+        if is_system_error(error):
+            name = getattr(error, "filename", None)
+            problem = f"cannot read {name}: " if name else f"{unreadable}: "
+            raise InputError(f"{problem}{error.strerror}") from error
+        if not is_damage(error):
+            raise
         raise InputError(unreadable) from error
 
 
@@ -223,26 +240,6 @@ class _BoundedHeader(io.BytesIO):
         if self.reads_left < 0 or self.bytes_left < 0:
             raise ValueError("its header has too many parts")
         return part
-
-
-def read_exif(image: PIL.Image.Image) -> PIL.Image.Exif:
-    """Return the EXIF of an image.
-
-    Raises:
-        Exception: Any type, if PIL cannot read it; ValueError if it would take too much memory.
-    """
-    exif = image.info.get("exif", b"")
-    if not exif and "Raw profile type exif" in image.info:  # PNG: hexadecimal after three lines
-        exif = bytes.fromhex("".join(str(image.info["Raw profile type exif"]).split("\n")[3:]))
-    tiff = exif.removeprefix(b"Exif\0\0")
-    if tiff and tiff[:4] not in (b"MM\0*", b"II*\0"):
-        raise ValueError("it does not start like EXIF")
-    order: Literal["big", "little"] = "big" if tiff[:2] == b"MM" else "little"
-    start = int.from_bytes(tiff[4:8], order)
-    entries = int.from_bytes(tiff[start : start + 2], order)
-    if entries * len(tiff) > MAX_EXIF_WORK:
-        raise ValueError(f"it has too many entries in {len(tiff)} bytes")
-    return image.getexif()
 
 
 def iterate_strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:

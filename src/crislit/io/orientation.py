@@ -1,0 +1,73 @@
+"""Decides in one place whether an image is stored rotated, for users' images and data sets."""
+
+import io
+from typing import Literal
+
+import PIL.Image
+
+from crislit.errors import require
+
+ORIENTATION = 0x0112
+"""The EXIF tag of the orientation; 1 is upright, 2 to 8 are mirrored or rotated."""
+MAX_EXIF_WORK = 2**24
+"""Bytes times entries of EXIF, 250 entries in 64 kB. PIL copies each, and each may be all of it."""
+LATE_KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""How the chunks of a PNG start in which PIL looks for an orientation."""
+
+
+def read_orientation(image: PIL.Image.Image) -> int:
+    """Return an image's EXIF orientation, from EXIF or XMP, wherever PIL finds it.
+
+    Pixels are only decoded if the orientation may follow them, as in some PNGs. PIL rotates a TIFF
+    when it decodes it, after which it is upright.
+
+    Returns:
+        2 to 8 if `PIL.ImageOps.exif_transpose` would mirror or rotate the image, else 1.
+
+    Raises:
+        Exception: Any type, if PIL cannot read it; ValueError if it would take too much memory.
+    """
+    if image.format == "PNG" and _may_follow_pixels(image):
+        image.load()
+    _check_exif(image)
+    # A PNG's own method decodes the pixels.
+    orientation = PIL.Image.Image.getexif(image).get(ORIENTATION, 1)
+    return int(orientation) if orientation in range(2, 9) else 1
+
+
+def require_upright(image: PIL.Image.Image, name: str) -> None:
+    """Check that an image of a data set is not stored rotated: its mask may or may not be.
+
+    Raises:
+        InputError: If `crislit.io.open_image` would rotate it.
+        Exception: Any type, if PIL cannot read its EXIF.
+    """
+    orientation = read_orientation(image)
+    require(
+        orientation == 1,
+        f"{name} is stored rotated (EXIF orientation {orientation}): save image and mask upright",
+    )
+
+
+def _may_follow_pixels(image: PIL.Image.Image) -> bool:
+    file = getattr(image, "fp", None)  # closed and None once the pixels are decoded
+    if not isinstance(file, io.BytesIO):
+        return False
+    content = file.getvalue()
+    start = content.find(b"IDAT")
+    return any(content.find(keyword, start) >= 0 for keyword in LATE_KEYWORDS)
+
+
+def _check_exif(image: PIL.Image.Image) -> None:
+    """Raise a ValueError if reading the EXIF would take too much memory."""
+    exif = image.info.get("exif", b"")
+    if not exif and "Raw profile type exif" in image.info:  # PNG: hexadecimal after three lines
+        exif = bytes.fromhex("".join(str(image.info["Raw profile type exif"]).split("\n")[3:]))
+    tiff = exif.removeprefix(b"Exif\0\0")
+    if tiff and tiff[:4] not in (b"MM\0*", b"II*\0"):
+        raise ValueError("its EXIF does not start like EXIF")
+    order: Literal["big", "little"] = "big" if tiff[:2] == b"MM" else "little"
+    start = int.from_bytes(tiff[4:8], order)
+    entries = int.from_bytes(tiff[start : start + 2], order)
+    if entries * len(tiff) > MAX_EXIF_WORK:
+        raise ValueError(f"its EXIF has too many entries in {len(tiff)} bytes")
