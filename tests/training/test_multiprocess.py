@@ -285,6 +285,7 @@ def test_a_network_of_the_papers_size_trains_and_evaluates(
 ) -> None:
     options = (
         "model=rn101",
+        "model.clip_weights=null",
         "dataset=grefcoco",
         f"data_root={generated_root}",
         "dataset.max_images=2",

@@ -1,8 +1,10 @@
 """Section 4.2: learning rates in every epoch, as a Trainer applies them; table 2's settings."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import lightning as L
 import pytest
 import torch
@@ -15,6 +17,7 @@ from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.training.build import build_data
 from crislit.training.task import CRISTask
+from tests.runs import run
 
 REAL = ("refcoco", "refcoco+", "grefcoco", "grefcoco_google")
 
@@ -184,6 +187,29 @@ def test_the_users_command_composes_to_table_2() -> None:
         "trainer.precision": ("auto", "16-mixed"),  # auto becomes this on CUDA
         "trainer.sync_batchnorm": ("auto", True),
     }
+
+
+@pytest.mark.parametrize("model", ["rn50", "rn101", "rn50x4"])
+@pytest.mark.parametrize("dataset", ["refcoco", "grefcoco", "shapes", "gshapes", "custom"])
+def test_every_network_of_clips_size_starts_from_clip(model: str, dataset: str) -> None:
+    file = ["dataset.file=a.jsonl"] if dataset == "custom" else []
+    options = [f"model={model}", f"dataset={dataset}", *file]
+    assert compose_config(options)["model"]["clip_weights"] == "openai"
+    assert compose_config([*options, "model.clip_weights=null"])["model"]["clip_weights"] is None
+
+
+def test_without_clips_weights_the_papers_line_says_what_to_fetch_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "run", "model=rn101", "dataset=grefcoco", "data_root=nowhere")
+    error = capsys.readouterr().err
+    assert "needs OpenAI's RN101" in error
+    assert "/RN101.pt" in error
+    assert f"put it at {tmp_path}/.cache/clip/RN101.pt" in error
+    assert error.strip().endswith("train from random weights instead: model.clip_weights=null")
 
 
 def test_table_2_has_the_settings_of_section_4_2() -> None:

@@ -174,7 +174,8 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
         f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine and cannot "
         f"be downloaded ({reason}). Download {url} (or {HF_SAFE_WEIGHTS_NAME} of "
         f"{constants.ENDPOINT}/{repository}) on a machine with a network, and put it at {archive}, "
-        "or anywhere with model.clip_weights=PATH"
+        "or anywhere with model.clip_weights=PATH. To train from random weights instead: "
+        "model.clip_weights=null"
     )
 
 
