@@ -9,7 +9,8 @@ development extra and the same version of Python. atheris (Apache-2.0) includes 
 Inputs are refs files, pickles of checkpoints, instances.json, polygons and run lengths. They start
 from the hostile and valid files of tests/io/hostile and are mutated with a fixed seed. A crash is
 any exception other than InputError, an input that takes more than 10 seconds, or a process of more
-than 2 GB. The results, with all inputs that crashed, are written to --output as JSON.
+than 2 GB. The results, with all inputs that crashed, are written to --output as JSON;
+results/fuzz.json is such a file.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=ROOT / "results/fuzz.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs/fuzz.json")
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)  # for the fuzzing process
     options = parser.parse_args()
     if options.inputs:
@@ -72,6 +73,7 @@ def main() -> None:
         "commit": commit,
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
     }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps({**record, "crashes": len(crashes)}, indent=2))
     if process.returncode or crashes:

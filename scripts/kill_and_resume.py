@@ -59,9 +59,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="processes per training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument(
-        "--folder", type=Path, default=Path("kills"), help="folder of the runs (default: kills)"
+        "--folder",
+        type=Path,
+        default=Path("outputs/kills"),
+        help="folder of the runs, removed first (default: outputs/kills)",
     )
-    parser.add_argument("--log", type=Path, default=Path("kills.csv"))
+    parser.add_argument("--log", type=Path, default=Path("outputs/kills.csv"))
     options = parser.parse_args()
     processes = options.processes
     trainer = ["trainer=ddp_cpu", f"trainer.devices={processes}"]

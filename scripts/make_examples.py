@@ -7,6 +7,7 @@ python scripts/make_examples.py src/crislit/assets/examples
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,18 +22,27 @@ SEED = 2_000_003
 """Differs from the seeds of all data sets."""
 
 
+def draw_example(name: str) -> tuple[Any, list[tuple[str, Any]]]:
+    """Return an example's image, and its sentences, each with the target's mask."""
+    rng = np.random.default_rng([SEED, list(EXAMPLES).index(name)])
+    image, drawn = draw_scene(rng)
+    things = [item.seen() for item in drawn]
+    style = SETS[EXAMPLES[name]].style
+    return image, [
+        (sentence, item.visible)
+        for item, thing in zip(drawn, things, strict=True)
+        for sentence in describe(rng, things, thing, style, 1)[:1]
+    ]
+
+
 def main(folder: Path) -> None:
     """Draw and describe every example."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (name, dataset) in enumerate(EXAMPLES.items()):
-        rng = np.random.default_rng([SEED, number])
-        image, drawn = draw_scene(rng)
-        things = [item.seen() for item in drawn]
-        lines: list[str] = []
-        for thing in things:
-            lines += describe(rng, things, thing, SETS[dataset].style, 1)[:1]
+    for name in EXAMPLES:
+        image, sentences = draw_example(name)
         PIL.Image.fromarray(image).save(folder / f"{name}.jpg", quality=90)
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        text = "\n".join(sentence for sentence, _ in sentences)
+        (folder / f"{name}.txt").write_text(text + "\n")
 
 
 if __name__ == "__main__":

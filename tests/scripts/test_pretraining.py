@@ -16,7 +16,7 @@ from crislit.config import compose_config
 from crislit.data.shapes import SETS, make_scene
 from crislit.io.assets import ASSETS
 from crislit.models.build import build_clip
-from crislit.training.build import build_model, initialize_encoders
+from crislit.training.build import build_model, load_initial_weights
 from crislit.transforms.letterbox import letterbox_image
 from scripts import pretrain_tiny_clip as script
 
@@ -192,7 +192,7 @@ def test_the_shipped_weights_retrieve_as_recorded() -> None:
 def test_the_tiny_network_starts_from_the_shipped_weights() -> None:
     config = compose_config()
     model = build_model(config)
-    assert initialize_encoders(model, config).startswith("tiny-clip (sha256 ")
+    assert load_initial_weights(model, config).startswith("tiny-clip (sha256 ")
     weights = load_file(ASSETS / "tiny-clip.safetensors")
     expected = weights["text_projection"].float(), weights["visual.conv1.weight"].float()
     assert torch.equal(model.text_encoder.text_projection, expected[0])
