@@ -1,11 +1,14 @@
 """Restricted unpickling, and JSON: plain data are read, damaged files refused, and no code runs."""
 
+import datetime
+import decimal
 import json
 import os
 import pickle
 import random
+import re
 import subprocess
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -247,6 +251,93 @@ def test_a_pickled_object_other_than_plain_data_is_refused(
     path.write_bytes(pickle.dumps([{"ref_id": OBJECTS[name]}], protocol))
     with pytest.raises(InputError, match="only plain containers, numbers and strings"):
         load_pickle(path)
+
+
+def is_plain(value: Any) -> bool:
+    if isinstance(value, (list, dict)):
+        parts = [*value, *(value.values() if isinstance(value, dict) else ())]
+        return type(value) in (list, dict) and all(map(is_plain, parts))
+    return type(value) in (int, float, str, bool, type(None))
+
+
+OWN: dict[str, tuple[Any, Any]] = {  # values that people have in their refs, and what they mean
+    "a NumPy id": (np.int64(7), 7),
+    "a NumPy id of 32 bits": (np.int32(7), 7),
+    "a NumPy number": (np.float32(0.5), 0.5),
+    "a NumPy boolean": (np.bool_(True), True),
+    "a NumPy array": (np.array([[1.5, 2], [3, 4]]), [[1.5, 2], [3, 4]]),
+    "a tensor": (torch.tensor([1, 2]), [1, 2]),
+    "a tensor without dimensions": (torch.tensor(7), 7),
+    "a path": (Path("a/b.jpg"), str(Path("a/b.jpg"))),
+    "a date": (datetime.date(2026, 1, 2), "2026-01-02"),
+    "a time": (datetime.datetime(2026, 1, 2), "2026-01-02 00:00:00"),
+    "an ordered dictionary": (OrderedDict(a=1), {"a": 1}),
+    "a dictionary with a default": (defaultdict(list, a=[1]), {"a": [1]}),
+    "a counter": (Counter("aab"), {"a": 2, "b": 1}),
+    "a set": ({1}, [1]),
+    "a frozen set": (frozenset([1]), [1]),
+    "a decimal number": (decimal.Decimal("1.5"), 1.5),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", OWN)
+def test_the_advice_for_values_of_other_libraries_makes_the_refs_plain(
+    name: str, protocol: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "refs(mine).p"
+    value, plain_value = OWN[name]
+    refs = [{"ref_id": value, "sentences": [{"sent": "left"}]}]
+    path.write_bytes(pickle.dumps(refs, protocol))
+    with pytest.raises(InputError, match=r"If it is your own, save it again") as caught:
+        load_pickle(path)
+    message = str(caught.value)
+    assert message.startswith(f"cannot read {path}: it refers to ")
+    assert ("with ids as int(x)" in message) == (type(value).__module__ in ("numpy", "torch"))
+    assert "\n" not in message
+    (code,) = re.findall("`refs = (.*)`", message)
+    plain_refs = eval(code, {"json": json, "refs": refs})
+    assert is_plain(plain_refs)
+    path.write_bytes(pickle.dumps(plain_refs, protocol))
+    assert load_pickle(path) == [{"ref_id": plain_value, "sentences": [{"sent": "left"}]}]
+
+
+def test_a_table_of_pandas_is_advised_to_become_records(tmp_path: Path) -> None:
+    path = tmp_path / "refs.p"
+    path.write_bytes(b"cpandas.core.frame\nDataFrame\n)R.")
+    with pytest.raises(InputError, match=r"`refs = refs\.to_dict\('records'\)`"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "opcodes", [b"cos\nsystem\n.", b"cbuiltins\neval\n.", b"c__main__\nRef\n."]
+)
+def test_other_values_are_refused_without_that_advice(opcodes: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "refs.p"
+    path.write_bytes(opcodes)
+    with pytest.raises(
+        InputError, match=r"are read\. Fetch it again, from a source that you trust$"
+    ):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize("fault", [MemoryError, NameError, TypeError])
+def test_faults_of_the_reader_are_not_called_damage(
+    fault: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise fault("ours")
+
+    monkeypatch.setattr(pickles._DataUnpickler, "_count_container", fail)
+    path = tmp_path / "refs.p"
+    path.write_bytes(pickle.dumps([{}], 2))
+    with pytest.raises(fault, match="ours"):
+        load_pickle(path)
+
+
+def test_a_refs_file_that_the_system_refuses_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^cannot read .*: Is a directory$"):
+        load_pickle(tmp_path)
 
 
 def test_opening_a_set_refuses_a_pickle_that_would_run_code(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Tells damaged images from faults of the program and of the libraries that read them."""
+"""Tells damaged files from faults of the program and of the libraries that read them."""
 
 import functools
+import pickle
 import struct
 import zlib
 from typing import TypeGuard
@@ -15,6 +16,7 @@ OPENCV = 5
 DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError),
     *(struct.error, zlib.error, cv2.error, PIL.Image.DecompressionBombError),
+    *(pickle.UnpicklingError, RecursionError),
 )
 """Types of errors by which libraries report that a file is damaged."""
 
@@ -24,25 +26,30 @@ def is_system_error(error: Exception) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def is_damage(error: Exception) -> bool:
-    """Whether an error raised while reading an image comes from its bytes.
+def is_damage(error: Exception, library: str = "PIL") -> bool:
+    """Whether an error raised while reading a file comes from its bytes.
 
-    On damaged files, PIL raises errors of any type, even TypeError and AttributeError. The same
-    types from elsewhere are faults of the program, or of a library of another version.
+    On damaged files, PIL and pickle raise errors of any type, even TypeError and AttributeError.
+    The same types from elsewhere are faults of the program, or of a library of another version.
+
+    Args:
+        error: The error.
+        library: The package that may raise any error.
     """
     if isinstance(error, (MemoryError, ImportError)):
         return False
-    return isinstance(error, DAMAGE) or _was_raised_in_pil(error)
+    return isinstance(error, DAMAGE) or _was_raised_in(error, library)
 
 
-def _was_raised_in_pil(error: Exception) -> bool:
+def _was_raised_in(error: Exception, library: str) -> bool:
     trace = error.__traceback__
-    modules = []
+    packages = []
     while trace is not None:
-        modules.append(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+        packages.append(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
         trace = trace.tb_next
-    # PIL calls the standard library, and our file of bounded size.
-    return next((name for name in reversed(modules) if name in ("PIL", "crislit")), "") == "PIL"
+    # The library calls the standard library, and code of ours such as a file of bounded size.
+    last = next((name for name in reversed(packages) if name in (library, "crislit")), None)
+    return last == library
 
 
 @functools.cache

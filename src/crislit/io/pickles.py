@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 
 from crislit.errors import InputError, first_line
+from crislit.io.libraries import is_damage
 
 SAFE_OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
@@ -30,6 +31,16 @@ Parts are counted as often as they are reached: hashing, comparing or printing a
 itself twice, nested 60 deep, would take years.
 """
 REFUSAL = "but only plain containers, numbers and strings are read"
+CONVERSIONS = {
+    **dict.fromkeys(("numpy", "torch"), "lambda value: value.tolist()"),
+    **dict.fromkeys(("collections", "builtins", "__builtin__"), "list"),
+    **dict.fromkeys(("pathlib", "datetime", "pandas"), "str"),
+    "decimal": "float",
+}
+"""Functions that make values of a module plain, for `json.dumps`."""
+BUILTINS = ("set", "frozenset", "range")
+"""Values of Python's own that `list` makes plain."""
+SET_OPCODES = (pickle.EMPTY_SET[0], pickle.FROZENSET[0])
 Handler = Callable[[Any], None]
 """A method of an unpickler that executes one opcode."""
 _HANDLERS: dict[int, Handler] = {
@@ -38,10 +49,27 @@ _HANDLERS: dict[int, Handler] = {
 }
 
 
+class NotPlainError(pickle.UnpicklingError):
+    """A value whose owner can save it as plain data, such as a number of NumPy."""
+
+    def __init__(self, module: str, name: str) -> None:
+        conversion = CONVERSIONS[module.partition(".")[0]]
+        code = f"json.loads(json.dumps(refs, default={conversion}))"
+        if (module, name) == ("pandas.core.frame", "DataFrame"):
+            code = "refs.to_dict('records')"
+        numbers = ", with ids as int(x)" if module.startswith(("numpy", "torch")) else ""
+        super().__init__(
+            f"it refers to {module}.{name}, {REFUSAL}. If it is your own, save it again{numbers}: "
+            f"`refs = {code}` makes all of it plain"
+        )
+
+
 class _Dispatch(dict[int, Handler]):
     """Handlers by opcode. Looking up any other opcode is an error."""
 
     def __missing__(self, opcode: int) -> Handler:
+        if opcode in SET_OPCODES:
+            raise NotPlainError("builtins", "set")
         raise pickle.UnpicklingError(f"it contains the opcode {chr(opcode)!r}, {REFUSAL}")
 
 
@@ -73,9 +101,14 @@ class _DataUnpickler(pickle._Unpickler):
             return self._encode
         if (module, name) == ("__builtin__", "bytes"):
             return self._empty_bytes
+        package = module.partition(".")[0]
+        if package in CONVERSIONS and ("builtin" not in package or name in BUILTINS):
+            raise NotPlainError(module, name)
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, {REFUSAL}")
 
     def _encode(self, text: str, encoding: str) -> bytes:
+        if not isinstance(text, str):
+            raise pickle.UnpicklingError("it makes a byte string of something that is not text")
         self._bytes_left -= len(text)
         if self._bytes_left < 0:
             raise pickle.UnpicklingError("its byte strings are longer than the file")
@@ -137,8 +170,15 @@ def load_pickle(path: Path) -> Any:
     """
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    try:
         return _DataUnpickler(io.BytesIO(content), len(content), MAX_CONTAINERS).load()
-    except Exception as error:  # damaged pickles raise errors of any type
+    except NotPlainError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except Exception as error:
+        if not is_damage(error, "pickle"):
+            raise
         raise InputError(
             f"cannot read {path}: {first_line(error)}. Fetch it again, from a source that you trust"
         ) from error
