@@ -33,7 +33,7 @@ def test_every_form_of_a_network_is_taken_whole(form: str, tmp_path: Path) -> No
         source += "/model.safetensors" if form == "safetensors" else ""
     model = build_model(compose_config([f"init_from={source}"]))
     initial = load_initial_weights(model, compose_config([f"init_from={source}"]))
-    assert initial.startswith(f"{source} (sha256 ")
+    assert initial.startswith(f"init_from={source} (sha256 ")
     assert all(torch.equal(w, network.weights[name]) for name, w in model.state_dict().items())
 
 
@@ -88,9 +88,9 @@ def test_fine_tuning_starts_where_the_network_ended_and_says_so(
     options = (*data, "recipe=shapes", "recipe.epochs=1", "batch_size=4", "image_size=64")
     tiny = (*options, "trainer=cpu", "logger=none", "recipe.optimizer.learning_rate=1e-9")
     results = run(monkeypatch, tmp_path / "run", *tiny, "init_from=shapes-tiny")
-    assert results["initial_weights"].startswith("shapes-tiny (sha256 ")
+    assert results["initial_weights"].startswith("init_from=shapes-tiny (sha256 ")
     assert results["steps"] == 1  # a new run: neither steps nor optimizer are taken
-    assert "from shapes-tiny (sha256 " in capsys.readouterr().out
+    assert "starts from init_from=shapes-tiny (sha256 " in capsys.readouterr().out
     trained = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
     shipped = read_any(SHAPES_TINY).weights
     moved = [

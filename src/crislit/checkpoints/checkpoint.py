@@ -424,5 +424,5 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def strip_folders(text: str) -> str:
-    """Return the last part of a path, and any other text as it is."""
-    return re.split(r"[/\\]", text)[-1]
+    """Return the last part of a path, also after ``init_from=``, and any other text as it is."""
+    return re.sub(r"^(init_from=)?.*[/\\]", r"\1", text, flags=re.DOTALL)

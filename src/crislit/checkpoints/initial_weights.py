@@ -84,7 +84,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
     ):
         if names:
             log.info("init_from: %s: %s", text, summarize_names(names))
-    return identify_weights(source, file)
+    return identify_weights(f"init_from={source}", file)
 
 
 def describe(clip: object) -> str:

@@ -21,6 +21,7 @@ from crislit.models import CRIS, check_max_tokens, count_parameters
 from crislit.training.build import loader_names, prepare_data
 from crislit.training.callbacks import SamplePlots
 from crislit.training.metrics import METRICS, reachable_iou
+from crislit.training.progress import format_seconds
 from crislit.training.provenance import commit, fingerprint, hardware
 from crislit.training.settings import Config
 from crislit.training.task import CRISTask
@@ -215,7 +216,8 @@ def report_results(results: dict[str, Any], folder: Path) -> None:
     """Write ``results.json``, and print the table and where everything is."""
     write_json(folder / "results.json", results)
     print_results(results)
-    print(f"results, checkpoints and figures are in {folder}")
+    duration = format_seconds(results["seconds"])
+    print(f"{duration} in all; results, checkpoints and figures are in {folder}")
 
 
 def print_results(results: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from crislit.config import config_dir
 from crislit.errors import InputError, is_disk_full, printable, require
 from crislit.training import processes
+from crislit.training.terminal import quiet_lightning
 
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for its job, which need not be empty."""
@@ -37,15 +37,6 @@ HYDRA_NOISE = (
     *("full_key:", "object_type="),
 )
 """Beginnings of the lines that Hydra's errors can do without."""
-IGNORED_WARNINGS = (
-    ".*treespec, LeafSpec.*",  # within Lightning 2.6 on torch 2.14
-    "Experiment logs directory",  # Hydra has just written to the run's folder
-    "Checkpoint directory",
-    "The dirpath has changed",  # a run resumed in another folder
-    # It is resumable: its sampler skips what the run has trained on.
-    "You're resuming from a checkpoint that ended before the epoch ended and your dataloader",
-    "It is recommended to use `self.log",  # our metrics are equal in all processes
-)
 
 
 class RefuseEarlierRun(Callback):
@@ -96,7 +87,7 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
                 return _run_job(function, verbose, config)
 
             processes.start_watchdog()
-            _quiet_lightning()
+            quiet_lightning()
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
             except (InputError, HydraException, OmegaConfBaseException) as error:
@@ -146,19 +137,6 @@ def _run_job(function: Callable[[DictConfig], Any], verbose: bool, config: DictC
         if "LOCAL_RANK" in os.environ:  # if another process failed first, its watcher ends us
             time.sleep(processes.PATIENCE)
         raise
-
-
-def _quiet_lightning() -> None:
-    """Silence warnings and advertisements that do not concern the user."""
-    for message in IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip: " not in record.getMessage()
-    )
-    # A notice at every checkpoint.
-    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(
-        logging.WARNING
-    )
 
 
 def _exit_with_error(error: Exception) -> None:

@@ -18,6 +18,7 @@ IGNORED_WARNINGS = (
 IGNORED_MESSAGES = (
     *("Tip: ", "GPU available", "TPU available", "HPU available", "IPU available"),
     *("`Trainer.fit` stopped", "Using default `ModelCheckpoint`", "Using 16bit", "Using bfloat16"),
+    *("Restoring states from the checkpoint", "Restored all states"),
 )
 """Beginnings of Lightning's messages; StartSummary and RunProgress replace them."""
 
