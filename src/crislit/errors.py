@@ -1,6 +1,7 @@
 """Errors caused by user input, and how commands report them."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ def one_line_errors() -> Iterator[None]:
 
     A closed output, such as by ``| head``, ends it silently.
     """
+    escape_unencodable()
     try:
         yield
         sys.stdout.flush()
@@ -37,6 +39,13 @@ def one_line_errors() -> Iterator[None]:
         except OSError:  # Python would report the unwritten rest once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error
+
+
+def escape_unencodable() -> None:
+    """Escape characters that the output cannot encode, such as redirected output on Windows."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 from tqdm import tqdm
 
-from crislit.data.custom import CustomData, Problem
+from crislit.data.custom_builder import CustomData, Problem
 from crislit.errors import InputError
 from crislit.io import decode_image
 from crislit.transforms import truncated_words

@@ -20,7 +20,7 @@ from crislit.io.files import (
     write_text,
 )
 from crislit.io.images import MAX_PIXELS, Image, ImageSource, image_suffixes, open_image
-from crislit.io.masks import read_mask
+from crislit.io.masks import MaskValue, parse_mask_value, read_mask
 from crislit.io.pickles import load_pickle
 from crislit.io.tensors import (
     check_checksums,
@@ -42,6 +42,7 @@ __all__ = [
     "Example",
     "Image",
     "ImageSource",
+    "MaskValue",
     "Writer",
     "check_checksums",
     "check_finite",
@@ -55,6 +56,7 @@ __all__ = [
     "join_names",
     "load_pickle",
     "open_image",
+    "parse_mask_value",
     "read_image_file",
     "read_json",
     "read_mask",

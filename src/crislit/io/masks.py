@@ -1,24 +1,72 @@
 """Reads mask images as COCO run lengths."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 from pycocotools import mask as coco_mask
 
 from crislit.errors import InputError, require
 from crislit.io.images import image_errors, is_transparent, open_image_file
 
+MaskValue = int | tuple[int, int, int]
+"""What marks an object: a stored value (in a palette image, the index), or an RGB colour."""
+MARKED = "marked pixels need values above 127, or 1 in an image of 0 and 1"
+CURE = "name the object's with mask_value, or save the mask in black and white"
+END = 16
+"""Values this close to the darkest or brightest one may be noise of a compressed image."""
+PLATEAU = 1e-3
+"""Share of pixels that may lie in areas of a value in between, in a mask with soft edges."""
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+Array = npt.NDArray[Any]
 
-def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """Read an image as a mask in COCO's run lengths.
 
-    The marked pixels are those of any colour but the first in an image with a colour palette, 1 in
-    an image of 0 and 1, and values above 127 in all other images.
+def parse_mask_value(value: Any) -> MaskValue | None:
+    """Return a mask value from a setting: a whole number, ``"#rrggbb"`` or ``[r, g, b]``.
 
     Raises:
-        InputError: If it cannot be read, is not of this (height, width), or marks no pixel.
+        InputError: If it is none of these.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*(\d{1,5}|\[[\d\s,]+\])\s*", value):
+        value = json.loads(value)
+    if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", value.strip()):
+        value = list(bytes.fromhex(value.strip()[1:]))
+    if value is None or (type(value) is int and 0 <= value < 2**16):
+        return value
+    is_colour = isinstance(value, (list, tuple)) and len(value) == 3
+    require(
+        is_colour and all(type(part) is int and 0 <= part <= 255 for part in value),
+        f'mask_value must be a whole number, a colour "#rrggbb" or [r, g, b], found {value!r:.60}',
+    )
+    red, green, blue = value
+    return red, green, blue
+
+
+def read_mask(
+    path: Path, size: tuple[int, int], value: MaskValue | None = None
+) -> tuple[dict[str, Any], str]:
+    """Read an image as a mask in COCO's run lengths.
+
+    Without a value, a mask has two: 0 and 1, or dark and bright (above 127), with soft edges or
+    not; or two colours, of which black is the background, or else white. A colour palette counts
+    by its colours, not by the order of its entries.
+
+    Args:
+        path: The file.
+        size: The (height, width) of its image.
+        value: What marks the object, if the mask has more than two values.
+
+    Returns:
+        The run lengths, and the values of the mask in words.
+
+    Raises:
+        InputError: If it cannot be read, is not of this size, marks no pixel, or has several
+            values and none is named.
     """
     with (
         image_errors(f"{path} is not a mask that can be read", f"no mask at {path}"),
@@ -29,28 +77,151 @@ def read_mask(path: Path, size: tuple[int, int]) -> dict[str, Any]:
         require(
             found == size, f"the mask {path} has {found} pixels (height, width), its image {size}"
         )
-        is_palette = image.mode == "P" and has_colour(image)
-        values = np.array(image if is_palette or image.mode == "1" else image.convert("L"))
         transparent = image.mode != "P" and is_transparent(image)
+        labels, colours = _labels(image, by_index=isinstance(value, int))
+        is_lossy = image.format in LOSSY
     require(
         not transparent,
         f"the mask {path} has transparent pixels: save it in black and white, without them",
     )
-    marked = values > 0 if is_palette or values.max() <= 1 else values > 127
-    if not marked.any():
-        listed = ", ".join(map(str, np.unique(values)[:8]))
-        raise InputError(
-            f"the mask {path} marks no pixel: its values are {listed}; marked pixels need values "
-            "above 127, or 1 in an image of 0 and 1"
-        )
+    try:
+        if value is not None:
+            marked, values = _select(labels, colours, value)
+        elif colours is not None:
+            marked, values = _mark_colour(labels, colours)
+        else:
+            marked, values = _mark_bright(labels, is_lossy)
+    except InputError as error:
+        raise InputError(f"the mask {path} {error}") from error
     runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
-    return {"size": list(size), "counts": runs["counts"].decode()}
+    return {"size": list(size), "counts": runs["counts"].decode()}, values
 
 
-def has_colour(image: PIL.Image.Image) -> bool:
-    """Whether a palette image uses other colours than several shades of grey.
+def _labels(image: PIL.Image.Image, by_index: bool) -> tuple[Array, Array | None]:
+    """Return each pixel's label, and the RGB colours of the labels; None if labels are grey."""
+    if image.mode == "P":
+        indices = np.array(image)
+        if by_index:
+            return indices, None
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        entries = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        palette[: len(entries)] = entries
+        used = palette[_values(indices)]
+        if (used != used[0]).any() and (used.min(axis=1) == used.max(axis=1)).all():
+            return palette[indices, 0], None  # shades of grey, as in an image without a palette
+        return indices, palette
+    if image.mode in ("1", "L") or image.mode.startswith("I"):
+        return np.array(image), None
+    if image.mode == "F":
+        values = np.array(image)
+        require(np.isfinite(values).all(), "has values that are not numbers")
+        return np.rint(values).astype(np.int64), None
+    if image.mode in ("LA", "La"):
+        return np.array(image.convert("LA").getchannel("L")), None
+    rgb = np.array(image.convert("RGB"))
+    # Compression turns shades of grey into almost grey ones.
+    tolerance = END if image.format in LOSSY else 0
+    if (rgb.max(axis=2) - rgb.min(axis=2)).max() <= tolerance:
+        return np.array(image.convert("L")), None
+    packed = rgb.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+    used, labels = np.unique(packed, return_inverse=True)
+    return labels.reshape(packed.shape), np.stack([used >> 16, used >> 8 & 255, used & 255], axis=1)
 
-    Shades of grey mark by brightness, like an image without a palette.
+
+def _select(labels: Array, colours: Array | None, value: MaskValue) -> tuple[Array, str]:
+    """Return the pixels of one value or colour."""
+    if isinstance(value, int):
+        chosen = [value] if colours is None else _find(colours, (value,) * 3)
+    else:
+        is_grey = colours is None and len(set(value)) == 1
+        chosen = [value[0]] if is_grey else _find(colours, value)
+    marked = np.isin(labels, chosen)
+    name = _name(value)
+    require(marked.any(), f"has no pixel of mask_value {name}: {_list(labels, colours)}")
+    return marked, f"{name} (mask_value) of {_list(labels, colours, words='')}"
+
+
+def _find(colours: Array | None, colour: tuple[int, ...]) -> list[int]:
+    return [] if colours is None else np.flatnonzero((colours == colour).all(axis=1)).tolist()
+
+
+def _mark_colour(labels: Array, colours: Array) -> tuple[Array, str]:
+    """Return the pixels of the only colour beside the background, which is black or else white."""
+    used = _values(labels)
+    shown = np.unique(colours[used], axis=0)
+    if len(shown) == 1 and len(used) == 2 and not used[0]:
+        return labels > 0, _list(labels, None, words="")  # the palette has one colour only
+    background = next((c for c in (0, 255) if (shown == c).all(axis=1).any()), None)
+    others = shown[(shown != background).any(axis=1)] if background is not None else shown
+    require(len(others), f"marks no pixel: {_list(labels, colours)}; {MARKED}")
+    require(
+        len(others) == 1,
+        f"has several colours, and any may be the object's: {_list(labels, colours)}; {CURE}",
+    )
+    return np.isin(labels, _find(colours, tuple(others[0]))), _list(labels, colours, words="")
+
+
+def _mark_bright(values: Array, is_lossy: bool) -> tuple[Array, str]:
+    """Return the pixels of 1 in an image of 0 and 1, and the bright ones in others."""
+    used = _values(values)
+    if used[-1] <= 127:
+        require(
+            used.tolist() in ([0, 1], [1]),
+            f"marks no pixel: {_list(values, None)}; {MARKED}. Or {CURE}",
+        )
+        return values > 0, _list(values, None, words="")
+    if len(used) == 1 or (len(used) == 2 and used[0] <= 127):
+        return values > 127, _list(values, None, words="")
+    depth = 257 if used[-1] > 255 else 1
+    is_soft = 0 <= used[0] // depth <= 127
+    scaled = (values // depth).astype(np.uint8) if is_soft else values
+    require(
+        is_soft and _has_two_levels(scaled, is_lossy),
+        f"has several values, and any may be the object's: {_list(values, None)}; {CURE}",
+    )
+    return scaled > 127, f"{used[0]} to {used[-1]} with soft edges"
+
+
+def _has_two_levels(values: npt.NDArray[np.uint8], is_lossy: bool) -> bool:
+    """Whether a grey mask has one dark and one bright level, with soft edges or noise between.
+
+    Labels of objects form areas: pixels whose neighbours all have the same value. Values of soft
+    edges do not. The labels 0, 1 and 255 have no value in between, as soft edges have, and none
+    just below 255, as the noise of a compressed image.
     """
-    used = np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0)
-    return len(used) < 2 or bool((used.min(axis=1) < used.max(axis=1)).any())
+    kernel = np.ones((3, 3), dtype=np.uint8)
+    is_flat = cv2.erode(values, kernel) == cv2.dilate(values, kernel)
+    flat = np.bincount(values[is_flat], minlength=256)
+    used = _values(values)
+    darkest, brightest = int(used[0]), int(used[-1])
+    between = (used > darkest + END) & (used < brightest - END)
+    near = [(used > darkest) & (used <= darkest + END), (used < brightest) & ~between]
+    has_noise = near[0].any() and (near[1] & (used >= brightest - END)).any()
+    plateaus = flat[darkest + END + 1 : max(0, brightest - END)].sum()
+    is_two_level = darkest <= 127 < brightest and plateaus <= PLATEAU * values.size
+    return bool(is_two_level and (is_lossy or between.any() or has_noise))
+
+
+def _values(labels: Array) -> Array:
+    """Return the sorted values of an array."""
+    if labels.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    return np.unique(labels).astype(np.int64)
+
+
+def _list(labels: Array, colours: Array | None, words: str = "its {} are ") -> str:
+    """Return the values or colours of a mask in words, at most 8."""
+    used = _values(labels)
+    kind = "values" if colours is None else "colours"
+    if colours is None:
+        names = [str(int(value)) for value in used[:8]]
+    else:
+        shown = list(dict.fromkeys(_name(tuple(colours[value])) for value in used[:1000]))
+        names, used = shown[:8], np.array(shown)
+    more = f", ... ({len(used)} {kind})" if len(used) > 8 else ""
+    return words.format(kind) + ", ".join(names) + more
+
+
+def _name(value: MaskValue | tuple[Any, ...]) -> str:
+    """Return a value as users write it."""
+    return str(value) if isinstance(value, int) else "#{:02x}{:02x}{:02x}".format(*map(int, value))

@@ -1,0 +1,278 @@
+"""Reads COCO instances as custom data, with the sentences in a CSV, in the file, or categories."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from crislit.data.custom_builder import CustomData, Problem, RefBuilder
+from crislit.data.custom_table import Groups, group_rows
+from crislit.data.custom_values import (
+    SPLITS,
+    parse_path,
+    parse_sentences,
+    parse_split,
+    parse_whole,
+)
+from crislit.errors import InputError, require
+from crislit.io import read_json
+
+CATEGORIES = "categories"
+"""The value of ``sentences`` that makes names of categories the sentences."""
+CATEGORY_NOTE = (
+    "names of categories serve as sentences: they do not tell two objects of one category apart"
+)
+SENTENCE_KEYS = ("sentence", "sentences", "caption")
+"""Keys or attributes of an annotation that hold its sentences."""
+NO_SENTENCES = (
+    "no annotation has a sentence: pass a CSV with the columns ann_id,sentence,split "
+    "(dataset.sentences=FILE), or dataset.sentences=categories to use the names of categories"
+)
+
+
+def read_coco(
+    content: Any,
+    path: Path,
+    sentences: str | None = None,
+    images: Path | None = None,
+) -> CustomData:
+    """Read one COCO instances file, or one file of SAM's.
+
+    Args:
+        content: The parsed file.
+        path: Its path.
+        sentences: The CSV of the sentences; ``categories``; or None, if annotations have them.
+        images: The folder of the images. None: the file's.
+
+    Raises:
+        InputError: If a file is missing or is not of the expected format.
+    """
+    unit = "annotation" if sentences in (None, CATEGORIES) else "line"
+    builder = RefBuilder(path.parent if images is None else images, unit)
+    table = None if sentences is None else Path(sentences).expanduser()
+    add_coco(builder, _from_sam([content]) if _is_sam(content) else content, path, table)
+    return builder.build()
+
+
+def read_coco_folder(folder: Path, sentences: str | None, images: Path | None) -> CustomData:
+    """Read a folder with one COCO file per split, or with SAM's files.
+
+    Args:
+        folder: The folder. It holds ``train/_annotations.coco.json`` (Roboflow),
+            ``annotations/instances_train.json`` (CVAT), ``train.json``, or SAM's ``*.json``.
+        sentences: As in :func:`read_coco`; a CSV lies beside each COCO file, under this name.
+        images: The folder of SAM's images. None: the same.
+
+    Raises:
+        InputError: If there is no such file, or one cannot be used.
+    """
+    files = _find_splits(folder)
+    if not files:
+        return _read_sam_folder(folder, sentences, images)
+    require(images is None, "dataset.images is for one COCO file; a folder has its images inside")
+    unit = "annotation" if sentences in (None, CATEGORIES) else "line"
+    builder = RefBuilder(folder, unit)
+    for path, split, image_folder in files:
+        table = None if sentences is None else path.parent / sentences
+        before = len(builder.problems)
+        add_coco(builder, read_json(path), path, table, split, image_folder)
+        name = path.relative_to(folder).as_posix()
+        builder.problems[before:] = [
+            Problem(problem.line, f"{name}: {problem.reason}", problem.split)
+            for problem in builder.problems[before:]
+        ]
+    return builder.build()
+
+
+def add_coco(
+    builder: RefBuilder,
+    content: Any,
+    path: Path,
+    table: Path | None,
+    split: str = "train",
+    image_folder: str = "",
+) -> None:
+    """Add the annotations of one COCO file that have sentences.
+
+    Args:
+        builder: Receives them.
+        content: The parsed file.
+        path: Its path, for messages.
+        table: The CSV of sentences; ``categories``; None: annotations have sentences.
+        split: The split of those that name none.
+        image_folder: Folder of the images, relative to the builder's.
+
+    Raises:
+        InputError: If the file or the CSV is not of the expected format.
+    """
+    images = _index(content, "images", path)
+    annotations = _index(content, "annotations", path)
+    if table is not None and table.name != CATEGORIES:
+        groups = group_rows(table, annotations, builder.problems, split)
+    else:
+        categories = _category_names(content, path) if table is not None else None
+        if categories is not None and CATEGORY_NOTE not in builder.notes:
+            builder.notes.append(CATEGORY_NOTE)
+        groups = _own_sentences(annotations, images, categories, builder.problems, split)
+        require(groups or not annotations or builder.problems, f"{path}: {NO_SENTENCES}")
+    for ann_id, (name, sentences) in groups.items():
+        try:
+            annotation = annotations[ann_id]
+            listed = _image_of(annotation, images)
+            file_name = parse_path(listed, "file_name")
+            image = builder.image(f"{image_folder}/{file_name}" if image_folder else file_name)
+            _check_size(listed, image, path)
+            segmentation = builder.check_segmentation(annotation.get("segmentation"), image)
+            builder.add(image, segmentation, sentences, name)
+        except (InputError, ValueError) as error:
+            builder.problems += [Problem(line, str(error), name) for line, _ in sentences]
+
+
+def _index(content: Any, kind: str, path: Path) -> dict[int, dict[str, Any]]:
+    """Return COCO's images or annotations by their ids."""
+    items = content.get(kind) if isinstance(content, dict) else None
+    require(
+        isinstance(items, list) and all(isinstance(i, dict) and "id" in i for i in items),
+        f"{path} should hold a list {kind!r} of items with an 'id', as in COCO",
+    )
+    index: dict[int, dict[str, Any]] = {}
+    for item in items or ():
+        number = parse_whole(item["id"], f"{path}: the id of one of the {kind}")
+        other = index.setdefault(number, item)
+        require(
+            other is item or other == item,
+            f"{path}: the id {number} occurs twice among the {kind}, with different content",
+        )
+    return index
+
+
+def _image_of(annotation: dict[str, Any], images: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    number = parse_whole(annotation.get("image_id"), "image_id")
+    if number not in images:
+        raise InputError(
+            f"annotation {annotation['id']} belongs to image {annotation['image_id']!r}, "
+            "which is not listed"
+        )
+    return images[number]
+
+
+def _check_size(listed: dict[str, Any], image: dict[str, Any], path: Path) -> None:
+    for side in ("height", "width"):
+        if side not in listed:
+            continue
+        if parse_whole(listed[side], f"{side} of {image['file_name']}") != image[side]:
+            raise InputError(
+                f"{image['file_name']} has {side} {image[side]}, expected {listed[side]} "
+                f"as in {path.name}"
+            )
+
+
+# -- Sentences
+
+
+def _own_sentences(
+    annotations: dict[int, dict[str, Any]],
+    images: dict[int, dict[str, Any]],
+    categories: dict[int, str] | None,
+    problems: list[Problem],
+    default_split: str,
+) -> Groups:
+    """Return the sentences that annotations have themselves, or the names of their categories."""
+    groups: Groups = {}
+    without = []
+    for ann_id, annotation in annotations.items():
+        try:
+            if categories is None:
+                sentences = _attributes(annotation)
+                if not sentences:
+                    without.append(ann_id)
+                    continue
+            else:
+                number = parse_whole(annotation.get("category_id"), "category_id")
+                require(number in categories, f"category {number} is not listed")
+                sentences = [categories[number]]
+            parse_sentences({"sentences": sentences})
+            split = parse_split(_image_of(annotation, images).get("split"), default_split)
+            groups[ann_id] = split, [(ann_id, sentence) for sentence in sentences]
+        except (InputError, ValueError) as error:
+            problems.append(Problem(ann_id, str(error)))
+    if groups:
+        expected = f"expected a key or an attribute named {' or '.join(SENTENCE_KEYS)}"
+        problems += [Problem(ann_id, f"it has no sentence: {expected}") for ann_id in without]
+    return groups
+
+
+def _attributes(annotation: dict[str, Any]) -> list[str]:
+    """Return the sentences of an annotation, which may be attributes as CVAT writes them."""
+    attributes = annotation.get("attributes")
+    places = [annotation, attributes if isinstance(attributes, dict) else {}]
+    for place in places:
+        for key in SENTENCE_KEYS:
+            value = place.get(key)
+            if value not in (None, ""):
+                return value if isinstance(value, list) else [value]
+    return []
+
+
+def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
+    categories = _index(content, "categories", path)
+    return {number: category.get("name", "") for number, category in categories.items()}
+
+
+# -- Folders
+
+
+def _find_splits(folder: Path) -> list[tuple[Path, str, str]]:
+    """Return each COCO file of a folder with its split and the folder of its images."""
+    found = []
+    for path in sorted(folder.glob("*/_annotations.coco.json")):
+        found.append((path, path.parent.name, path.parent.name))
+    for path in sorted((folder / "annotations").glob("instances_*.json")):
+        subset = path.stem.removeprefix("instances_")
+        folders = [f"images/{subset}", "images", subset]
+        inside = next((name for name in folders if (folder / name).is_dir()), "")
+        found.append((path, re.sub(r"(default|\d{4})$", "", subset) or "train", inside))
+    for path in sorted(folder.glob("*.json")):
+        if path.stem.lower() in SPLITS:
+            found.append((path, path.stem, "images" if (folder / "images").is_dir() else ""))
+    return [(path, parse_split(split), images) for path, split, images in found]
+
+
+def _read_sam_folder(folder: Path, sentences: str | None, images: Path | None) -> CustomData:
+    paths = sorted(folder.glob("*.json"))
+    contents = [read_json(path) for path in paths]
+    require(
+        contents and all(map(_is_sam, contents)),
+        f"{folder} holds neither train/_annotations.coco.json, annotations/instances_*.json and "
+        "the like, nor SAM's *.json only: name a file, or see docs/own_data.md",
+    )
+    require(
+        sentences not in (None, CATEGORIES),
+        f"{folder} has SAM's masks, which have no sentences: pass a CSV with the columns "
+        "ann_id,sentence,split (dataset.sentences=FILE); ann_id is the id of an annotation",
+    )
+    builder = RefBuilder(folder if images is None else images)
+    add_coco(builder, _from_sam(contents), folder, Path(str(sentences)).expanduser())
+    return builder.build()
+
+
+def _is_sam(content: Any) -> bool:
+    """Whether a file is one that SAM's automatic mask generator wrote for an image."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("image"), dict)
+        and isinstance(content.get("annotations"), list)
+    )
+
+
+def _from_sam(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return SAM's files as the content of one COCO file."""
+    images, annotations = [], []
+    for content in contents:
+        image = content["image"]
+        images.append({**image, "id": image.get("image_id", image.get("id"))})
+        annotations += [
+            {**annotation, "image_id": images[-1]["id"]}
+            for annotation in content["annotations"]
+            if isinstance(annotation, dict)
+        ]
+    return {"images": images, "annotations": annotations}
