@@ -1,14 +1,18 @@
 """The wheel contains the configuration and runs anywhere; make targets do not repeat their work."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
 import venv
 import zipfile
+from email import message_from_bytes
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -46,6 +50,36 @@ def test_the_wheel_contains_the_configuration_the_assets_and_the_type_marker(whe
     for path in assets:
         assert path.relative_to(ROOT / "src").as_posix() in names
     assert not [name for name in names if name.startswith("tests")]
+
+
+def test_the_wheels_metadata_names_authors_and_addresses_and_has_the_readme(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    fields = message_from_bytes(archive.read(name))
+    assert fields["Author"] == "The crislit authors"
+    assert fields.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2111.15174"]
+    assert fields["Description-Content-Type"] == "text/markdown"
+    assert fields.get_payload(decode=True) == (ROOT / "README.md").read_bytes()
+
+
+def test_the_address_of_the_repository_makes_the_readmes_links_absolute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts/build_metadata.py"))
+    text = "![a](docs/a.jpg) [b](b.md#c) [d](https://e.org/f) [g](#h) [`i`](conf/i.yaml)"
+    start = "https://e.org/o/crislit"
+    assert script["absolute_links"](text, start, "1.2") == (
+        f"![a]({start}/raw/v1.2/docs/a.jpg) [b]({start}/blob/v1.2/b.md#c) [d](https://e.org/f) "
+        f"[g](#h) [`i`]({start}/blob/v1.2/conf/i.yaml)"
+    )
+    monkeypatch.setenv("CRISLIT_REPOSITORY", f"{start}/")
+    metadata = {"version": "1.2"}
+    script["BuildMetadata"](str(ROOT), {}).update(metadata)
+    project: Any = metadata
+    assert project["urls"]["Repository"] == start
+    assert f"]({start}/raw/v1.2/docs/masks.jpg)" in project["readme"]["text"]
+    links = re.findall(r"\]\(([^)]+)\)", project["readme"]["text"])
+    assert all(link.startswith(("https://", "#")) for link in links)
 
 
 @pytest.mark.slow
@@ -93,8 +127,7 @@ def test_the_wheel_composes_and_trains_in_another_environment_and_folder(
 
 
 def test_the_shipped_examples_match_the_script_that_draws_them(tmp_path: Path) -> None:
-    script = ROOT / "scripts/make_examples.py"
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, env=environment())
+    runpy.run_path(str(ROOT / "scripts/make_examples.py"))["main"](tmp_path)
     shipped = ROOT / "src/crislit/assets/examples"
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted(path.name for path in shipped.iterdir())
