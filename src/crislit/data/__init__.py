@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 from crislit import import_on_use
 from crislit.data.custom import read_custom
-from crislit.data.custom_check import find_notes, find_unreadable, summarize
+from crislit.data.custom_check import read_images, summarize, tabulate
+from crislit.data.custom_figures import draw_sheets
+from crislit.data.custom_remarks import find_remarks, measure_targets
 from crislit.data.refer_annotations import parse_segmentation, rasterize
 from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import NO_SAMPLE, TrainKey, evaluation_share
@@ -29,16 +31,19 @@ __all__ = [
     "TrainKey",
     "build_source",
     "completed_batches",
+    "draw_sheets",
     "encode_segmentation",
     "evaluation_share",
-    "find_notes",
-    "find_unreadable",
+    "find_remarks",
     "make_scene",
+    "measure_targets",
     "parse_segmentation",
     "rasterize",
     "read_custom",
     "read_image",
+    "read_images",
     "summarize",
+    "tabulate",
 ]
 
 __getattr__ = import_on_use(

@@ -65,6 +65,10 @@ def read_custom(
         data = read_coco_folder(path, sentences, folder)
     else:
         data = _read_file(path, sentences, folder, value)
+    require(
+        value is None or data.mask_values or data.problems,
+        "dataset.mask_value is for mask images, and these data have none: leave it out",
+    )
     return data if val_share is None else split_by_image(data, val_share)
 
 

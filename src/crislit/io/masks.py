@@ -135,10 +135,10 @@ def _select(labels: Array, colours: Array | None, value: MaskValue) -> tuple[Arr
     else:
         is_grey = colours is None and len(set(value)) == 1
         chosen = [value[0]] if is_grey else _find(colours, value)
-    marked = np.isin(labels, chosen)
+    marked, used = np.isin(labels, chosen), _values(labels)
     name = _name(value)
-    require(marked.any(), f"has no pixel of mask_value {name}: {_list(labels, colours)}")
-    return marked, f"{name} (mask_value) of {_list(labels, colours, words='')}"
+    require(marked.any(), f"has no pixel of mask_value {name}: {_list(used, colours)}")
+    return marked, f"{name} (mask_value) of {_list(used, colours, words='')}"
 
 
 def _find(colours: Array | None, colour: tuple[int, ...]) -> list[int]:
@@ -150,15 +150,15 @@ def _mark_colour(labels: Array, colours: Array) -> tuple[Array, str]:
     used = _values(labels)
     shown = np.unique(colours[used], axis=0)
     if len(shown) == 1 and len(used) == 2 and not used[0]:
-        return labels > 0, _list(labels, None, words="")  # the palette has one colour only
+        return labels > 0, _list(used, None, words="")  # the palette has one colour only
     background = next((c for c in (0, 255) if (shown == c).all(axis=1).any()), None)
     others = shown[(shown != background).any(axis=1)] if background is not None else shown
-    require(len(others), f"marks no pixel: {_list(labels, colours)}; {MARKED}")
+    require(len(others), f"marks no pixel: {_list(used, colours)}; {MARKED}")
     require(
         len(others) == 1,
-        f"has several colours, and any may be the object's: {_list(labels, colours)}; {CURE}",
+        f"has several colours, and any may be the object's: {_list(used, colours)}; {CURE}",
     )
-    return np.isin(labels, _find(colours, tuple(others[0]))), _list(labels, colours, words="")
+    return np.isin(labels, _find(colours, tuple(others[0]))), _list(used, colours, words="")
 
 
 def _mark_bright(values: Array, is_lossy: bool) -> tuple[Array, str]:
@@ -167,17 +167,17 @@ def _mark_bright(values: Array, is_lossy: bool) -> tuple[Array, str]:
     if used[-1] <= 127:
         require(
             used.tolist() in ([0, 1], [1]),
-            f"marks no pixel: {_list(values, None)}; {MARKED}. Or {CURE}",
+            f"marks no pixel: {_list(used, None)}; {MARKED}. Or {CURE}",
         )
-        return values > 0, _list(values, None, words="")
+        return values > 0, _list(used, None, words="")
     if len(used) == 1 or (len(used) == 2 and used[0] <= 127):
-        return values > 127, _list(values, None, words="")
+        return values > 127, _list(used, None, words="")
     depth = 257 if used[-1] > 255 else 1
     is_soft = 0 <= used[0] // depth <= 127
     scaled = (values // depth).astype(np.uint8) if is_soft else values
     require(
         is_soft and _has_two_levels(scaled, is_lossy),
-        f"has several values, and any may be the object's: {_list(values, None)}; {CURE}",
+        f"has several values, and any may be the object's: {_list(used, None)}; {CURE}",
     )
     return scaled > 127, f"{used[0]} to {used[-1]} with soft edges"
 
@@ -205,13 +205,13 @@ def _has_two_levels(values: npt.NDArray[np.uint8], is_lossy: bool) -> bool:
 def _values(labels: Array) -> Array:
     """Return the sorted values of an array."""
     if labels.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+        # Several times as fast as NumPy's unique and bincount.
+        return np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256]))
     return np.unique(labels).astype(np.int64)
 
 
-def _list(labels: Array, colours: Array | None, words: str = "its {} are ") -> str:
+def _list(used: Array, colours: Array | None, words: str = "its {} are ") -> str:
     """Return the values or colours of a mask in words, at most 8."""
-    used = _values(labels)
     kind = "values" if colours is None else "colours"
     if colours is None:
         names = [str(int(value)) for value in used[:8]]
