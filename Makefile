@@ -48,7 +48,7 @@ audit: .venv/ready-dev
 	$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml .venv/bin/python
-	@echo "installing into .venv: several gigabytes, this takes minutes"
+	@echo "installing into .venv: several gigabytes, this takes minutes (README.md: less without a GPU)"
 	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	@touch $@
 
