@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pycocotools import mask as coco_mask
 from crislit.data.refer_annotations import MAX_SIDE, Mask, parse_runs, parse_segmentation
 from crislit.data.refer_index import ReferIndex, build_index
 from crislit.errors import InputError
+from tests.conftest import shared
 from tests.io.test_pickles import open_set, plain
 from tests.refer_data import (
     HEIGHT,
@@ -159,6 +161,85 @@ def test_the_largest_allowed_image_takes_no_memory_before_its_mask_is_drawn() ->
     assert (polygons, runs) == ([], [0, MAX_SIDE**2])
 
 
+# -- Lists of run lengths, as in refclef and RRSIS-D
+
+
+def as_runs(mask: Mask, kind: str) -> dict[str, Any]:
+    counts: Any = coco_mask.encode(np.asfortranarray(mask))["counts"]
+    counts = run_lengths(mask) if kind == "uncompressed" else counts.decode()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+@pytest.mark.parametrize("kind", ["uncompressed", "compressed"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_list_of_run_lengths_is_their_union(count: int, kind: str) -> None:
+    for mask in random_masks():
+        rng = np.random.default_rng(mask.size)
+        masks = [mask, *(rng.integers(0, 2, (count - 1, *mask.shape), dtype=np.uint8))]
+        united = mask_of([as_runs(each, kind) for each in masks], *mask.shape)
+        np.testing.assert_array_equal(united, np.max(masks, axis=0))
+
+
+def test_a_list_of_one_run_length_is_the_same_data_as_the_run_length() -> None:
+    runs = {"size": [HEIGHT, WIDTH], "counts": [5, 0, 0, 2, HEIGHT * WIDTH - 7]}
+    assert index_of(*one_ref([runs])).digest == index_of(*one_ref(runs)).digest
+
+
+@given(
+    masks=npst.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+        elements=st.integers(0, 1),
+    )
+)
+@settings(relaxed, max_examples=200)
+def test_the_union_of_run_lengths_is_written_like_the_mask_itself(masks: Mask) -> None:
+    size = masks.shape[1:]
+    _, runs = parse_segmentation([as_runs(mask, "uncompressed") for mask in masks], size)
+    union = masks.max(axis=0)
+    assert runs == (run_lengths(union) if union.any() else [])
+
+
+def test_run_lengths_that_mark_nothing_add_nothing() -> None:
+    empty = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    assert parse_segmentation([empty, empty], (HEIGHT, WIDTH)) == ([], [])
+    square = {"size": [HEIGHT, WIDTH], "counts": [0, 4, HEIGHT * WIDTH - 4]}
+    assert mask_of([empty, square, empty]).sum() == 4
+
+
+def test_the_run_lengths_of_a_list_have_their_size_however_it_is_written() -> None:
+    runs = {"size": [float(HEIGHT), str(WIDTH)], "counts": [0, 4, HEIGHT * WIDTH - 4]}
+    assert mask_of([runs]).sum() == 4
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_mixture_of_polygons_and_run_lengths_is_an_error_with_its_cure(reverse: bool) -> None:
+    parts = [SQUARE, {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}]
+    expected = "ref 3: its mask mixes polygons and run lengths: convert all to run lengths"
+    with pytest.raises(InputError, match=expected):
+        mask_of(parts[::-1] if reverse else parts)
+
+
+@pytest.mark.parametrize("size", [[WIDTH, HEIGHT], [HEIGHT, WIDTH, 1]])
+def test_each_run_length_of_a_list_has_to_fill_the_image(size: list[int]) -> None:
+    good = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+    with pytest.raises(InputError, match="ref 3: its run lengths do not fill its image of 12 x 20"):
+        mask_of([good, good | {"size": size}])
+
+
+def test_a_set_with_lists_of_run_lengths_has_the_masks_that_pycocotools_decodes(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(shared("cases/08-refer-layout/list-of-run-lengths"), root)
+    index = open_set(root)
+    annotations = json.loads((root / "refcoco/instances.json").read_text())["annotations"]
+    for ref, annotation in enumerate(annotations):
+        expected = coco_mask.decode(annotation["segmentation"]).max(axis=2)
+        assert expected.any()
+        np.testing.assert_array_equal(index.mask(ref), expected)
+
+
 # -- Files of other contents
 
 
@@ -245,7 +326,10 @@ NEGATIVE_RUNS = {"size": [-HEIGHT, -WIDTH], "counts": [HEIGHT * WIDTH - 9, 9]}
 MALFORMED: dict[str, Callable[[dict[str, dict[str, Any]]], object]] = {
     "an absent image": change("ref", image_id=8),
     "an absent annotation": change("ref", ann_id=9),
-    "an image id of another type": change("ref", image_id="7"),
+    "text for an image id": change("ref", image_id="seven"),
+    "null for an image id": change("ref", image_id=None),
+    "a fraction for an image id": change("ref", image_id=7.5),
+    "true for an image id": change("ref", image_id=True),
     "an image id that is a list": change("ref", image_id=[7]),
     "an annotation of another image": change("annotation", image_id=8),
     "text for a ref id": change("ref", ref_id="three"),
@@ -297,6 +381,78 @@ def test_a_file_name_with_a_path_in_it_is_an_error(name: str) -> None:
     instances["images"][0]["file_name"] = name
     with pytest.raises(InputError, match=r"ref 3: its image's file name .* is not a plain name"):
         index_of(refs, instances)
+
+
+WRITTEN: dict[str, Callable[[int], Any]] = {
+    "a float": float,
+    "text": str,
+    "text with a point": "{}.0".format,
+    "text with spaces": " {} ".format,
+}
+
+
+@pytest.mark.parametrize("write", WRITTEN.values(), ids=WRITTEN)
+@pytest.mark.parametrize("where", ["instances", "refs", "both"])
+def test_whole_numbers_count_however_they_are_written(
+    where: str, write: Callable[[int], Any]
+) -> None:
+    refs, instances = one_ref()
+    expected = index_of(refs, instances)
+    (image,), (annotation,) = instances["images"], instances["annotations"]
+    if where != "refs":
+        annotation |= {key: write(annotation[key]) for key in ("id", "image_id")}
+        image |= {key: write(image[key]) for key in ("id", "height", "width")}
+    if where != "instances":
+        refs[0] |= {key: write(refs[0][key]) for key in ("ref_id", "ann_id", "image_id")}
+        refs[0]["sentences"][0]["sent_id"] = write(refs[0]["sentences"][0]["sent_id"])
+    index = index_of(refs, instances)
+    assert index.digest == expected.digest
+    assert (index.ref_id(0), index.image_id(0), index.sentence_id(0)) == (3, 7, 5)
+    assert index.image_size(0) == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(index.mask(0), expected.mask(0))
+
+
+def test_annotations_may_have_text_for_ids() -> None:
+    refs, instances = one_ref()
+    instances["annotations"][0]["id"] = refs[0]["ann_id"] = "550e8400-e29b-41d4-a716-446655440000"
+    assert index_of(refs, instances).mask(0).sum() == 36
+
+
+UUID = "550e8400-e29b-41d4-a716-446655440000"
+NAMED: dict[str, tuple[dict[str, Any], str]] = {  # changes of the image, and the message
+    "a UUID": ({"id": UUID}, f"image_id '{UUID}' is not a whole number: number the images 0, 1"),
+    "a file name": ({"id": "seven"}, "image_id 'seven' is not a whole number: number the images"),
+    "a negative id": ({"id": -1}, "image_id -1 is negative: number the images 0, 1, 2"),
+    "null": ({"height": None}, "the height of its image, None is not a whole number: write the"),
+    "words": ({"width": "20px"}, "the width of its image, '20px' is not a whole number: write"),
+    "a fraction": ({"width": 20.5}, r"the width of its image, 20\.5 is not a whole number"),
+    "zero": ({"width": 0}, r"its image is listed with 12 x 0 pixels .*, expected 1 to 32,768 per"),
+    "a negative height": ({"height": -12}, "its image is listed with -12 x 20 pixels"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), NAMED.values(), ids=NAMED)
+def test_an_unusable_id_or_size_is_named_with_its_cure(
+    changes: dict[str, Any], expected: str
+) -> None:
+    refs, instances = one_ref()
+    instances["images"][0] |= changes
+    number = instances["images"][0]["id"]
+    refs[0]["image_id"] = instances["annotations"][0]["image_id"] = number
+    with pytest.raises(InputError, match=rf"refs\(unc\)\.p: ref 3: {expected}"):
+        index_of(refs, instances)
+
+
+@pytest.mark.parametrize("value", [None, 7.5, [7], {}, True])
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_an_id_that_is_none_is_an_error_that_names_it_and_the_list(kind: str, value: Any) -> None:
+    refs, instances = one_ref()
+    instances[kind].append(instances[kind][0] | {"id": value})
+    expected = rf"instances\.json should hold a list '{kind}' .* in COCO; the id .* is not a whole"
+    with pytest.raises(InputError, match=expected) as caught:
+        index_of(refs, instances)
+    shown = f"of type {type(value).__name__}" if isinstance(value, (list, dict)) else repr(value)
+    assert f"the id {shown} is" in str(caught.value)
 
 
 @pytest.mark.parametrize(

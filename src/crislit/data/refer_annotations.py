@@ -1,6 +1,7 @@
 """Parses and checks REFER and COCO annotations."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ MAX_DISTANCE = 10
 """Distance of a polygon's points in image sides; points further away overflow the rasterizer."""
 MAX_POLYGONS = 1000
 """Polygons per mask; the time to merge them grows quadratically."""
+SIDES = ("height", "width")
+INTEGER = re.compile(r"\s*([+-]?[0-9]{1,19})(?:\.0*)?\s*")
+"""Text that is a whole number."""
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]
@@ -40,34 +44,36 @@ def _to_rows(columns: Mask) -> Mask:
     return cv2.transpose(columns)  # type: ignore[return-value]
 
 
-def index_by_id(
-    instances: Any, kind: str, path: Path, number: Callable[[Any], Any] = lambda value: value
-) -> dict[int, Any]:
+class DuplicateIdError(InputError):
+    """Two different items with the same id."""
+
+
+def index_by_id(instances: Any, kind: str, path: Path) -> dict[int | str, Any]:
     """Return COCO's images or annotations by their ids.
 
     Args:
         instances: The parsed ``instances.json``.
         kind: ``images`` or ``annotations``.
         path: Path of the file, for messages.
-        number: Converts ids.
 
     Raises:
         InputError: If the list is missing or malformed, or two different items have the same id.
     """
-    items: dict[int, Any] = {}
+    items: dict[int | str, Any] = {}
     try:
         for item in instances[kind]:
-            other = items.setdefault(number(parse_id(item["id"])), item)
+            other = items.setdefault(parse_id(item["id"]), item)
             if other is not item and other != item:
-                raise InputError(
+                raise DuplicateIdError(
                     f"{path}: the id {item['id']!r:.40} occurs twice among the {kind}, "
                     "with different content"
                 )
-    except InputError:
+    except DuplicateIdError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        reason = f"; {error}" if isinstance(error, InputError) else ""
         raise InputError(
-            f"{path} should hold a list {kind!r} of items with an 'id', as in COCO"
+            f"{path} should hold a list {kind!r} of items with an 'id', as in COCO{reason}"
         ) from error
     return items
 
@@ -80,11 +86,17 @@ def parse_segmentation(
     Polygons of fewer than three points, which occur in COCO, are dropped.
 
     Args:
-        segmentation: COCO polygons, or run lengths (compressed or not).
+        segmentation: COCO polygons, run lengths (compressed or not), or a list of run lengths,
+            which are united.
         size: The image's (height, width).
     """
     if isinstance(segmentation, dict):
         return [], _parse_run_lengths(segmentation, size)
+    kinds = {isinstance(part, dict) for part in segmentation}
+    if len(kinds) == 2:
+        raise InputError("its mask mixes polygons and run lengths: convert all to run lengths")
+    if kinds == {True}:
+        return [], unite_runs([_parse_run_lengths(part, size) for part in segmentation], size)
     polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
     if any(polygon.ndim != 1 for polygon in polygons):
         raise InputError("a polygon of its mask is not a flat list x, y, x, y, ... of numbers")
@@ -114,9 +126,32 @@ def _parse_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> l
     is_compressed = isinstance(counts, (str, bytes))
     runs = parse_runs(counts) if is_compressed else list(map(parse_integer, counts))
     fills_image = sum(runs) == size[0] * size[1] and min(runs, default=0) >= 0
-    if tuple(segmentation["size"]) != size or not fills_image:
+    if tuple(map(parse_integer, segmentation["size"])) != size or not fills_image:
         raise InputError(f"its run lengths do not fill its image of {size[0]} x {size[1]} pixels")
     return runs if sum(runs[1::2]) else []
+
+
+def unite_runs(masks: Sequence[Sequence[int]], size: tuple[int, int]) -> list[int]:
+    """Return the run lengths of the union of masks, none if no pixel is set.
+
+    Args:
+        masks: The run lengths of each mask, none if none of its pixels is set.
+        size: The image's (height, width).
+    """
+    if len(masks) == 1:
+        return list(masks[0])
+    ends = [np.cumsum(runs, dtype=np.int64) for runs in masks]
+    starts = np.concatenate([end[:-1:2] for end in ends])  # of runs of ones
+    stops = np.concatenate([end[1::2] for end in ends])
+    order = np.argsort(starts, kind="stable")
+    order = order[stops[order] > starts[order]]
+    if not len(order):
+        return []
+    starts, reached = starts[order], np.maximum.accumulate(stops[order])
+    gaps = np.flatnonzero(starts[1:] > reached[:-1])  # behind everything that started before
+    united = np.sort(np.concatenate([starts[:1], reached[gaps], starts[gaps + 1], reached[-1:]]))
+    runs: list[int] = np.diff(united, prepend=0, append=size[0] * size[1]).tolist()
+    return runs if runs[-1] else runs[:-1]
 
 
 def parse_runs(counts: str | bytes) -> list[int]:
@@ -152,29 +187,65 @@ def parse_text(value: Any) -> str:
     return text
 
 
-def parse_id(value: Any) -> Any:
-    """Return an integer or string id; hashing other types could take years."""
-    if not isinstance(value, (int, str)):
-        raise TypeError(f"expected an id, found {type(value).__name__}")
+def parse_id(value: Any, name: str = "the id") -> int | str:
+    """Return an id: a whole number however it is written, or other text.
+
+    Raises:
+        InputError: If it is something else. Hashing other types could take years.
+    """
+    if type(value) is int and -(2**63) <= value < 2**63:  # the usual case, fast
+        return value
+    if isinstance(value, str) and not INTEGER.fullmatch(value):
+        return value
+    return parse_integer(value, name)
+
+
+def parse_image_id(value: Any) -> int:
+    """Return an image's id, a whole number from 0 however it is written."""
+    try:
+        number = parse_integer(value, "image_id")
+        if number < 0:
+            raise InputError(f"image_id {number} is negative")
+    except InputError as error:
+        raise InputError(f"{error}: number the images 0, 1, 2, ...") from error
+    return number
+
+
+def parse_integer(value: Any, name: str = "the number") -> int:
+    """Return a 64-bit integer, however it is written: 7, 7.0, "7" or "7.0".
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if type(value) is int and -(2**63) <= value < 2**63:  # the usual case, fast
+        return value
+    number = value
+    if isinstance(value, str) and (digits := INTEGER.fullmatch(value)):
+        number = int(digits[1])
+    elif isinstance(value, float) and value.is_integer():
+        number = int(value)
+    if isinstance(number, bool) or not isinstance(number, int):
+        # Printing other types could take years and gigabytes.
+        is_short = value is None or isinstance(value, (str, float, bool))
+        found = f"{value!r:.60}" if is_short else f"of type {type(value).__name__}"
+        raise InputError(f"{name} {found} is not a whole number")
     # Limit integers: all multiples of 2**61 - 1 have the same hash.
-    return parse_integer(value) if isinstance(value, int) else value
-
-
-def parse_integer(value: Any) -> int:
-    """Return a 64-bit integer."""
-    number = int(value)
-    if isinstance(value, float) and value != number:
-        raise ValueError(f"{value} is not a whole number")
     if not -(2**63) <= number < 2**63:
-        raise OverflowError(f"{number} does not fit 64 bits")
+        raise InputError(f"{name} has {number.bit_length()} bits, and does not fit 64 bits")
     return number
 
 
 def parse_size(image: Any) -> tuple[int, int]:
     """Return an image's annotated (height, width)."""
-    h, w = parse_integer(image["height"]), parse_integer(image["width"])
+    try:
+        h, w = (parse_integer(image[side], f"the {side} of its image,") for side in SIDES)
+    except InputError as error:
+        raise InputError(f"{error}: write the pixels of the stored image, such as 480") from error
     if not (0 < h <= MAX_SIDE and 0 < w <= MAX_SIDE and h * w <= MAX_PIXELS):
-        raise InputError(f"its image is said to have {h} x {w} pixels")
+        raise InputError(
+            f"its image is listed with {h} x {w} pixels (height, width), expected 1 to "
+            f"{MAX_SIDE:,} per side and at most {MAX_PIXELS:,} in total"
+        )
     return h, w
 
 

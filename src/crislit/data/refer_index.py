@@ -22,6 +22,7 @@ from crislit.data.refer_annotations import (
     name_of_ref,
     parse_file_name,
     parse_id,
+    parse_image_id,
     parse_integer,
     parse_segmentation,
     parse_size,
@@ -249,7 +250,6 @@ class _Ref:
 
     ref_id: int
     split: str
-    image_key: Any  # the image's id as the file has it
     image_id: int
     size: tuple[int, int]
     file_name: str
@@ -321,26 +321,25 @@ def build_index(
 
 def _parse_ref(
     ref: Any,
-    images: Mapping[int, Any],
-    annotations: Mapping[int, Any],
+    images: Mapping[int | str, Any],
+    annotations: Mapping[int | str, Any],
     parse_name: Callable[[Any], str],
     room: int,
 ) -> _Ref:
-    image, annotation = images[parse_id(ref["image_id"])], annotations[parse_id(ref["ann_id"])]
-    if annotation["image_id"] != ref["image_id"]:
+    image_key, ann_id = parse_id(ref["image_id"], "image_id"), parse_id(ref["ann_id"], "ann_id")
+    image, annotation = images[image_key], annotations[ann_id]
+    if parse_id(annotation["image_id"], "image_id of its annotation") != image_key:
         raise InputError(
-            f"its annotation {ref['ann_id']} belongs to image {annotation['image_id']}, not "
-            f"{ref['image_id']}"
+            f"its annotation {ann_id} belongs to image {annotation['image_id']}, not {image_key}"
         )
     size = parse_size(image)
     polygons, runs = parse_segmentation(annotation["segmentation"], size)
     # A few bytes can name one sentence a million times.
     sentences = ref["sentences"] if 100 * len(ref["sentences"]) <= room else []
     parsed = _Ref(
-        ref_id=parse_integer(ref["ref_id"]),
+        ref_id=parse_integer(ref["ref_id"], "ref_id"),
         split=parse_text(ref["split"]),
-        image_key=ref["image_id"],
-        image_id=parse_integer(ref["image_id"]),
+        image_id=parse_image_id(image_key),
         size=size,
         file_name=parse_name(image["file_name"]),
         polygons=polygons,
@@ -355,13 +354,13 @@ def _parse_ref(
 
 
 def _to_arrays(refs: list[_Ref]) -> IndexArrays:
-    images = {ref.image_key: ref for ref in refs}  # one ref of each image
+    images = {ref.image_id: ref for ref in refs}  # one ref of each image
     image_rows = {key: row for row, key in enumerate(images)}
     split_rows = {split: row for row, split in enumerate(dict.fromkeys(ref.split for ref in refs))}
     numbers = {
         "split": [split_rows[ref.split] for ref in refs],
         "ref_id": [ref.ref_id for ref in refs],
-        "ref_image": [image_rows[ref.image_key] for ref in refs],
+        "ref_image": [image_rows[ref.image_id] for ref in refs],
         "ref_sentences_ends": np.cumsum([len(ref.sentences) for ref in refs]),
         "ref_polygons_ends": np.cumsum([len(ref.polygons) for ref in refs]),
         "image_id": [image.image_id for image in images.values()],
