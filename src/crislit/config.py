@@ -26,6 +26,61 @@ def config_dir() -> str:
     )
 
 
+def known_settings(name: str = "train") -> dict[str, Any]:
+    """Return every key that a command's configuration files set, as nested dictionaries.
+
+    Args:
+        name: ``train`` or ``evaluate``.
+    """
+    primary = _read_yaml(Path(config_dir(), f"{name}.yaml"))
+    known = own_settings(name)
+    for group in (next(iter(entry)) for entry in primary["defaults"] if isinstance(entry, dict)):
+        for file in sorted(Path(config_dir()).glob(f"{group}/**/*.yaml")):
+            known = _merge(known, _read_choice(file, group))
+    return known
+
+
+def own_settings(name: str = "train") -> dict[str, Any]:
+    """Return what a command's primary file sets itself, without its groups."""
+    primary = _read_yaml(Path(config_dir(), f"{name}.yaml"))
+    return {key: value for key, value in primary.items() if key not in ("defaults", "hydra")}
+
+
+def settings_of_choice(group: str, choice: str) -> dict[str, Any]:
+    """Return what one file of a group sets, without the files that it includes."""
+    return _read_choice(Path(config_dir(), group, f"{choice}.yaml"), group)
+
+
+def list_choices(group: str) -> list[str]:
+    """Return the choices of a group; none if there is no such group."""
+    return sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(file)) or {}  # type: ignore[return-value]
+
+
+def _read_choice(file: Path, group: str) -> dict[str, Any]:
+    content = _read_yaml(file)
+    content.pop("defaults", None)
+    is_global = "# @package _global_" in file.read_text(encoding="utf-8")
+    return content if is_global else {group: content}
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested dictionaries; a dictionary wins over a single value."""
+    merged = dict(first)
+    for key, value in second.items():
+        before = merged.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            merged[key] = _merge(before, value)
+        elif not isinstance(before, dict):
+            merged[key] = value
+    return merged
+
+
 def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConfig":
     """Compose a command's configuration without running it.
 

@@ -8,9 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.experiments.sweep import run_job
 from crislit.training import hydra_command
-from crislit.training.run import run
 
 PASSED_ON = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydra.verbose")
 """Hydra's overrides that a sweep passes on to its jobs: they change composition or logging."""
@@ -19,6 +17,10 @@ PASSED_ON = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydr
 @hydra_command("train")
 def main(config: DictConfig) -> float:
     """Train, evaluate every split with the best checkpoint, write results; return the mIoU."""
+    # They take seconds to import, and --help needs none of them.
+    from crislit.experiments.sweep import run_job
+    from crislit.training.run import run
+
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)

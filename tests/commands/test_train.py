@@ -237,7 +237,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "an unknown key": (["decoder.layrs=2"], "layrs"),
     "an unknown key of the data set": (
         ["+dataset.max_word=9"],
-        "dataset.max_word is not a setting; dataset has .*max_words",
+        r"dataset.max_word is not a setting, did you mean dataset.max_words\?",
     ),
     "an unknown key of the optimizer": (
         ["+recipe.optimizer.momentum=0.9"],
@@ -245,7 +245,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "an unknown key of an augmentation": (
         ["augment=flip_color", "+augment.flop=1"],
-        "augment.flop is not a setting; augment has flip, transforms",
+        r"augment.flop is not a setting, did you mean augment.flip\? augment has flip, transforms",
     ),
     "a probability above 1": (
         ["augment=flip_color", "augment.flip=2"],
@@ -301,7 +301,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         "trainer.max_epochs must be a whole number",
     ),
     "devices that are not a number": (["trainer.devices=abc"], "cannot run trainer"),
-    "an unknown argument of the trainer": (["+trainer.max_epoch=3"], "cannot run trainer"),
+    "an unknown argument of the trainer": (
+        ["+trainer.max_epoch=3"],
+        r"trainer.max_epoch is not a setting, did you mean trainer.max_epochs\?",
+    ),
     "one tiny image": (["image_size=32", "batch_size=4"], "too little for BatchNorm"),
     "a missing checkpoint": (["resume=gone.ckpt"], "no checkpoint at gone.ckpt"),
     "a missing GPU": (["trainer=gpu"], "cannot run trainer"),
@@ -365,7 +368,7 @@ def test_bad_checkpoints_have_different_errors(
     assert "checkpoint=PATH" in error()
     assert "damaged" in error(f"checkpoint={tmp_path / 'truncated.ckpt'}")
     assert "damaged" in error(f"checkpoint={tmp_path / 'text.ckpt'}")
-    assert "is not a checkpoint of crislit" in error(f"checkpoint={tmp_path / 'other.ckpt'}")
+    assert "is not the released CRIS network" in error(f"checkpoint={tmp_path / 'other.ckpt'}")
     assert "no split 'testC'" in error(f"checkpoint={good}", "split=testC")
     message = error(*SMALL, "decoder.layers=2", f"resume={good}", program="train")
     assert "checkpoint of another model: it has decoder_layers=1 instead of 2" in message

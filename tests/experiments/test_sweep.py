@@ -45,12 +45,12 @@ def sweep(folder: Path, root: Path, *overrides: str) -> subprocess.CompletedProc
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """Return the results.json of every job."""
-    paths = sorted(folder.glob("multirun/*/*/*/results.json"))
+    paths = sorted(folder.glob("outputs/multirun/*/*/*/results.json"))
     return [json.loads(path.read_text()) for path in paths]
 
 
 def read_record(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results/table1.csv").open() as file:
+    with (folder / "outputs/table1.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -67,8 +67,8 @@ def test_two_jobs_on_two_processes_each_are_two_complete_runs(
         # As many as a single process counts: 6 scenes, 2 refs each, 3 sentences each.
         assert [values["samples"] for values in run["splits"].values()] == [36, 36, 36]
     assert runs[0]["parameters"] != runs[1]["parameters"]
-    assert {path.name for path in tmp_path.iterdir()} == {"multirun"}  # no other output folder
-    (only,) = tmp_path.glob("multirun/*/*")
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # no other output folder
+    (only,) = tmp_path.glob("outputs/multirun/*/*")
     assert {path.name for path in only.iterdir() if path.is_dir()} == {"0", "1"}
 
 
@@ -83,9 +83,9 @@ def test_recorded_rows_of_table_1_are_not_run_again_and_broken_ones_are(
     expected = [(contrastive, split) for contrastive in ("false", "true") for split in splits]
     assert [(row["contrastive"], row["split"]) for row in read_record(first)] == expected
     # A fresh clone has the record and no runs; here the row of one run is damaged.
-    (clone / "results").mkdir(parents=True)
-    lines = (first / "results/table1.csv").read_text().splitlines()
-    (clone / "results/table1.csv").write_text("\n".join([*lines[:5], lines[5][:60]]) + "\n")
+    (clone / "outputs").mkdir(parents=True)
+    lines = (first / "outputs/table1.csv").read_text().splitlines()
+    (clone / "outputs/table1.csv").write_text("\n".join([*lines[:5], lines[5][:60]]) + "\n")
     result = sweep(clone, small_shapes, "ablation=baseline,con,dec1", "dataset=shapes")
     assert result.returncode == 0, result.stderr
     output = result.stdout + result.stderr
@@ -128,7 +128,7 @@ def test_results_whose_row_was_lost_are_recorded_without_another_run(
     assert sweep(tmp_path, small_shapes, "ablation=con", *options).returncode == 0
     results = tmp_path / "sweep/0/results.json"
     before, rows = results.stat().st_mtime_ns, read_record(tmp_path)
-    (tmp_path / "results/table1.csv").unlink()  # as if killed before it was written
+    (tmp_path / "outputs/table1.csv").unlink()  # as if killed before it was written
     again = sweep(tmp_path, small_shapes, "ablation=con", *options)
     assert again.returncode == 0, again.stderr
     assert results.stat().st_mtime_ns == before
@@ -191,7 +191,7 @@ def test_a_terminated_sweep_leaves_no_job_running(
         )
         for _ in range(240):
             time.sleep(0.5)
-            if list(tmp_path.glob("multirun/*/*/0/metrics.csv")):
+            if list(tmp_path.glob("outputs/multirun/*/*/0/metrics.csv")):
                 break
         started = descendants(process.pid)
         assert trainings(started), "no job trains"

@@ -266,4 +266,4 @@ def test_the_workspace_shows_only_logged_metrics() -> None:
     shown = ("train/loss", "val/mIoU", "testA/mIoU", "val-blind/mIoU", "lr-Adam/encoders")
     assert all(name in text for name in (*shown, "overlays", "figures"))
     assert "loss.value.contrastive" in text  # runs are grouped by the columns of table 1
-    assert compose_config(["logger=wandb"])["logger"]["project"] == "crislit"
+    assert compose_config(["logger=wandb"])["logger"]["wandb"]["project"] == "crislit"

@@ -21,9 +21,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from crislit.errors import InputError, require
-from crislit.experiments.records import add_run, find_run
-from crislit.training import FULL_ERROR, SWEEP_JOB, fingerprint
+from crislit.checkpoints import read_checkpoint
+from crislit.errors import DamagedFileError, InputError, require
+from crislit.experiments.records import add_run, check_record, find_run
+from crislit.training import (
+    FULL_ERROR,
+    SWEEP_JOB,
+    build_data,
+    fingerprint,
+    is_main_process,
+    reserve,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +48,13 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
     Raises:
         InputError: If the job fails.
     """
+    plain = dict(config)
     record = Path(config["record"]).expanduser() if config["record"] else None
-    experiment, selected = fingerprint(config)["experiment"], config["dataset"]["select_split"]
-    if record and (rows := find_run(record, config, experiment)):
+    if record:
+        check_record(record)
+    prints, selected = fingerprint(plain, data_digest(plain)), config["dataset"]["select_split"]
+    experiment = prints["experiment"]
+    if record and (rows := find_run(record, config, experiment, prints["data"])):
         score = next((float(row["mIoU"]) for row in rows if row["split"] == selected), 0.0)
         log.info(
             "recorded in %s already, not run again: %s mIoU %.4f (record=null runs it)",
@@ -52,12 +64,10 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
         )
         return score
     results = folder / "results.json"
-    is_main = not int(os.environ.get("SLURM_PROCID", "0"))  # of a job on several nodes
+    is_main = is_main_process()  # of a job on several nodes
     if not results.is_file():
-        checkpoints = folder / "checkpoints"
-        if checkpoints.is_dir() and is_main and config["resume"] != "auto":
-            log.warning("%s holds an interrupted run without results: running it again", folder)
-            shutil.rmtree(checkpoints)
+        if is_main:
+            clear_interrupted(folder, experiment, keep=config["resume"] == "auto")
         code = run_process(arguments, folder, group)
         require(code == 0, f"the job in {folder} failed with exit code {code}; see its output")
         if not is_main:
@@ -67,6 +77,62 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
         add_run(record, measured)
         log.info("recorded in %s", record)
     return float(measured["splits"].get(selected, {}).get("mIoU", 0.0))
+
+
+def data_digest(config: dict[str, Any]) -> str:
+    """Return the digest of a job's sentences and masks; of embedded data, the version counts.
+
+    Raises:
+        InputError: If the data cannot be used.
+    """
+    if config["dataset"]["embedded"]:
+        return ""
+    data = build_data(config)
+    data.prepare_data()
+    return data.index.digest
+
+
+def clear_interrupted(folder: Path, experiment: str, keep: bool) -> None:
+    """Remove the checkpoints that an interrupted run of the same job left in its folder.
+
+    Args:
+        folder: The job's folder.
+        experiment: The job's fingerprint.
+        keep: Whether the job continues from them.
+
+    Raises:
+        InputError: If the folder is in use, or holds the checkpoints of another run.
+    """
+    checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir():
+        return
+    reserved = reserve(folder, "hydra.sweep.dir")  # its process does so again
+    try:
+        for path in sorted(checkpoints.glob("*.ckpt")):
+            require(
+                stored_experiment(path) in (None, experiment),
+                f"{folder} holds another run, see {path}; choose another hydra.sweep.dir, nothing "
+                "is overwritten",
+            )
+        if not keep:
+            log.warning("%s holds an interrupted run without results: running it again", folder)
+            shutil.rmtree(checkpoints)
+    finally:
+        reserved.release()
+
+
+def stored_experiment(path: Path) -> str | None:
+    """Return the fingerprint of the run that wrote a checkpoint; None if the file is damaged.
+
+    Raises:
+        InputError: If it is not a checkpoint of crislit.
+    """
+    try:
+        checkpoint = read_checkpoint(path)
+    except DamagedFileError:  # the process was killed while it wrote
+        return None
+    prints = checkpoint.fingerprint or fingerprint(checkpoint.config)  # absent in version 0.1
+    return str(prints["experiment"])
 
 
 def read_results(path: Path, experiment: str) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from typing import TYPE_CHECKING
 
 from crislit import import_on_use
-from crislit.training.allocator import keep_freed_memory
-from crislit.training.losses import text_to_pixel_contrastive_loss
-from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
-from crislit.training.provenance import commit, fingerprint, hardware
 
 if TYPE_CHECKING:
+    from crislit.training.allocator import keep_freed_memory
     from crislit.training.build import build_data, build_model
     from crislit.training.callbacks import draw_mask
     from crislit.training.evaluation import evaluate_checkpoint
+    from crislit.training.losses import text_to_pixel_contrastive_loss
+    from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
+    from crislit.training.processes import is_main_process
     from crislit.training.program import FULL_ERROR, SWEEP_JOB, hydra_command
+    from crislit.training.provenance import commit, fingerprint, hardware
+    from crislit.training.run_folder import reserve
     from crislit.training.task import CRISTask
 
 __all__ = [
@@ -31,20 +33,23 @@ __all__ = [
     "hydra_command",
     "intersection_and_union",
     "iou",
+    "is_main_process",
     "keep_freed_memory",
+    "reserve",
     "text_to_pixel_contrastive_loss",
 ]
 
 __getattr__ = import_on_use(
     __name__,
     {
-        "build_data": "build",
-        "build_model": "build",
-        "CRISTask": "task",
-        "draw_mask": "callbacks",
-        "evaluate_checkpoint": "evaluation",
-        "FULL_ERROR": "program",
-        "hydra_command": "program",
-        "SWEEP_JOB": "program",
+        **{"build_data": "build", "build_model": "build"},
+        **{"draw_mask": "callbacks", "evaluate_checkpoint": "evaluation", "CRISTask": "task"},
+        **{"hydra_command": "program", "FULL_ERROR": "program", "SWEEP_JOB": "program"},
+        **{"commit": "provenance", "fingerprint": "provenance", "hardware": "provenance"},
+        **{"METRICS": "metrics", "SegmentationMetric": "metrics", "iou": "metrics"},
+        **{"is_main_process": "processes", "reserve": "run_folder"},
+        "intersection_and_union": "metrics",
+        "keep_freed_memory": "allocator",
+        "text_to_pixel_contrastive_loss": "losses",
     },
 )

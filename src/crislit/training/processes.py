@@ -13,16 +13,27 @@ import threading
 import time
 from collections.abc import Sequence
 
-import torch
-
 MAIN_PROCESS = "CRISLIT_FIRST_PROCESS"
 """Environment variable: id of the main process, for the processes that it starts."""
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables that number a run's processes and nodes; the main process is 0 in all."""
 PATIENCE = 10.0
 """Seconds that a failing process waits for another one to report the reason first."""
 
 _detached = threading.Event()
 _ending = threading.Lock()
 _started: list["subprocess.Popen[bytes]"] = []
+
+
+def is_child() -> bool:
+    """Whether this process belongs to a run whose main process has started it."""
+    first = os.environ.get(MAIN_PROCESS)
+    return "LOCAL_RANK" in os.environ and first in (str(os.getpid()), str(os.getppid()))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the run's files: the first one on the first node."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def start_watchdog() -> None:
@@ -46,7 +57,8 @@ def _let_threads_finish() -> None:
     (github.com/python/cpython/issues/112275, fixed in Python 3.11.10). It happened in 9 of 8,000
     forks, and in none of 6,000 after this pause.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    torch = sys.modules.get("torch")  # importing it takes seconds
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
         time.sleep(0.05)
 
 

@@ -12,16 +12,32 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from crislit.config import config_dir
 from crislit.errors import InputError, is_disk_full, printable, require
-from crislit.training import processes
+from crislit.training import processes, run_folder
+from crislit.training.command_line import (
+    expand_home,
+    explain_choice,
+    explain_commas,
+    explain_key,
+    explain_null,
+    explain_syntax,
+)
+from crislit.training.launch import check_launch, check_numbers, started_processes
+from crislit.training.settings import check_settings
 from crislit.training.terminal import quiet_lightning
+from crislit.training.trainer_options import check_trainer, trainer_arguments
 
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for its job, which need not be empty."""
@@ -30,39 +46,88 @@ FULL_ERROR = "CRISLIT_FULL_ERROR"
 DISK_FULL_MESSAGE = (
     "the disk is full: {}. What was written before is intact; make room, start again"
 )
-GROUPS = ("decoder", "loss", "projector", "callbacks")
-"""Groups of keys in train.yaml, not choices of files."""
 HYDRA_NOISE = (
-    *("Set the environment", "To append to your config", "Config search path", "provider="),
-    *("full_key:", "object_type="),
+    *("Set the environment", "Config search path", "provider=", "full_key:", "object_type="),
+    "See https://hydra.cc",
 )
 """Beginnings of the lines that Hydra's errors can do without."""
+NULL_GROUP = "Config group override must be a string or a list"
+"""Beginning of the ValueError that Hydra raises for GROUP=null."""
 
 
-class RefuseEarlierRun(Callback):
-    """Ends a command before it writes to the folder of an earlier run (``hydra.callbacks``)."""
+class RunGuard(Callback):
+    """Checks a command and reserves its folder before anything is written (``hydra.callbacks``).
+
+    Args:
+        command: ``train`` or ``evaluate``.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the run's folder; child processes find the main process's run there."""
-        folder = Path(config.hydra.run.dir)
-        if config.get("resume") == "auto":
-            if "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False)):
-                _exit_with_error(
-                    InputError(
-                        "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER"
-                    )
+        """Check settings, processes and the run's folder, and reserve the folder."""
+        try:
+            check_config(config, self.command)
+            check_launch(config.trainer)
+            if not processes.is_main_process():
+                with open_dict(config):
+                    config.hydra.output_subdir = None  # the main process saves the configuration
+            self._check_folder_name(config)
+            if processes.is_main_process():
+                self._reserve(Path(config.hydra.run.dir), config.get("resume") == "auto")
+        except (InputError, OmegaConfBaseException) as error:
+            _exit_with_error(error)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Reserve the folder of a sweep. Each job checks its own settings."""
+        try:
+            check_numbers()
+            folder = Path(config.hydra.sweep.dir)
+            run_folder.reserve(folder, "hydra.sweep.dir")
+            for lock in folder.glob(f"*/{run_folder.LOCK}"):  # of a job whose sweep was killed
+                owner = run_folder.find_owner(lock.parent)
+                require(
+                    owner is None,
+                    f"{lock.parent} is in use by {owner}: choose another hydra.sweep.dir, or wait "
+                    "until it has ended",
                 )
-        elif (
-            any((folder / name).exists() for name in (".hydra", "results.json"))
-            and os.environ.get("LOCAL_RANK", "0") == "0"
-            and os.environ.get(SWEEP_JOB) != str(folder)
-        ):
-            _exit_with_error(
-                InputError(
-                    f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is "
-                    "overwritten"
-                )
+        except (InputError, OmegaConfBaseException) as error:
+            _exit_with_error(error)
+
+    def _check_folder_name(self, config: DictConfig) -> None:
+        """Check that processes and starts that belong together find the same folder."""
+        named_by_time = "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False))
+        require(
+            not named_by_time or config.get("resume") != "auto",
+            "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER",
+        )
+        require(
+            not named_by_time or (started_processes() or 1) == 1,
+            "processes that torchrun or Slurm starts need one folder: add hydra.run.dir=FOLDER",
+        )
+
+    def _reserve(self, folder: Path, continues: bool) -> None:
+        reserved = run_folder.reserve(folder, "hydra.run.dir")
+        is_earlier = any((folder / name).exists() for name in (".hydra", "results.json"))
+        if is_earlier and not continues and os.environ.get(SWEEP_JOB) != str(folder):
+            reserved.release()
+            raise InputError(
+                f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is "
+                "overwritten"
             )
+
+
+def check_config(config: DictConfig, command: str) -> None:
+    """Check the keys of a command's configuration.
+
+    Raises:
+        InputError: If a key is unknown or missing, or if the program sets it itself.
+    """
+    names = [str(name) for name in config if name != "hydra"]
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, names), resolve=True)
+    check_settings(plain, command)
+    check_trainer(plain["trainer"])
 
 
 def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -84,21 +149,27 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
 
             @functools.wraps(function)
             def job(config: DictConfig) -> Any:
-                return _run_job(function, verbose, config)
+                return _run_job(function, verbose, name, config)
 
             processes.start_watchdog()
             quiet_lightning()
+            sys.argv = [sys.argv[0], *expand_home(sys.argv[1:])]
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
             except (InputError, HydraException, OmegaConfBaseException) as error:
                 if verbose:
                     raise
-                _exit_with_error(error)
+                _exit_with_error(error, name)
+            except ValueError as error:
+                if not str(error).startswith(NULL_GROUP):
+                    raise
+                _exit_with_error(InputError(explain_null(sys.argv[1:])))
             except OSError as error:  # Hydra's own files
                 if not is_disk_full(error):
                     raise
                 _exit_with_error(InputError(DISK_FULL_MESSAGE.format(error)))
             finally:
+                run_folder.release_all()
                 os.environ["HYDRA_FULL_ERROR"] = setting or "0"
 
         return main
@@ -106,21 +177,23 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
     return decorate
 
 
-def _run_job(function: Callable[[DictConfig], Any], verbose: bool, config: DictConfig) -> Any:
+def _run_job(
+    function: Callable[[DictConfig], Any], verbose: bool, command: str, config: DictConfig
+) -> Any:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        for name in GROUPS:
-            require(
-                isinstance(config.get(name, {}), (dict, DictConfig)),
-                f"{name}={config.get(name)} is not a choice: set single keys, {name}.KEY=VALUE. "
-                "--help lists them",
-            )
+        if is_sweep:
+            check_config(config, command)
         return function(config)
     except (InputError, OmegaConfBaseException) as error:
-        if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's other jobs continue
+        if verbose or is_sweep:  # a sweep's other jobs continue
             raise
-        _exit_with_error(error)
+        _exit_with_error(error, command)
+    except MisconfigurationException as error:  # such as a share of batches below one batch
+        _exit_with_error(InputError(f"Lightning cannot use these settings: {error}"))
     except SIGTERMException as error:  # from an evaluation, which has nothing to save
         processes.detach()
         if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -132,6 +205,9 @@ def _run_job(function: Callable[[DictConfig], Any], verbose: bool, config: DictC
         )
         raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
+        if isinstance(error, ValueError) and "`val_check_interval`" in str(error):
+            message = str(error).partition(". ")[0].strip().replace("`", "")
+            _exit_with_error(InputError(f"trainer.{message}"))
         if is_disk_full(error):
             _exit_with_error(InputError(DISK_FULL_MESSAGE.format(error)))
         if "LOCAL_RANK" in os.environ:  # if another process failed first, its watcher ends us
@@ -139,23 +215,43 @@ def _run_job(function: Callable[[DictConfig], Any], verbose: bool, config: DictC
         raise
 
 
-def _exit_with_error(error: Exception) -> None:
+def _exit_with_error(error: Exception, command: str = "train") -> None:
     """Print an error as one line and exit; of several failing processes, the main one prints."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or processes.wait_for_main_process():
         sys.stdout.flush()
-        print(f"error: {printable(_to_line(error))}", file=sys.stderr, flush=True)
+        print(f"error: {printable(_to_line(error, command))}", file=sys.stderr, flush=True)
+        run_folder.release_all(refused=True)
         if processes.kill_children():
             logging.shutdown()
             os._exit(1)  # before Lightning takes their end for the reason
     raise SystemExit(1)
 
 
-def _to_line(error: Exception) -> str:
+def _to_line(error: Exception, command: str) -> str:
     if isinstance(error, InputError):  # a data worker's message includes its traceback
         return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
+    if isinstance(error, OverrideParseException):
+        return explain_syntax(error.override)
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+        return explain_choice(str(error.missing_cfg_file), error.options)
+    message = _join_lines(error)
+    if isinstance(error, ConfigCompositionException):
+        first = str(error).splitlines()[0]
+        argument = first.partition("'")[2].rpartition("'")[0]
+        if first.startswith("Ambiguous value"):
+            return explain_commas(argument)
+        if first.startswith("Could not override") and argument:
+            hint = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            return explain_key(argument, hint, command, trainer_arguments)
+    key = getattr(error, "full_key", None)
+    line = f"{message} ({key})" if key and str(key) not in message else message
+    if isinstance(error, InterpolationKeyError):
+        line += ". For text with ${, such as a path, write \\${"
+    return line
+
+
+def _join_lines(error: Exception) -> str:
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
-    message = " ".join(
+    return " ".join(
         dict.fromkeys(line for line in lines if line and not line.startswith(HYDRA_NOISE))
     )
-    key = getattr(error, "full_key", None)
-    return f"{message} ({key})" if key and str(key) not in message else message

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -13,55 +13,77 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from crislit.config import settings_of_choice
 from crislit.data import ReferDataModule
-from crislit.errors import InputError, check_integer
+from crislit.errors import InputError, first_line, require
 from crislit.training.callbacks import ProcessGuard
 from crislit.training.checkpointing import AtomicCheckpointIO
+from crislit.training.launch import check_size
 from crislit.training.loggers import choose_wandb_mode, earlier_rows, earlier_wandb_run
+from crislit.training.overfit import RepeatedBatches
 from crislit.training.progress import RunProgress
 from crislit.training.settings import Config
+from crislit.training.time_limit import TimeLimit
+from crislit.training.trainer_options import check_trainer, parse_time
 
 log = logging.getLogger(__name__)
 
+TRAINER_DEFAULTS = settings_of_choice("trainer", "auto")["trainer"]
+"""What is set without overrides."""
+
+
+class Loggers(list[Logger]):
+    """The loggers of a run, none for ``logger=none``."""
+
+    def log_hyperparams(self, values: dict[str, Any]) -> None:
+        """Log the configuration with every logger."""
+        for logger in self:
+            logger.log_hyperparams(values)
+
 
 def build_trainer(
-    config: Config, folder: Path, callbacks: list[L.Callback], logger: Logger | bool
+    config: Config, folder: Path, callbacks: list[L.Callback], logger: list[Logger] | Literal[False]
 ) -> L.Trainer:
     """Build the trainer; the machine decides settings that are ``auto``.
 
     Raises:
-        InputError: If the requested device, strategy or precision is not available.
+        InputError: If the requested device, strategy or precision is not available, or if
+            Lightning cannot use another argument.
     """
     options = dict(config["trainer"])
-    for name, minimum in {
-        **{"max_epochs": 0, "max_steps": -1},
-        **{"check_val_every_n_epoch": 1, "log_every_n_steps": 1},
-    }.items():
-        check_integer(f"trainer.{name}", options[name], minimum)
+    check_trainer(options)
     cuda = torch.cuda.is_available() and options["accelerator"] in ("auto", "gpu", "cuda")
     # PyTorch synchronizes BatchNorm on GPUs only.
     automatic = {"precision": "16-mixed" if cuda else "32-true", "sync_batchnorm": cuda}
-    # We handle Slurm's signals: Lightning would bypass our checkpoints and requeue the job.
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     options |= {
         **{name: value for name, value in automatic.items() if options[name] == "auto"},
         **{"default_root_dir": folder, "use_distributed_sampler": False},
-        "plugins": [AtomicCheckpointIO(), *slurm],
     }
     options.setdefault("enable_model_summary", False)  # one line of StartSummary says as much
-    progress = [RunProgress()] if options.get("enable_progress_bar", True) else []
+    own: list[L.Callback] = [ProcessGuard()]
+    if options.get("enable_progress_bar", True):
+        own.append(RunProgress())
+    if overfit := options.pop("overfit_batches", None):
+        options["limit_train_batches"] = overfit
+        own.append(RepeatedBatches())
+    if max_time := options.pop("max_time", None):
+        own.append(TimeLimit(parse_time(max_time)))
     try:
-        return L.Trainer(
-            **options, callbacks=[ProcessGuard(), *progress, *callbacks], logger=logger
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        requested = ", ".join(
-            f"trainer.{name}={options[name]}"
-            for name in ("accelerator", "devices", "strategy", "precision")
-        )
+        # We handle Slurm's signals: Lightning would bypass our checkpoints and requeue the job.
+        slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        options["plugins"] = [AtomicCheckpointIO(), *slurm]
+        trainer = L.Trainer(**options, callbacks=[*own, *callbacks], logger=logger)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        # Lightning raises RuntimeErrors for what Slurm was asked for.
+        devices = ("accelerator", "devices", "strategy", "precision")
+        added = (name for name in config["trainer"] if name not in TRAINER_DEFAULTS)
+        requested = ", ".join(f"trainer.{name}={options.get(name)}" for name in (*devices, *added))
         raise InputError(
-            f"this machine cannot run {requested}: {error}. It has {torch.cuda.device_count()} GPUs"
+            f"this machine cannot run {requested}: {str(error).rstrip('. ')}. It has "
+            f"{torch.cuda.device_count()} GPUs"
         ) from error
+    check_size(trainer.world_size, config["trainer"])
+    return trainer
 
 
 def choose_devices(config: Config, data: ReferDataModule) -> Config:
@@ -83,8 +105,8 @@ def usable_devices(available: int, data: ReferDataModule) -> int:
     return available
 
 
-def build_logger(config: Config, folder: Path, resumed_steps: int = 0) -> Logger | Literal[False]:
-    """Build the logger; Weights & Biases logs offline where it cannot be online.
+def build_logger(config: Config, folder: Path, resumed_steps: int = 0) -> Loggers:
+    """Build the loggers; Weights & Biases logs offline where it cannot be online.
 
     Args:
         config: The run's configuration.
@@ -93,24 +115,48 @@ def build_logger(config: Config, folder: Path, resumed_steps: int = 0) -> Logger
             there.
 
     Raises:
-        InputError: If the logger cannot start.
+        InputError: If a logger cannot start.
     """
-    if config["logger"] is None:
-        return False
-    options: dict[str, str] = {}
-    if "Wandb" in config["logger"]["_target_"]:
+    loggers = Loggers()
+    for name, options in logger_options(config).items():
+        try:
+            loggers.append(_build_one(options, folder, resumed_steps))
+        except (InstantiationException, ImportError) as error:
+            hint = "; pip install 'crislit[tensorboard]'" if name == "tensorboard" else ""
+            raise InputError(
+                f"logger.{name} cannot start: {first_line(error.__cause__ or error)}{hint}"
+            ) from error
+    return loggers
+
+
+def logger_options(config: Config) -> dict[str, Config]:
+    """Return the options of each logger by its name; in version 0.1 there was only one.
+
+    Raises:
+        InputError: If they are not dictionaries with the class of the logger.
+    """
+    options = config.get("logger") or {}
+    if isinstance(options, dict) and "_target_" in options:
+        options = {str(options["_target_"]).rpartition(".")[2]: options}
+    require(isinstance(options, dict), f"logger={options} is not a choice: csv, wandb, ... or none")
+    for name, values in options.items():
+        require(
+            isinstance(values, dict) and isinstance(values.get("_target_"), str),
+            f"logger.{name} is not a logger: it needs _target_, the class of the logger. "
+            "logger=[csv,wandb] chooses several",
+        )
+    return options
+
+
+def _build_one(options: Config, folder: Path, resumed_steps: int) -> Logger:
+    resumed: dict[str, str] = {}
+    if "Wandb" in options["_target_"]:
         choose_wandb_mode(folder)
         if resumed_steps and (run := earlier_wandb_run(folder)):
-            options = {"id": run, "resume": "allow"}
+            resumed = {"id": run, "resume": "allow"}
+    logger: Logger = instantiate(options, save_dir=str(folder), **resumed)
     rows = earlier_rows(folder / "metrics.csv", resumed_steps) if resumed_steps else []
-    try:
-        logger: Logger = instantiate(config["logger"], save_dir=str(folder), **options)
-        if rows and isinstance(logger, CSVLogger):
-            logger.experiment.metrics = rows
-            logger.save()
-    except InstantiationException as error:
-        raise InputError(
-            f"the logger cannot start: {error}. pip install 'crislit[tensorboard]' installs "
-            "TensorBoard"
-        ) from error
+    if rows and isinstance(logger, CSVLogger):
+        logger.experiment.metrics = rows
+        logger.save()
     return logger

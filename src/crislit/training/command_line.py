@@ -1,0 +1,123 @@
+"""Explains what is wrong with an override on the command line, in one line."""
+
+import re
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crislit.config import known_settings, list_choices, settings_of_choice
+from crislit.training.settings import did_you_mean, unknown_setting
+
+PATHS = (
+    *("data_root", "dataset.file", "dataset.sentences", "dataset.images", "checkpoint", "record"),
+    *("resume", "init_from", "model.clip_weights", "hydra.run.dir", "hydra.sweep.dir"),
+)
+"""Settings that hold a path, in which ``~`` is the home folder."""
+KEY = re.compile(r"[+~]{0,2}[\w.@/:-]+")
+"""A key of Hydra's overrides, as far as it can be set."""
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with ``~`` replaced by the home folder in settings that hold paths.
+
+    A shell replaces it at the beginning of a word only, and Hydra takes it for a syntax error.
+    """
+    return [_expand(argument) for argument in arguments]
+
+
+def _expand(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.lstrip("+") not in PATHS or "~" not in value:
+        return argument
+    home = str(Path.home())
+    return key + equals + re.sub(r"(^|[,'\"])~(?=/|\\|$)", lambda match: match[1] + home, value)
+
+
+def quote_value(text: str) -> str:
+    """Quote a value for Hydra's grammar, in which = ( ~ , and others have a meaning."""
+    if '"' not in text and not text.endswith("\\"):
+        return f'"{text}"'
+    # Backslashes count double before a quotation mark and at the end.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def explain_syntax(override: str) -> str:
+    """Return the message about an override that Hydra's grammar cannot read."""
+    key, equals, value = override.partition("=")
+    if not equals or not KEY.fullmatch(key):
+        return f"cannot read the argument {override!r}: expected KEY=VALUE; --help lists the keys"
+    if value.startswith(("{", "[")):
+        return (
+            f"cannot read the argument {override!r}: if it goes on after a space, quote all of it "
+            f"for the shell, {key}='{value[0]}...'; if it is text, quote the text inside, too"
+        )
+    quoted = shlex.quote(f"{key}={quote_value(value)}")
+    return f"cannot read the argument {override!r}: quote its value, once for the shell: {quoted}"
+
+
+def explain_commas(override: str) -> str:
+    """Return the message about an override with commas, where one value is expected."""
+    key, _, value = override.partition("=")
+    quoted = shlex.quote(f"{key}={quote_value(value)}")
+    listed = shlex.quote(f"{key}=[{value}]")
+    return (
+        f"the argument {override!r} has commas: write {quoted} for text, {listed} for a list, or "
+        "add -m to run once per value"
+    )
+
+
+def explain_choice(missing: str, options: Sequence[str] | None) -> str:
+    """Return the message about a choice that a group does not have.
+
+    Args:
+        missing: Group and choice, ``model/rn5``.
+        options: The group's choices, if Hydra lists them.
+    """
+    group, _, choice = missing.rpartition("/")
+    options = options or list_choices(group)
+    guess = did_you_mean(f"{choice}", options, f"{group}=")
+    return f"Could not find '{missing}'{guess or ':'} {group} has {', '.join(options)}"
+
+
+def explain_null(arguments: Sequence[str]) -> str:
+    """Return the message about GROUP=null, which is not a choice."""
+    pairs = (argument.split("=") for argument in arguments if argument.endswith("=null"))
+    group = next((pair[0] for pair in pairs if list_choices(pair[0])), "GROUP")
+    return f"{group}=null is not a choice: {group} has {', '.join(list_choices(group))}"
+
+
+def explain_key(key: str, hint: str, command: str, arguments: Callable[[], Collection[str]]) -> str:
+    """Return the message about a key that the configuration does not have.
+
+    Args:
+        key: The key, ``decoder.layer``.
+        hint: Hydra's message, for keys that ``+`` may add.
+        command: ``train`` or ``evaluate``.
+        arguments: Returns the names that Lightning's trainer takes.
+    """
+    *path, name = key.split(".")
+    known: Any = known_settings(command)
+    if key.startswith("hydra.") or (path == ["trainer"] and name in arguments()):
+        return hint
+    for part in path:
+        known = known.get(part) if isinstance(known, Mapping) else None
+    group = ".".join(path)
+    if not isinstance(known, Mapping):
+        return f"{group} is a single setting without keys of its own: {group}=VALUE"
+    if path and name in known:  # a key of another choice
+        choices = [choice for choice in list_choices(path[0]) if _sets(path[0], choice, key)]
+        return f"{key} is a setting of {' and '.join(f'{path[0]}={c}' for c in choices)} only"
+    if path == ["trainer"]:
+        known = {*known, *arguments()}
+    return unknown_setting(group, name, known)
+
+
+def _sets(group: str, choice: str, key: str) -> bool:
+    values: Any = settings_of_choice(group, choice)
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
