@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,67 @@ def test_an_index_that_cannot_be_cached_anywhere_opens_with_a_warning(
     finally:
         (root / "refcoco").chmod(0o755)
     assert any("could not be cached" in record.getMessage() for record in caplog.records)
+
+
+def test_the_log_says_where_the_cache_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_set(tmp_path / "data")
+    caplog.set_level(logging.INFO)
+    open_set(root)
+    (cache,) = caches(root)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"indexing {root / 'refcoco/refs(unc).p'} (once)",
+        f"the index is cached in {cache}",
+    ]
+
+
+SHARED: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "of another user": lambda _, monkeypatch: monkeypatch.setattr(os, "getuid", lambda: 4242),
+    "of a group": lambda folder, _: folder.chmod(0o775),
+    "of all": lambda folder, _: folder.chmod(0o1777),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no owners of this kind")
+@pytest.mark.parametrize("share", SHARED.values(), ids=SHARED)
+def test_nothing_is_added_to_a_folder_that_others_use(
+    share: Callable[[Path, pytest.MonkeyPatch], object],
+    tmp_path: Path,
+    cache_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forbid_building: Callable[[], None],
+) -> None:
+    root = write_set(tmp_path / "data")
+    share(root / "refcoco", monkeypatch)
+    open_set(root)
+    assert not caches(root)
+    assert len(caches(cache_home)) == 1
+    forbid_building()
+    open_set(root)
+
+
+def test_a_shared_folder_is_used_if_the_user_has_no_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_set(tmp_path / "data")
+    (root / "refcoco").chmod(0o777)
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    open_set(root)
+    assert len(caches(root)) == 1
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_the_umask_decides_who_may_read_a_cache(umask: int, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data")
+    (root / "refcoco").chmod(0o755)
+    before = os.umask(umask)
+    try:
+        open_set(root)
+    finally:
+        os.umask(before)
+    (cache,) = caches(root)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o666 & ~umask
 
 
 # -- Damaged and forged caches

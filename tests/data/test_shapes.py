@@ -316,10 +316,10 @@ def geometry_of(mask: Mask) -> tuple[str, float]:
 
 
 def decode(segmentation: Any) -> Mask:
-    """Decode a COCO segmentation: a list of polygons, or run lengths."""
-    encoded = coco.frPyObjects(segmentation, HEIGHT, WIDTH)
-    merged = encoded if isinstance(segmentation, dict) else coco.merge(encoded)
-    mask: Mask = coco.decode(merged).astype(bool)
+    """Decode a COCO segmentation: a list of polygons, or of one run length."""
+    is_polygons = isinstance(segmentation[0], list)
+    encoded = coco.frPyObjects(segmentation, HEIGHT, WIDTH) if is_polygons else segmentation
+    mask: Mask = coco.decode(coco.merge(encoded)).astype(bool)
     return mask
 
 
@@ -789,7 +789,7 @@ def test_objects_with_holes_are_run_lengths_and_divided_objects_are_polygons(
         mask = written.masks[item["image_id"]][ann_id].astype(np.uint8)
         _, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         has_holes = bool((hierarchy[0, :, 3] >= 0).any())
-        assert isinstance(item["segmentation"], dict) == has_holes
+        assert isinstance(item["segmentation"][0], dict) == has_holes
         has_runs |= has_holes
         has_several |= not has_holes and len(item["segmentation"]) > 1
     assert has_runs

@@ -135,17 +135,31 @@ def read_cache(path: Path) -> CachedIndex | None:
         return None
 
 
+def is_shared(folder: Path) -> bool:
+    """Whether a folder belongs to another user, or others may write to it."""
+    facts = folder.stat()
+    is_own = not hasattr(os, "getuid") or facts.st_uid == os.getuid()
+    return not is_own or bool(facts.st_mode & 0o022)
+
+
 def write_cache(index: CachedIndex, folder: Path, name: str) -> None:
-    """Write a cache beside the data, or in the user's cache folder if that is not possible."""
+    """Write a cache, and log where.
+
+    The data's folder is preferred if it is the user's own, else the user's cache folder: nothing is
+    added to a folder that several users share. The other one is used if that is not possible.
+    """
     metadata = {"digest": index.digest, "skipped": json.dumps(index.skipped)}
-    places = cache_places(folder, name)
+    beside, home = cache_places(folder, name)
+    places = (home, beside) if is_shared(folder) else (beside, home)
     is_writable = folder.stat().st_mode & 0o222  # root may write to read-only folders, too
-    for path in places if is_writable else places[1:]:
+    for path in places if is_writable else (home,):
         try:
             write_files({path: lambda part: save_file(vars(index.arrays), part, metadata)})
-            return
         except InputError as error:
             log.info("cannot cache the index: %s", error)
+        else:
+            log.info("the index is cached in %s", path)
+            return
     log.warning("the index of %s could not be cached; every start builds it again", folder)
 
 

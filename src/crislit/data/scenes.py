@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as coco_mask
 
 from crislit.data.expressions import COLOURS, HEIGHT, PATTERNS, SHAPES, WIDTH, Thing
 from crislit.io import Image
@@ -225,19 +226,20 @@ def is_eligible(things: list[Thing], target: Thing, split: str) -> bool:
     return True
 
 
-def encode_segmentation(mask: BoolMask) -> list[list[float]] | dict[str, Any]:
-    """Encode a mask as COCO polygons, or as uncompressed run lengths if it has holes."""
+def encode_segmentation(mask: BoolMask) -> list[list[float]] | list[dict[str, Any]]:
+    """Encode a mask as COCO polygons, or as compressed run lengths if it has holes.
+
+    Run lengths are in a list of one element, as in refclef: other readers of the REFER format
+    expect a list, and pass it to pycocotools.
+    """
     rows, columns = bounding_slices(mask)
     # Contours run through the centres of border pixels; zooming brings them close to the edges.
     zoom = 4
     fine = np.repeat(np.repeat(mask[rows, columns].astype(np.uint8), zoom, axis=0), zoom, axis=1)
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if (hierarchy[0, :, 3] >= 0).any():
-        # Run lengths are in column-major order, and the first one counts zeros.
-        flat = np.concatenate([[False], mask.T.ravel(), [False]])
-        edges = np.flatnonzero(flat[1:] != flat[:-1])
-        counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
-        return {"counts": counts.tolist(), "size": list(mask.shape)}
+        encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        return [{"counts": encoded["counts"].decode(), "size": list(mask.shape)}]
     polygons = [cv2.approxPolyDP(contour, 1.2, closed=True)[:, 0] for contour in contours]
     return [
         ((points + 0.5) / zoom + (columns.start, rows.start)).round(2).ravel().tolist()

@@ -2,7 +2,7 @@
 
 They mirror RefCOCO, RefCOCO+ and G-Ref, so that training and evaluation run on any machine. Scenes
 are drawn from a seed with NumPy alone, and annotated as in COCO: polygons, or run lengths for
-objects with holes.
+objects with holes. Other readers of the REFER format can read them, too.
 """
 
 import itertools
@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import pickle
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +111,8 @@ def write_shapes(
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=root, prefix=f".{target.name}-"))
+        part = root / f".{target.name}-{secrets.token_hex(4)}"
+        part.mkdir()
     except OSError as error:
         raise InputError(
             f"cannot write the embedded data set below {root} ({error.strerror}): "
@@ -119,7 +120,6 @@ def write_shapes(
         ) from error
     try:
         _write_all(part, name, seed, scenes or SETS[name].splits)
-        part.chmod(0o755)  # mkdtemp's default is 0o700
         part.rename(target)
     except OSError:
         if not target.is_dir():  # otherwise another process has written the same files
@@ -198,6 +198,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     sent_ids = itertools.count()
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
+    _link_mscoco(root / "images")
     scenes = _SceneWriter(folder, name, seed, counts)
     loader = DataLoader(
         scenes,
@@ -255,6 +256,16 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
     (root / name / "instances.json").write_text(json.dumps(instances))
     (root / name / "refs(crislit).p").write_bytes(pickle.dumps(refs, protocol=2))
     log.info("%s, version %d: %s", name, VERSION, difficulty)
+
+
+def _link_mscoco(images: Path) -> None:
+    """Offer the images also where the REFER project's code expects them, without copying them."""
+    link = images / "mscoco" / "images" / "train2014"
+    link.parent.mkdir(parents=True)
+    try:
+        link.symlink_to(Path("..", "..", "train2014"), target_is_directory=True)
+    except (OSError, NotImplementedError) as error:  # Windows without developer mode, FAT
+        log.info("no link from %s to train2014 (%s): point other readers at it", link, error)
 
 
 def _to_annotation(drawn: Drawn) -> dict[str, Any]:

@@ -21,7 +21,8 @@ Writer = Callable[[Path], Any]
 def write_files(files: Mapping[Path, Writer]) -> None:
     """Write files of one folder, all or none, each flushed to the disk before it gets its name.
 
-    A single file may replace an existing one, which survives a failure.
+    A single file may replace an existing one, which survives a failure. The user's umask decides
+    who may read them.
 
     Args:
         files: What writes each file, given the path of a temporary file beside it.
@@ -34,8 +35,13 @@ def write_files(files: Mapping[Path, Writer]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for path, write in files.items():
-            write(parts[path])
-            sync(parts[path])
+            part = parts[path]
+            part.touch()  # with the user's umask, which safetensors ignores
+            mode = part.stat().st_mode
+            write(part)
+            if part.stat().st_mode != mode:
+                part.chmod(mode)
+            sync(part)
         for path, part in parts.items():
             part.replace(path)
             done.append(path)
