@@ -117,6 +117,33 @@ def test_start_and_end_tokens_in_a_sentence_are_plain_text(typed: str) -> None:
     assert ids.index(EOS) > 4, "the letters are tokens"
 
 
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("!", [256]),
+        ("a dog!", [320, 1929, 256]),
+        ("hello! there", [3306, 256, 997]),
+        ("!!!", [995]),
+        ("dog!%", [1929, 0, 260]),
+        ("![", [0, 314]),
+    ],
+)
+def test_only_an_exclamation_mark_that_is_not_merged_has_the_id_of_the_padding(
+    sentence: str, expected: list[int]
+) -> None:
+    (ids,) = tokenize([sentence], 17).tolist()
+    assert ids[: len(expected) + 2] == [SOS, *expected, EOS]
+    assert not any(ids[len(expected) + 2 :])
+
+
+@pytest.mark.parametrize("name", ["endoftext", "startoftext"])
+def test_the_special_tokens_of_the_released_code_are_text(name: str) -> None:
+    """There, they are [EOS] and [SOS] wherever they are typed."""
+    (ids,) = tokenize([f"dog <|{name}|> cat"], 30).tolist()
+    assert (ids.count(SOS), ids.count(EOS)) == (1, 1)
+    assert ids[ids.index(EOS) - 1] == tokenize(["cat"])[0, 1], "the words behind it count"
+
+
 def test_a_word_of_a_million_letters_takes_no_minutes() -> None:
     word = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=10**6))
     start = time.process_time()

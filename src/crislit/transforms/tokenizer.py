@@ -8,7 +8,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 BRACKETS = re.compile("<(start_of_text|end_of_text)>", re.IGNORECASE)
-"""open_clip encodes these as [SOS] and [EOS] wherever they occur; in a sentence they are text."""
+"""open_clip encodes these as [SOS] and [EOS] wherever they occur; in a sentence they are text.
+
+OpenAI's tokenizer, and with it the released code, does so with ``<|startoftext|>`` and
+``<|endoftext|>``, which are text for open_clip.
+"""
 PLAIN_TEXT = re.compile("[ -%'-~]*")
 """Printable ASCII without ampersands: CLIP's cleaning only changes its white space and capitals."""
 MAX_CHARACTERS = 2048
@@ -28,7 +32,8 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
             still end in [EOS].
 
     Returns:
-        (number of sentences, L) long.
+        (number of sentences, L) long. The padding follows [EOS]. Within a sentence, id 0 is a "!"
+        that is not merged with what follows, as in "!%"; a plain "!" has id 256.
 
     Raises:
         ValueError: If ``max_words`` is less than 3.
@@ -43,18 +48,27 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
 
 
 def truncated_words(sentence: str, max_words: int) -> str:
-    """Return the end of a sentence that :func:`tokenize` drops, from the first affected word on.
+    """Return the end of a sentence that :func:`tokenize` drops; empty if the sentence fits."""
+    return split_at_limit(sentence, max_words)[1].lstrip()
 
-    The result is empty if the sentence fits.
+
+def split_at_limit(sentence: str, max_words: int) -> tuple[str, str]:
+    """Divide a sentence, after CLIP's cleaning, into what :func:`tokenize` keeps and drops.
+
+    The limit may lie inside a word. A character of which only some bytes are kept is dropped.
     """
     tokenizer = _clip_tokenizer()
-    if len(tokenizer.encode(sentence)) <= max_words - 2:
-        return ""
-    cleaned, count = tokenizer.clean_fn(sentence), 0
+    cleaned, room = str(tokenizer.clean_fn(sentence)), max_words - 2
+    if len(tokenizer.encode(sentence)) <= room:
+        return cleaned, ""
     for word in tokenizer.pat.finditer(cleaned):
-        count += len(tokenizer.encode(word.group()))
-        if count > max_words - 2:
-            return str(cleaned[word.start() :])
+        tokens = tokenizer.encode(word.group())
+        if len(tokens) > room:
+            symbols = "".join(tokenizer.decoder[token] for token in tokens[:room])
+            kept = bytes(tokenizer.byte_decoder[symbol] for symbol in symbols)
+            end = word.start() + len(kept.decode(errors="ignore"))
+            return cleaned[:end], cleaned[end:]
+        room -= len(tokens)
     raise AssertionError("the words of a sentence have as many tokens as the sentence")
 
 
