@@ -301,7 +301,15 @@ def test_check_data_counts_each_split_and_notes_pitfalls(
     assert capsys.readouterr().out.splitlines() == [
         "train: 1 objects, 1 sentences, 1 images",
         "val: 2 objects, 2 sentences, 2 images",
+        "split  sentences/image  target area: min   median      max  sentences cut off",
+        "train              1.0           16.67 %  16.67 %  16.67 %                  0",
+        "val                1.0           16.67 %  16.67 %  16.67 %                  1",
         "note: 1 images of val are also in train, so metrics on val will be too high",
+        "note: 1 images of val have the same content as images of train (b.png and a.png), so "
+        "metrics on val will be too high",
+        "note: val has few images (2), so its scores depend on chance",
+        "note: 1 masks are those of other objects of their image (lines 2): list all sentences of "
+        "one object together, each object once",
         "note: 1 sentences longer than 22 tokens are truncated (lines 3): raise dataset.max_words",
     ]
     check_data.main([write_lines(tmp_path, GOOD)])

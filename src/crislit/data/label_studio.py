@@ -136,21 +136,22 @@ def _regions(task: dict[str, Any]) -> dict[Any, list[dict[str, Any]]]:
 def _attach_texts(
     regions: dict[Any, list[dict[str, Any]]],
 ) -> dict[Any, list[dict[str, Any]]]:
-    """Give the text of a whole image to its region, if it has only one."""
-    drawn = {key for key, results in regions.items() if any(map(_draws, results))}
-    loose = [key for key in regions if key not in drawn and _texts(regions[key])]
-    if loose and len(drawn) != 1:
+    """Return the regions; the text of a whole image belongs to its region, if it has only one."""
+    loose = [key for key, results in regions.items() if all(map(_is_loose, results))]
+    texts = [result for key in loose for result in regions.pop(key) if _texts([result])]
+    if texts and len(regions) != 1:
         raise InputError(
-            f"a text belongs to the whole image, which has {len(drawn)} regions: set "
+            f"a text belongs to the whole image, which has {len(regions)} regions: set "
             'perRegion="true" in the text area'
         )
-    for key in loose:
-        regions[next(iter(drawn))] += regions.pop(key)
+    for results in regions.values():
+        results += texts
     return regions
 
 
-def _draws(result: dict[str, Any]) -> bool:
-    return result.get("type") in REGIONS
+def _is_loose(result: dict[str, Any]) -> bool:
+    """Whether a result says something about the whole image, or about a region drawn elsewhere."""
+    return result.get("type") in ("textarea", "choices", "taxonomy", "rating", "number")
 
 
 def _texts(results: list[dict[str, Any]]) -> list[Any]:

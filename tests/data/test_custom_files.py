@@ -1,0 +1,130 @@
+"""Files of custom data: usual mistakes are named with their cure, or the file is found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from crislit.data import read_custom
+from crislit.errors import InputError
+
+BOX = [[10, 5, 30, 5, 30, 25, 10, 25]]
+GOOD = {"image": "a.png", "sentence": "dog", "polygons": BOX}
+
+
+def save_image(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.full((40, 60, 3), 99, dtype=np.uint8)).save(folder / name)
+
+
+def write(folder: Path, content: str | bytes) -> str:
+    data = content if isinstance(content, bytes) else content.encode()
+    (folder / "d.jsonl").write_bytes(data)
+    return str(folder / "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"image": "a.png", "sentence": "dog",}', "remove the comma at the end"),
+        (json.dumps(GOOD) + ",", "remove the comma at the end"),
+        ('{"image": "a.png", "polygons": [[1, 2,]]}', "remove the comma at the end"),
+        (str(GOOD), "write double quotes, not single ones"),
+        ('{“image”: "a.png"}', "write straight quotes"),
+        ('{"image": "a.png", "mask": None}', "write null, true or false"),
+        (r'{"image": "images\p0.png"}', r"write / or \\ for a backslash"),
+        (json.dumps(GOOD) + json.dumps(GOOD), "write one object per line"),
+        ('{"image": "a.png", "sentence": "the', "must end on its line"),
+        ('{"image": "a.png", "image": "b.png"}', "the key 'image' occurs twice"),
+        (json.dumps({**GOOD, "sentances": ["dog"]}), "did you mean 'sentences'?"),
+        (
+            json.dumps({**GOOD, "image": "images\new.png"}),
+            r"in JSON, write / or \\ for a backslash",
+        ),
+        (json.dumps({**GOOD, "mask_value": 1}), "mask_value is for mask, not for polygons"),
+        (json.dumps({**GOOD, "polygons": [[0.1, 0.2, 0.5, 0.2, 0.5, 1]]}), "multiply shares"),
+        (json.dumps({**GOOD, "sentence": float("nan")}), "must be non-empty text"),
+        (json.dumps({**GOOD, "polygons": [[float("nan")] * 6]}), "not numbers"),
+    ],
+)
+def test_a_usual_mistake_is_named_with_its_cure(line: str, expected: str, tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    data = read_custom(write(tmp_path, f"{json.dumps(GOOD)}\n{line}\n{json.dumps(GOOD)}"))
+    [problem] = data.problems
+    assert problem.line == 2
+    assert expected in problem.reason
+    assert len(data.refs) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([GOOD, GOOD]),
+        json.dumps([GOOD, GOOD], indent=2),
+        "\ufeff" + json.dumps(GOOD) + "\r\n" + json.dumps(GOOD) + "\r\n",
+        json.dumps(GOOD) + "\r" + json.dumps(GOOD),
+        "\n\n" + json.dumps(GOOD) + "\n  \n" + json.dumps(GOOD),
+    ],
+)
+def test_lines_or_one_list_with_any_line_ends(content: str, tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    data = read_custom(write(tmp_path, content))
+    assert (len(data.refs), data.problems) == (2, [])
+
+
+def test_an_entry_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    data = read_custom(write(tmp_path, json.dumps([GOOD, 5, {**GOOD, "sentence": ""}])))
+    assert data.unit == "entry"
+    assert [problem.line for problem in data.problems] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (json.dumps(GOOD).encode("utf-16"), "is not UTF-8 text but UTF-16: save it as UTF-8"),
+        (json.dumps(GOOD).encode("utf-16-le"), "is not UTF-8 text but UTF-16"),
+        (b'{}\n{"sentence": "\xe9toile"}', "in line 2.: save it as UTF-8"),
+        ('[\n{"image": "a.png",}\n]', "is not valid JSON: .* at line 2: remove the comma"),
+        ('{\n"image": "a.png"\n}', "one JSON document over several lines"),
+    ],
+)
+def test_another_encoding_or_document_is_one_error(
+    content: str | bytes, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        read_custom(write(tmp_path, content))
+
+
+def test_a_file_is_found_under_the_spelling_that_exists(tmp_path: Path) -> None:
+    on_disk = ["images/p0.jpg", "my photo.png", "Upper.JPG", "caf\u00e9.png", "100%25.png"]
+    for name in on_disk:
+        save_image(tmp_path, name)
+    listed = ["images\\p0.jpg", "my%20photo.png", "upper.jpg", "cafe\u0301.png", "100%25.png"]
+    more = ["Images\\P0.jpg", "./images/../images/p0.jpg"]  # the first image again
+    lines = [json.dumps({**GOOD, "image": name}) for name in [*listed, *more]]
+    data = read_custom(write(tmp_path, "\n".join(lines)))
+    assert not data.problems
+    assert [image["file_name"] for image in data.instances["images"]] == on_disk
+    assert [ref["image_id"] for ref in data.refs] == [1, 2, 3, 4, 5, 1, 1]
+    assert data.notes == [
+        "5 names of files are spelled differently on disk, for example images\\p0.jpg as "
+        "images/p0.jpg"
+    ]
+
+
+def test_a_mask_is_found_too_and_two_candidates_are_an_error(tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[5:25, 10:30] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "M.png")
+    sample: dict[str, Any] = {"image": "a.png", "sentence": "dog", "mask": "m.PNG"}
+    data = read_custom(write(tmp_path, json.dumps(sample)))
+    assert (len(data.refs), data.mask_values) == (1, {"0, 255": 1})
+    PIL.Image.fromarray(mask).save(tmp_path / "m.png")
+    if len(list(tmp_path.glob("*.png"))) == 3:  # the file system tells capital letters apart
+        [problem] = read_custom(write(tmp_path, json.dumps(sample))).problems
+        assert problem.reason == "'m.PNG' may be M.png or m.png"

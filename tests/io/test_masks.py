@@ -1,0 +1,173 @@
+"""One rule says which pixels of a mask image are marked; ambiguous masks are errors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import pytest
+from pycocotools import mask as coco_mask
+
+from crislit.errors import InputError
+from crislit.io import parse_mask_value, read_mask
+from tests.conftest import shared
+
+Array = npt.NDArray[Any]
+SIZE = 96, 128
+y, x = np.ogrid[: SIZE[0], : SIZE[1]]
+DISC: Array = np.hypot(x - 50, y - 40) < 24
+RING: Array = (np.hypot(x - 50, y - 40) < 29) & ~DISC
+LOWER: Array = DISC & (y > 40)
+VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0]  # the first entries of Pascal VOC's palette
+
+
+def save(folder: Path, image: Array | PIL.Image.Image, name: str = "m.png", **options: Any) -> Path:
+    image = image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(image)
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def palette_image(indices: Array, palette: list[int]) -> PIL.Image.Image:
+    image = PIL.Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette(palette)
+    return image
+
+
+def read(path: Path, value: Any = None) -> Array:
+    segmentation, _ = read_mask(path, SIZE, parse_mask_value(value))
+    mask: Array = coco_mask.decode(segmentation).astype(bool)
+    return mask
+
+
+def colours(background: tuple[int, ...], marked: tuple[int, ...]) -> Array:
+    return np.where(DISC[..., None], marked, background).astype(np.uint8)
+
+
+TWO_VALUES: dict[str, Any] = {
+    "bits": DISC,
+    "0 and 1": DISC.astype(np.uint8),
+    "0 and 255": 255 * DISC.astype(np.uint8),
+    "dark and bright": np.where(DISC, 200, 50).astype(np.uint8),
+    "16 bits, 0 and 1": DISC.astype(np.uint16),
+    "16 bits, 0 and 300": 300 * DISC.astype(np.uint16),
+    "16 bits, 0 and 65535": 65535 * DISC.astype(np.uint16),
+    "red on black": colours((0, 0, 0), (200, 30, 30)),
+    "dark blue on black": colours((0, 0, 0), (0, 0, 60)),
+    "red on white": colours((255, 255, 255), (200, 30, 30)),
+    "palette": palette_image(DISC, [0, 0, 0, 220, 20, 60]),
+    "palette, object first": palette_image(~DISC, [220, 20, 60, 0, 0, 0]),
+    "palette, white first": palette_image(~DISC, [255, 255, 255, 0, 0, 0]),
+    "palette, blue on white": palette_image(DISC, [255, 255, 255, 0, 0, 128]),
+    "palette, white background last": palette_image(~DISC, [0, 0, 128, 255, 255, 255]),
+    "palette of one colour": palette_image(3 * DISC, [0, 0, 0] * 256),
+    "opaque": PIL.Image.fromarray(255 * DISC.astype(np.uint8)).convert("RGBA"),
+}
+
+
+@pytest.mark.parametrize("name", TWO_VALUES)
+def test_of_two_values_the_one_that_is_not_the_background_marks(name: str, tmp_path: Path) -> None:
+    assert np.array_equal(read(save(tmp_path, TWO_VALUES[name])), DISC)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 90, 95, 100])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_noise_of_compression_marks_nothing_else(mode: str, quality: int, tmp_path: Path) -> None:
+    image = PIL.Image.fromarray(255 * DISC.astype(np.uint8)).convert(mode)
+    path = save(tmp_path, image, "m.jpg", quality=quality)
+    assert np.array_equal(read(path), DISC)
+    with PIL.Image.open(path) as compressed:
+        assert np.array_equal(read(save(tmp_path, compressed.convert("L"))), DISC)
+
+
+def test_webp_and_soft_edges_are_cut_in_the_middle(tmp_path: Path) -> None:
+    large = PIL.Image.fromarray(255 * np.kron(DISC, np.ones((4, 4))).astype(np.uint8))
+    soft = large.resize((SIZE[1], SIZE[0]), PIL.Image.Resampling.LANCZOS, reducing_gap=None)
+    assert len(np.unique(np.array(soft))) > 2
+    assert np.array_equal(read(save(tmp_path, soft)), np.array(soft) > 127)
+    deep = np.array(soft).astype(np.uint16) * 257
+    assert np.array_equal(read(save(tmp_path, deep)), np.array(soft) > 127)
+    blurred = PIL.Image.fromarray(255 * DISC.astype(np.uint8)).convert("RGB")
+    assert np.array_equal(read(save(tmp_path, blurred, "m.webp", quality=70)), DISC)
+
+
+def test_an_all_white_and_an_inverted_mask_are_legal(tmp_path: Path) -> None:
+    assert read(save(tmp_path, np.full(SIZE, 255, dtype=np.uint8))).all()
+    assert np.array_equal(read(save(tmp_path, ~DISC)), ~DISC)
+
+
+LABELS: Array = np.where(RING, 255, DISC).astype(np.uint8)  # Pascal VOC: class 1, border 255
+AMBIGUOUS: dict[str, tuple[Any, str]] = {
+    "VOC": (LABELS, "its values are 0, 1, 255"),
+    "VOC, palette": (palette_image(LABELS, VOC + [0] * 756 + [224, 224, 192]), "#800000, #e0e0c0"),
+    "VOC, thin border": (np.where(RING & (y % 3 == 0), 255, DISC).astype(np.uint8), "0, 1, 255"),
+    "thin object, thick border": (
+        np.where((y // 2 == 20) & (x > 30), 1, 255 * (abs(y - 40) < 9)).astype(np.uint8),
+        "0, 1, 255",
+    ),
+    "instances": (DISC.astype(np.uint8) + LOWER, "marks no pixel: its values are 0, 1, 2"),
+    "bright instances": (85 * (DISC.astype(np.uint8) + LOWER), "its values are 0, 85, 170"),
+    "trimap": (np.where(RING, 128, 255 * DISC).astype(np.uint8), "its values are 0, 128, 255"),
+    "16-bit instances": (1000 * (DISC.astype(np.uint16) + LOWER), "its values are 0, 1000, 2000"),
+    "no background": (np.where(DISC, 255, 128).astype(np.uint8), "its values are 128, 255"),
+    "one other value": (2 * DISC.astype(np.uint8), "its values are 0, 2"),
+    "two colours": (colours((0, 0, 255), (200, 30, 30)), "its colours are #0000ff, #c81e1e"),
+    "palette of three": (
+        palette_image(DISC.astype(np.uint8) + LOWER, VOC),
+        "#000000, #800000, #008000",
+    ),
+    "steps": (np.broadcast_to((x // 8 * 17).astype(np.uint8), SIZE), "(16 values)"),
+    "image": (np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8), "colours)"),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_mask_that_leaves_a_choice_is_an_error_that_lists_it(name: str, tmp_path: Path) -> None:
+    image, listed = AMBIGUOUS[name]
+    with pytest.raises(InputError) as error:
+        read(save(tmp_path, image))
+    assert listed in str(error.value)
+    assert "name the object's with mask_value" in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_mask_value_chooses(tmp_path: Path) -> None:
+    grey = save(tmp_path, LABELS, "grey.png")
+    indexed = save(tmp_path, AMBIGUOUS["VOC, palette"][0], "indexed.png")
+    rgb = save(tmp_path, PIL.Image.open(indexed).convert("RGB"), "rgb.png")
+    shades = save(tmp_path, palette_image(DISC, [0, 0, 0, 90, 90, 90]), "shades.png")
+    for path, value in (
+        *((grey, 1), (grey, "1"), (grey, [1, 1, 1])),
+        *((indexed, 1), (indexed, "#800000"), (indexed, [128, 0, 0]), (indexed, (128, 0, 0))),
+        *((rgb, "#800000"), (rgb, "[128, 0, 0]"), (shades, 1), (shades, "#5a5a5a")),
+    ):
+        assert np.array_equal(read(path, value), DISC), (path.name, value)
+    assert np.array_equal(read(grey, 255), RING)
+    instances = save(tmp_path, 1000 * (DISC.astype(np.uint16) + LOWER), "instances.png")
+    assert np.array_equal(read(instances, 2000), LOWER)
+    assert read_mask(grey, SIZE, 1)[1] == "1 (mask_value) of 0, 1, 255"
+    for path, value, listed in (
+        (grey, 7, "no pixel of mask_value 7: its values are 0, 1, 255"),
+        (indexed, "#800001", "no pixel of mask_value #800001: its colours are #000000, #800000"),
+        (rgb, 1, "no pixel of mask_value 1: its colours"),
+    ):
+        with pytest.raises(InputError, match=listed):
+            read(path, value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "red", "#80", [1, 2], [1, 2, 256], {}, "70000"])
+def test_other_mask_values_are_errors(value: Any) -> None:
+    with pytest.raises(InputError, match="mask_value must be a whole number, a colour"):
+        parse_mask_value(value)
+
+
+def test_the_cases_of_the_maintainers_give_the_right_object() -> None:
+    folder = shared("cases/03-masks")
+    truth = read(folder / "truth.png")
+    assert np.array_equal(read(folder / "palette-object-first.png"), truth)
+    for name in ("voc-L-0-1-255.png", "voc-P-0-1-255.png"):
+        with pytest.raises(InputError, match="name the object's"):
+            read(folder / name)
+        inner = read(folder / name, 1)
+        assert not (inner & ~truth).any()
+        assert inner.sum() > 0.6 * truth.sum()
