@@ -1,9 +1,12 @@
 """The version, and the configuration: finds ``conf/`` and composes it."""
 
+import functools
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from crislit.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,6 +29,7 @@ def config_dir() -> str:
     )
 
 
+@functools.cache
 def known_settings(name: str = "train") -> dict[str, Any]:
     """Return every key that a command's configuration files set, as nested dictionaries.
 
@@ -40,12 +44,14 @@ def known_settings(name: str = "train") -> dict[str, Any]:
     return known
 
 
+@functools.cache
 def own_settings(name: str = "train") -> dict[str, Any]:
     """Return what a command's primary file sets itself, without its groups."""
     primary = _read_yaml(Path(config_dir(), f"{name}.yaml"))
     return {key: value for key, value in primary.items() if key not in ("defaults", "hydra")}
 
 
+@functools.cache
 def settings_of_choice(group: str, choice: str) -> dict[str, Any]:
     """Return what one file of a group sets, without the files that it includes."""
     return _read_choice(Path(config_dir(), group, f"{choice}.yaml"), group)
@@ -101,3 +107,22 @@ def compose_config(overrides: Sequence[str] = (), name: str = "train") -> dict[s
     return OmegaConf.to_container(  # type: ignore[return-value]
         load_config(overrides, name), resolve=True
     )
+
+
+def compose_complete(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose the configuration of a training that lacks no value.
+
+    Raises:
+        InputError: If an override or the configuration is not valid.
+    """
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = load_config(overrides)
+        return OmegaConf.to_container(  # type: ignore[return-value]
+            config, resolve=True, throw_on_missing=True
+        )
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"{first_line(error)} (in {' '.join(overrides)})") from error

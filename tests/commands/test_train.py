@@ -2,21 +2,28 @@
 
 import csv
 import math
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from crislit.checkpoints.checkpoint import read_checkpoint
+from crislit.config import config_dir
 from crislit.data import shapes
 from crislit.data.dataset import TrainBatch
 from crislit.models.cris import CRIS
+from crislit.training import run_folder, time_limit
 from crislit.training.build import build_data
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.metrics import METRICS
+from crislit.training.program import RunGuard
+from crislit.training.run_folder import reserve
 from crislit.training.task import CRISTask
 from crislit.transforms.letterbox import CLIP_MEAN, CLIP_STD
 from tests.models.networks import sentences, tiny
@@ -127,6 +134,148 @@ def test_a_run_that_ends_before_a_validation_evaluates_its_last_weights_with_a_w
     assert results["checkpoint"].endswith("last.ckpt")
     assert not (tmp_path / "run/checkpoints/best.ckpt").exists()
     assert "no best.ckpt" in capsys.readouterr().out
+
+
+# -- Arguments of Lightning's trainer
+
+
+def test_a_time_limit_saves_like_a_signal_and_the_run_continues_later(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, steps = tmp_path / "run", 7
+    options = (*SMALL, f"data_root={small_shapes}", "resume=auto", f"trainer.max_steps={steps}")
+    # A limit that is over after the first step.
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, folder, *options, "+trainer.max_time={seconds: 0.001}")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert not (folder / "results.json").exists()
+    assert not (folder / ".lock").exists()
+    saved = read_checkpoint(folder / "checkpoints/last.ckpt").steps
+    assert saved == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(time_limit.TimeLimit, "_look", lambda *_: None)
+    results = run(monkeypatch, folder, *options, "+trainer.max_time={seconds: 0.001}")
+    assert results["steps"] == steps
+
+
+SWITCHES: dict[str, tuple[list[str], int, int]] = {  # steps, tested samples of val
+    "fast_dev_run": (["+trainer.fast_dev_run=true"], 1, 12),
+    "overfit_batches": (["+trainer.overfit_batches=1", "recipe.epochs=2"], 2, 36),
+    "limit_train_batches": (["+trainer.limit_train_batches=1"], 1, 36),
+    "no validation": (["+trainer.limit_val_batches=0", "trainer.max_steps=1"], 1, 36),
+    "limit_test_batches": (["+trainer.limit_test_batches=1", "trainer.max_steps=1"], 1, 12),
+    "others": (
+        [
+            *("+trainer.detect_anomaly=true", "+trainer.profiler=simple", "trainer.max_steps=1"),
+            *("+trainer.gradient_clip_val=1", "+trainer.deterministic=warn"),
+            *("trainer.num_sanity_val_steps=1", "+trainer.inference_mode=false"),
+        ],
+        1,
+        36,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_debug_switches_of_lightning_work(
+    name: str, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides, steps, samples = SWITCHES[name]
+    options = (*SMALL, "recipe.epochs=1", f"data_root={small_shapes}", *overrides)
+    results = run(monkeypatch, tmp_path / "run", *options)
+    assert (results["steps"], results["splits"]["val"]["samples"]) == (steps, samples)
+
+
+def test_overfitting_repeats_the_same_samples_in_every_epoch(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    loss = CRISTask.loss
+
+    def recorded(self: CRISTask, batch: TrainBatch) -> Tensor:
+        seen.append(batch.images)
+        return loss(self, batch)
+
+    monkeypatch.setattr(CRISTask, "loss", recorded)
+    options = (*SMALL, f"data_root={small_shapes}", "recipe.epochs=3", "trainer.max_steps=6")
+    run(monkeypatch, tmp_path / "run", *options, "+trainer.overfit_batches=2")
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[5])
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+trainer.limit_train_batches=0.01", "Lightning cannot use these settings: .*0.01"),
+        ("+trainer.val_check_interval=100", r"trainer.val_check_interval \(100\) must be less"),
+    ],
+)
+def test_limits_that_do_not_fit_the_data_are_one_line_and_leave_no_folder(
+    override: str,
+    message: str,
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "outputs" / "run"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, folder, *SMALL, f"data_root={small_shapes}", override)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert re.match(f"error: {message}", line)
+    assert not folder.parent.exists()
+
+
+# -- Folders
+
+
+def test_a_folder_in_use_is_refused_and_its_files_stay_as_they_are(
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    reserved = reserve(folder, "hydra.run.dir")
+    monkeypatch.setattr(run_folder, "_reserved", [])  # as if another process had reserved it
+    before = {path: path.read_bytes() for path in folder.rglob("*")}
+    for program in ("train", "evaluate"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, folder, f"data_root={small_shapes}", program=program)
+        assert f"{folder} is in use by process {os.getpid()}" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in folder.rglob("*")} == before
+    reserved.release()
+
+
+def test_the_second_of_two_processes_on_two_nodes_writes_no_configuration_and_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    folder = tmp_path / "run"
+    (folder / ".hydra").mkdir(parents=True)  # the main process was faster
+    environment = {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in {**environment, "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    overrides = [f"hydra.run.dir={folder}", "trainer.num_nodes=2", "trainer=cpu"]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("train", overrides, return_hydra_config=True)
+    RunGuard("train").on_run_start(config)
+    assert config.hydra.output_subdir is None
+    assert [path.name for path in folder.iterdir()] == [".hydra"]
+
+
+def test_default_folders_lie_below_outputs_and_differ_within_a_second() -> None:
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        for program in ("train", "evaluate"):
+            names = {str(default_folder(program, mode)) for mode in ("run", "sweep") for _ in "ab"}
+            assert len(names) == 4
+            assert all(name.startswith("outputs/") for name in names)
+
+
+def default_folder(program: str, mode: str) -> Any:
+    hydra = compose(program, return_hydra_config=True).hydra
+    return hydra.run.dir if mode == "run" else hydra.sweep.dir
 
 
 # -- Precision

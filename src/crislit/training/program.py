@@ -183,6 +183,7 @@ def _run_job(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print its messages
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         if is_sweep:

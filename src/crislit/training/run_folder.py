@@ -25,7 +25,7 @@ LOCK = ".lock"
 """File in the folder that is locked. It names the process that holds the lock."""
 CONFIG_FOLDER = ".hydra"
 """Where Hydra saves the configuration as soon as a command starts."""
-UNUSED = {LOCK, CONFIG_FOLDER, "hparams.yaml"}
+UNUSED = {LOCK, CONFIG_FOLDER, "hparams.yaml", "multirun.yaml"}
 """What a folder holds, beside logs, before a run trains."""
 BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 """Errors of a lock that another process holds."""
@@ -58,18 +58,16 @@ class ReservedFolder:
         if self in _reserved:
             _reserved.remove(self)
         is_unused = refused and self.created is not None and _is_unused(self.path)
-        if is_unused:
-            shutil.rmtree(self.path / CONFIG_FOLDER, ignore_errors=True)
-            for file in (*self.path.glob("*.log"), self.path / "hparams.yaml"):
-                _remove(file)
         if sys.platform == "win32":  # an open file cannot be removed
             os.close(self.handle)
-            _remove(self.path / LOCK)
-        else:
-            _remove(self.path / LOCK)
-            os.close(self.handle)
         if is_unused:
+            shutil.rmtree(self.path, ignore_errors=True)
             _remove_empty(self.path, self.created)
+        else:
+            with contextlib.suppress(OSError):  # of a read-only folder
+                (self.path / LOCK).unlink()
+        if sys.platform != "win32":
+            os.close(self.handle)
 
 
 _reserved: list[ReservedFolder] = []
@@ -188,13 +186,11 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether a folder holds only what is written when a command starts."""
-    return all(path.name in UNUSED or path.suffix == ".log" for path in folder.iterdir())
-
-
-def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):  # a read-only folder, or open in another program
-        file.unlink()
+    """Whether a folder, or each job's in that of a sweep, holds only what a start writes."""
+    return all(
+        path.name in UNUSED or path.suffix == ".log" or (path.is_dir() and _is_unused(path))
+        for path in folder.iterdir()
+    )
 
 
 def _remove_empty(folder: Path, created: Path | None) -> None:
@@ -202,7 +198,9 @@ def _remove_empty(folder: Path, created: Path | None) -> None:
     for path in (folder, *folder.parents):
         try:
             path.rmdir()
-        except OSError:
+        except FileNotFoundError:
+            pass  # it could not be created
+        except (OSError, ValueError):
             return
         if path == created:
             return
