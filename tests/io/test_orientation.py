@@ -167,6 +167,19 @@ def test_a_date_after_the_pixels_of_a_png_does_not_make_them_be_decoded(
         assert read_orientation(image) == 1
 
 
+def test_an_orientation_behind_ten_thousand_other_chunks_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "many.png"
+    path.write_bytes(png(chunk(b"tIME", bytes(7)) * 10_000 + png_exif(3), late=True))
+    with pytest.raises(InputError, match="orientation 3"):
+        read_upright_size(path)
+
+
+def test_a_truncated_png_is_not_searched_beyond_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "short.png"
+    path.write_bytes(png()[:-12])
+    assert read_upright_size(path) == (HEIGHT, WIDTH)
+
+
 def test_a_users_pil_image_is_rotated_by_its_exif_wherever_it_was_opened() -> None:
     with PIL.Image.open(io.BytesIO(png(png_exif(6), late=True))) as image:
         assert open_image(image).shape == (WIDTH, HEIGHT, 3)

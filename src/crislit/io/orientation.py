@@ -11,8 +11,10 @@ ORIENTATION = 0x0112
 """The EXIF tag of the orientation; 1 is upright, 2 to 8 are mirrored or rotated."""
 MAX_EXIF_WORK = 2**24
 """Bytes times entries of EXIF, 250 entries in 64 kB. PIL copies each, and each may be all of it."""
-LATE_KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""How the chunks of a PNG start in which PIL looks for an orientation."""
+KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Types and keywords of the chunks of a PNG in which PIL looks for an orientation."""
+MAX_CHUNKS = 10_000
+"""Chunks of a PNG that are looked at; of more than that, PIL decodes the pixels."""
 
 
 def read_orientation(image: PIL.Image.Image) -> int:
@@ -50,12 +52,21 @@ def require_upright(image: PIL.Image.Image, name: str) -> None:
 
 
 def _may_follow_pixels(image: PIL.Image.Image) -> bool:
+    """Whether PIL may find the orientation of a PNG behind its pixels, which are not decoded."""
     file = getattr(image, "fp", None)  # closed and None once the pixels are decoded
     if not isinstance(file, io.BytesIO):
         return False
     content = file.getvalue()
-    start = content.find(b"IDAT")
-    return any(content.find(keyword, start) >= 0 for keyword in LATE_KEYWORDS)
+    position, is_behind = 8, False
+    for _ in range(MAX_CHUNKS):
+        kind = content[position + 4 : position + 8]
+        if not kind:
+            return False
+        is_behind |= kind == b"IDAT"
+        if is_behind and (kind == KEYWORDS[0] or content.startswith(KEYWORDS[1:], position + 8)):
+            return True
+        position += 12 + int.from_bytes(content[position : position + 4], "big")
+    return True
 
 
 def _check_exif(image: PIL.Image.Image) -> None:
