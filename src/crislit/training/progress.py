@@ -45,7 +45,9 @@ class StartSummary(L.Callback):
             sentences,
             data.select_split,
         )
-        log.info("network: %.1f million parameters, starts from %s", parameters, self.initial_weights)
+        log.info(
+            "network: %.1f million parameters, starts from %s", parameters, self.initial_weights
+        )
         log.info(
             "steps: %s of %d sentences, %s epochs",
             total_steps(trainer) or "any number",

@@ -1,7 +1,6 @@
 """Trains and evaluates one configuration: start, build, fit, evaluate, write."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from crislit.checkpoints import Checkpoint, read_checkpoint
-from crislit.config import compose_config
 from crislit.data import ReferDataModule
 from crislit.errors import check_integer, require
-from crislit.io import read_json
 from crislit.models import count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
@@ -78,31 +75,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float:
     fit(training)
     results = evaluate(training)
     return write(training, results, overrides)
-
-
-def train_network(overrides: Sequence[str], folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Train and evaluate from Python, as ``python -m crislit.train`` does.
-
-    Args:
-        overrides: As on the command line, ``["dataset=custom", "dataset.file=own/data.jsonl"]``.
-        folder: Receives checkpoints, metrics, figures and ``results.json``; new, unless
-            ``resume=auto`` continues its run.
-
-    Returns:
-        The content of ``results.json``: ``splits`` with their metrics in [0, 1], and what it takes
-        to repeat the run.
-
-    Raises:
-        InputError: If a setting or the data cannot be used, or the folder holds another run.
-    """
-    config, target = compose_config(overrides), Path(folder).expanduser()
-    require(
-        config["resume"] == AUTO or not target.exists() or not any(target.iterdir()),
-        f"{target} is not empty: choose a new folder, or continue its run with resume=auto",
-    )
-    run(config, target, overrides)
-    results: dict[str, Any] = read_json(target / "results.json")
-    return results
 
 
 @dataclass(frozen=True)
