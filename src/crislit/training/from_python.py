@@ -37,16 +37,16 @@ def train_network(overrides: Sequence[str], folder: str | os.PathLike[str]) -> d
     check_trainer(config["trainer"])
     quiet_lightning()
     target = Path(folder).expanduser()
+    reserved = run_folder.reserve(target, "folder") if is_main_process() else None
     try:
-        if is_main_process():
-            run_folder.reserve(target, "folder")
-            is_new = {path.name for path in target.iterdir()} <= {run_folder.LOCK}
-            require(
-                is_new or config["resume"] == AUTO,
-                f"{target} is not empty: choose a new folder, or continue its run with resume=auto",
-            )
+        is_new = {path.name for path in target.iterdir()} <= {run_folder.LOCK}
+        require(
+            is_new or config["resume"] == AUTO or reserved is None,
+            f"{target} is not empty: choose a new folder, or continue its run with resume=auto",
+        )
         run(config, target, overrides)
     finally:
-        run_folder.release_all()
+        if reserved is not None:
+            reserved.release()
     results: dict[str, Any] = read_json(target / "results.json")
     return results
