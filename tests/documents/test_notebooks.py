@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom on embedded data."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, small_shapes: Path, tmp_
     shutil.copytree(path.parents[1] / "results", tmp_path / "results")
     (tmp_path / "data").symlink_to(small_shapes)
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:  # few steps are enough here
+        cell.source = re.sub(r"epochs=\d+", "epochs=2", cell.source)
+        cell.source = re.sub(r"milestones=\[\d+\]", "milestones=[1]", cell.source)
     client = nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3")
     client.execute(cwd=str(tmp_path / "notebooks"))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
