@@ -92,6 +92,7 @@ def check(options: argparse.Namespace) -> None:
         paths, notes = draw_sheets(data, remarks, Path(options.figures).expanduser())
         for line in (*map(str, paths), *(f"note: {note}" for note in notes)):
             print_line(line)
+    require(data.refs or problems, f"{options.file} has no sentence")
     require(
         not problems,
         f"{len(problems)} problems in {options.sentences or options.file}, see above",

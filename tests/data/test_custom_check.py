@@ -49,6 +49,9 @@ def remarks_of(data: CustomData, max_tokens: int = 22) -> dict[str, tuple[int, .
     return {remark.text: remark.rows for remark in remarks}
 
 
+TWICE = {**sample(90), "sentence": None, "sentences": ["cat", "Cat "]}
+
+
 def spread(count: int) -> list[dict[str, Any]]:
     """Return unsuspicious samples of train and val."""
     words = ("red", "blue", "left", "right", "tall", "small", "old", "young", "near", "far")
@@ -71,6 +74,7 @@ def test_unsuspicious_data_have_no_remark(tmp_path: Path) -> None:
         ([sample(90), sample(90, "cat")], "1 masks are those of other objects of their", (11,)),
         ([sample(90, "left_shoe")], "1 sentences look like labels or names of files (", (10,)),
         ([sample(90, "IMG001"), sample(91, "p0.jpg")], "2 sentences look like labels", (10, 11)),
+        ([TWICE], "1 sentences are listed twice", (10,)),
         ([sample(90, "word " * 30)], "1 sentences longer than 22 tokens", (10,)),
         ([sample(0, "cat", split="val")], "1 images of val are also in train", ()),
     ],

@@ -200,6 +200,35 @@ def test_label_studio_labels_serve_as_sentences_only_on_request(tmp_path: Path) 
         read_custom(write_json(tmp_path / "min.json", [minimal]))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"meta": ["the box"]},
+        {"meta": {"text": 5}},
+        {"value": {"points": 5, "polygonlabels": 7}},
+        {"value": {"points": [[1, None]], "polygonlabels": [{}]}},
+        {"value": {"rle": 10**12}},
+        {"value": {"rle": [256]}},
+        {"value": None},
+        {"id": {}},
+    ],
+)
+@pytest.mark.parametrize("sentences", [None, "categories"])
+def test_a_damaged_export_is_a_problem_and_never_a_traceback(
+    sentences: str | None, change: dict[str, Any], tmp_path: Path
+) -> None:
+    save_image(tmp_path, "p0.jpg")
+    results = [{**polygon("a"), **change}, *([] if "meta" in change else [text("a", "the box")])]
+    data = read_custom(write_json(tmp_path / "p.json", [task(1, "p0.jpg", results)]), sentences)
+    assert len(data.refs) + len(data.problems) >= 1
+    for annotations in ([5], [{"result": 5}], [{"result": [5]}]):
+        broken = [{**task(1, "p0.jpg"), "annotations": annotations}]
+        assert not read_custom(write_json(tmp_path / "p.json", broken), sentences).refs
+    broken = [{**task(1, "p0.jpg"), "annotations": 5}]
+    with pytest.raises(InputError, match="has no annotations"):
+        read_custom(write_json(tmp_path / "p.json", broken), sentences)
+
+
 def test_label_studio_run_lengths_in_json_lines(tmp_path: Path) -> None:
     save_image(tmp_path, "a.png")
     lines = [

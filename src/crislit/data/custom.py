@@ -57,10 +57,15 @@ def read_custom(
     path = Path(file).expanduser()
     folder = None if images is None else Path(images).expanduser()
     value = parse_mask_value(mask_value)
-    require(
-        images is None or path.suffix != ".jsonl",
-        "dataset.images is for COCO files; image paths in a JSON-lines file are relative to it",
-    )
+    if path.suffix == ".jsonl":
+        require(
+            images is None,
+            "dataset.images is for COCO files; image paths in a JSON-lines file are relative to it",
+        )
+        require(
+            sentences is None,
+            "dataset.sentences is for COCO files; a JSON-lines file has its sentences itself",
+        )
     if path.is_dir():
         data = read_coco_folder(path, sentences, folder)
     else:

@@ -121,7 +121,9 @@ def add_coco(
             file_name = parse_path(listed, "file_name")
             image = builder.image(f"{image_folder}/{file_name}" if image_folder else file_name)
             _check_size(listed, image, path)
-            segmentation = builder.check_segmentation(annotation.get("segmentation"), image)
+            if not annotation.get("segmentation"):
+                raise InputError("the annotation has no segmentation, only a box")
+            segmentation = builder.check_segmentation(annotation["segmentation"], image)
             builder.add(image, segmentation, sentences, name)
         except (InputError, ValueError) as error:
             builder.problems += [Problem(line, str(error), name) for line, _ in sentences]

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from crislit.data.custom_builder import CustomData
 from crislit.data.custom_check import draw_target
@@ -138,40 +139,39 @@ def _masks(data: CustomData, targets: list[Target]) -> Iterator[Remark]:
 
 
 def _sentences(data: CustomData, targets: list[Target], max_tokens: int) -> Iterator[Remark]:
-    first: dict[tuple[int, str], int] = {}
-    ambiguous, labels, truncated = [], [], []
-    texts = set()
+    remarks = {
+        "stand for another target of the same image, too": ": a sentence should fit one of them",
+        "are listed twice for their object": "",
+        "look like labels or names of files": ", for example {}",
+        f"longer than {max_tokens} tokens are truncated": ": raise dataset.max_words",
+    }
+    ambiguous, repeated, label, truncated = remarks
+    first: dict[tuple[int, str], int] = {}  # the first ref with a sentence, by image and sentence
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    texts: set[str] = set()
     for row, ref in enumerate(data.refs):
+        own: set[str] = set()
         for sentence in ref["sentences"]:
             text = " ".join(sentence["sent"].lower().split())
-            texts.add(text)
             other = first.setdefault((ref["image_id"], text), row)
-            if targets[other].digest != targets[row].digest:
-                ambiguous.append((row, sentence["line"]))
-            if LABEL.fullmatch(text):
-                labels.append((row, sentence["line"], sentence["sent"]))
-            if truncated_words(sentence["sent"], max_tokens):
-                truncated.append((row, sentence["line"]))
-    if ambiguous:
-        yield Remark(
-            f"{len(ambiguous)} sentences stand for another target of the same image, too "
-            f"{_listed(data, [line for _, line in ambiguous])}: a sentence should fit one of them",
-            tuple(row for row, _ in ambiguous),
-        )
-    if labels:
-        yield Remark(
-            f"{len(labels)} sentences look like labels or names of files "
-            f"{_listed(data, [line for _, line, _ in labels])}, for example {labels[0][2]!r:.60}",
-            tuple(row for row, _, _ in labels),
-        )
+            kinds = {
+                ambiguous: targets[other].digest != targets[row].digest,
+                repeated: text in own,
+                label: LABEL.fullmatch(text),
+                truncated: truncated_words(sentence["sent"], max_tokens),
+            }
+            for kind in filter(kinds.get, kinds):
+                found[kind].append((row, sentence))
+            own.add(text)
+        texts |= own
+    for kind, advice in remarks.items():
+        if found[kind]:
+            lines = _listed(data, [sentence["line"] for _, sentence in found[kind]])
+            advice = advice.format(repr(found[kind][0][1]["sent"])[:60])
+            text = f"{len(found[kind])} sentences {kind} {lines}{advice}"
+            yield Remark(text, tuple(row for row, _ in found[kind]))
     if len(texts) == 1 and len(data.refs) > 2:
         yield Remark(f"all objects have the same sentence, {next(iter(texts))!r:.60}")
-    if truncated:
-        yield Remark(
-            f"{len(truncated)} sentences longer than {max_tokens} tokens are truncated "
-            f"{_listed(data, [line for _, line in truncated])}: raise dataset.max_words",
-            tuple(row for row, _ in truncated),
-        )
 
 
 def _lines(data: CustomData, rows: Iterable[int]) -> str:

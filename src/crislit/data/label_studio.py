@@ -47,7 +47,7 @@ def read_label_studio(
     """
     tasks = document if isinstance(document, list) else [document]
     require(
-        all(isinstance(task, dict) and "annotations" in task for task in tasks),
+        all(isinstance(task, dict) and isinstance(task.get("annotations"), list) for task in tasks),
         f"{path} is Label Studio's, but has no annotations: export it as JSON, not as JSON-MIN",
     )
     require(
@@ -126,7 +126,7 @@ def _regions(task: dict[str, Any]) -> dict[Any, list[dict[str, Any]]]:
         annotations = chosen
     regions: dict[Any, list[dict[str, Any]]] = {}
     for annotation in annotations:
-        for result in annotation.get("result") or ():
+        for result in _as_list(annotation.get("result")):
             if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
                 raise InputError("a result of the task is not as in Label Studio's exports")
             regions.setdefault(str(result.get("id")), []).append(result)
@@ -157,12 +157,18 @@ def _is_loose(result: dict[str, Any]) -> bool:
 def _texts(results: list[dict[str, Any]]) -> list[Any]:
     """Return the texts of a region: of its text areas, or else its meta information."""
     areas = [result["value"].get("text") for result in results if result.get("type") == "textarea"]
-    metas = [(result.get("meta") or {}).get("text") for result in results]
+    metas = [
+        result["meta"].get("text") for result in results if isinstance(result.get("meta"), dict)
+    ]
     for values in (areas, metas):
-        texts = [text for v in values if v for text in (v if isinstance(v, list) else [v])]
+        texts = [text for value in values for text in _as_list(value)]
         if texts:
             return texts
     return []
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _labels(results: list[dict[str, Any]]) -> list[Any]:
@@ -170,7 +176,8 @@ def _labels(results: list[dict[str, Any]]) -> list[Any]:
         label
         for result in results
         for key in ("brushlabels", "polygonlabels", "labels")
-        for label in result["value"].get(key) or ()
+        for label in _as_list(result["value"].get(key))
+        if isinstance(label, str)
     ]
     return list(dict.fromkeys(labels))
 

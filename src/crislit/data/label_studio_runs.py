@@ -12,7 +12,7 @@ CHANNELS = 4
 """Values per pixel: Label Studio stores an RGBA image, whose last channel is the mask."""
 
 
-def decode_runs(runs: list[Any], size: tuple[int, int]) -> dict[str, Any]:
+def decode_runs(runs: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Convert Label Studio's run lengths to COCO's.
 
     The bytes are a stream of bits: the number of values (32 bits), the bits per value less 1 (5),
@@ -29,12 +29,14 @@ def decode_runs(runs: list[Any], size: tuple[int, int]) -> dict[str, Any]:
     """
     height, width = size
     try:
+        if not isinstance(runs, list):
+            raise TypeError(f"expected a list, found {type(runs).__name__}")
         bits = "".join([f"{value:08b}" for value in bytes(runs)])
         values = _decode_bits(bits, height * width * CHANNELS)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"rle is a list, but not Label Studio's run lengths of {width} x {height} pixels "
-            "(width x height)"
+            '(width x height); COCO has {"size": [height, width], "counts": ...}'
         ) from error
     mask = values.reshape(height, width, CHANNELS)[..., -1] > 127
     encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from crislit.errors import InputError, require
 from crislit.io.images import image_errors, is_transparent, open_image_file
+from crislit.io.orientation import require_upright
 
 MaskValue = int | tuple[int, int, int]
 """What marks an object: a stored value (in a palette image, the index), or an RGB colour."""
@@ -77,6 +78,7 @@ def read_mask(
         require(
             found == size, f"the mask {path} has {found} pixels (height, width), its image {size}"
         )
+        require_upright(image, f"the mask {path}")
         transparent = image.mode != "P" and is_transparent(image)
         labels, colours = _labels(image, by_index=isinstance(value, int))
         is_lossy = image.format in LOSSY
