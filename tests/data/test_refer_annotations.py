@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
 
 from crislit.data.refer_annotations import MAX_SIDE, Mask, parse_runs, parse_segmentation
-from crislit.data.refer_index import ReferIndex, build_index
+from crislit.data.refer_build import build_index
+from crislit.data.refer_index import ReferIndex
 from crislit.errors import InputError
 from tests.conftest import shared
 from tests.io.test_pickles import open_set, plain

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from crislit.data import refer_cache, refer_index
+from crislit.data.refer_build import build_index
 from crislit.data.refer_cache import IndexArrays, digest_arrays
-from crislit.data.refer_index import ReferIndex, build_index
+from crislit.data.refer_index import ReferIndex
 from tests.data.test_refer_annotations import index_of, relaxed
 from tests.data.test_refer_cache import cache_home, caches
 from tests.io.test_pickles import open_set

@@ -20,7 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crislit.data.refer_index import ReferIndex, build_index
+from crislit.data.refer_build import build_index
+from crislit.data.refer_index import ReferIndex
 from crislit.errors import InputError
 from crislit.io import pickles
 from crislit.io.files import read_json
