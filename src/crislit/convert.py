@@ -1,11 +1,10 @@
 """python -m crislit.convert SRC DST: converts checkpoints of the authors' code or of runs."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from crislit.checkpoints import read_any, write_folder, write_released
 from crislit.errors import one_line_errors
+from crislit.inference import check_order, command_parser
 
 EPILOG = """
 SRC is one of: a checkpoint of the authors' code (.pth, .pt, .safetensors), whose sizes are inferred
@@ -20,12 +19,7 @@ Tensors are renamed, and otherwise keep every bit.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert a checkpoint."""
-    parser = argparse.ArgumentParser(
-        "python -m crislit.convert",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("convert", __doc__, EPILOG)
     add = parser.add_argument
     add("source", type=Path, metavar="SRC")
     add("target", type=Path, metavar="DST")
@@ -38,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     released.add_argument("--image-size", type=int, help="side of the input (default 416)")
     options = parser.parse_args(arguments)
     with one_line_errors():
+        # Imported here, because it takes seconds and the help does not need it.
+        from crislit.checkpoints import read_any, write_folder, write_released
+
         source, target = options.source.expanduser(), options.target.expanduser()
+        check_order(source, target)
         checkpoint = read_any(source, options.max_words, options.decoder_heads, options.image_size)
         write = write_released if options.to == "released" else write_folder
         write(checkpoint, target)

@@ -1,20 +1,24 @@
 """python -m crislit.demo: a web page that segments what sentences refer to in an image."""
 
-import argparse
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 
 from crislit.errors import InputError, one_line_errors, require
-from crislit.inference import MAX_UPLOAD_BYTES, RequestFilter, build_page, load
+from crislit.inference import command_parser
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+EPILOG = """
+shapes-tiny, the default network, knows drawn shapes only. For photos, train a network on photos
+(python -m crislit.train), and give its checkpoint.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the page until interrupted."""
-    parser = argparse.ArgumentParser("python -m crislit.demo", description=__doc__)
+    parser = command_parser("demo", __doc__, EPILOG)
     add = parser.add_argument
     add("--checkpoint", default="shapes-tiny", help="network (default: the shipped shapes-tiny)")
     add("--host", default="127.0.0.1", help="address (default: this machine only; 0.0.0.0: all)")
@@ -26,12 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.port is None or 0 < options.port < 65536,
             f"--port must be between 1 and 65535, got {options.port}",
         )
+        # Imported here, because it takes seconds and the help does not need it.
+        from crislit.inference import (
+            MAX_UPLOAD_BYTES,
+            STYLE,
+            RequestFilter,
+            build_page,
+            describe_network,
+            load,
+        )
+
         segmenter = load(options.checkpoint, device=options.device)
         # Uploads are stored in this folder, which is deleted at exit, also after SIGTERM.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         folder = tempfile.TemporaryDirectory(prefix="crislit-")
         os.environ["GRADIO_TEMP_DIR"] = folder.name
-        page = build_page(segmenter)
+        description = describe_network(segmenter, options.checkpoint)
+        page = build_page(segmenter, description)
         try:
             _, address, _ = page.launch(
                 server_name=options.host,
@@ -41,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 share=False,
                 ssr_mode=False,
                 footer_links=[],
+                css=STYLE,
                 quiet=True,
                 prevent_thread_lock=True,
             )
@@ -51,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 else ""
             )
             raise InputError(f"cannot serve at {options.host}: {error}{hint}") from error
+        print(f"network: {description}", file=sys.stderr)
         print(f"the page is at {address} until Ctrl-C", flush=True)
         page.block_thread()
 

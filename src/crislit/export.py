@@ -1,21 +1,19 @@
 """python -m crislit.export CHECKPOINT DIR: exports a network to ONNX."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import one_line_errors
-from crislit.inference import EXPORT_CONFIG, GROUNDING, IMAGE_ENCODER, export_onnx
-from crislit.io import EXAMPLES
+from crislit.inference import check_order, command_parser
 
-EPILOG = f"""
+EPILOG = """
 The network is split into two graphs, so that an image is encoded once for all its sentences:
 
-  {IMAGE_ENCODER}   images (P, 3, S, S) float32
+  image_encoder.onnx   images (P, 3, S, S) float32
                        -> v3, v4, v5: three maps of each of P images
-  {GROUNDING}       v3, v4, v5, tokens (B, L) int64, image_indices (B,) int64
+  grounding.onnx       v3, v4, v5, tokens (B, L) int64, image_indices (B,) int64
                        -> logits (B, 1, S/4, S/4) float32
-  {EXPORT_CONFIG}          S, L and the threshold
+  export.json          S, L, the threshold, and the data set of the training
 
 P and B are any numbers; image_indices holds the index of each sentence's image. The graphs
 contain neither the preprocessing nor the resizing of masks to the image's own size.
@@ -25,12 +23,7 @@ crislit.load("DIR") does both, with ONNX Runtime (the extra `onnx`: pip install 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export a network."""
-    parser = argparse.ArgumentParser(
-        "python -m crislit.export",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "source",
@@ -51,11 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.calibrate and not options.int8:
         parser.error("--calibrate needs --int8")
-    source, target = options.source.expanduser(), options.target.expanduser()
-    calibrate = (options.calibrate or EXAMPLES).expanduser() if options.int8 else None
     with one_line_errors():
+        # Imported here, because it takes seconds and the help does not need it.
+        from crislit.inference import EXPORT_CONFIG, GROUNDING, IMAGE_ENCODER, export_onnx
+        from crislit.io import EXAMPLES
+
+        source, target = options.source.expanduser(), options.target.expanduser()
+        calibrate = (options.calibrate or EXAMPLES).expanduser() if options.int8 else None
+        check_order(source, target)
         export_onnx(source, target, options.max_words, calibrate)
-    print(f"written to {options.target}: {IMAGE_ENCODER}, {GROUNDING}, {EXPORT_CONFIG}")
+        print(f"written to {options.target}: {IMAGE_ENCODER}, {GROUNDING}, {EXPORT_CONFIG}")
 
 
 if __name__ == "__main__":

@@ -817,6 +817,19 @@ def test_a_target_below_a_file_is_an_error(folder: Path, tmp_path: Path) -> None
 # -- The command
 
 
+def test_swapped_arguments_are_an_error_and_change_nothing(folder: Path, tmp_path: Path) -> None:
+    before = files(folder)
+    message = refused(tmp_path / "new", folder)
+    assert f"there is no {tmp_path / 'new'}, but {folder} exists" in message
+    assert "expected the source first, then the target" in message
+    assert files(folder) == before
+    for surplus in ([str(tmp_path / "third")], ["--to", "released", "--to", "crislit"]):
+        with pytest.raises(SystemExit) as caught:
+            run(folder, tmp_path / "out", *surplus)
+        assert caught.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_errors_are_one_line_on_stderr_and_exit_code_1(plain: Path, tmp_path: Path) -> None:
     source = tmp_path / "hostile.pth"
     source.write_bytes(plain.read_bytes()[:5000])

@@ -20,6 +20,7 @@ from crislit import predict
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.inference.masks import COLOURS, paint, safe_file_name
 from crislit.inference.segmenter import Segmenter
+from crislit.io.assets import EXAMPLES
 from crislit.models.build import build_cris
 from crislit.models.cris import CRIS
 from tests.inference.test_segmenter import TINY
@@ -88,6 +89,65 @@ def test_every_sentence_gets_a_mask_an_overlay_and_a_line(
     ]
 
 
+def test_several_images_come_before_the_sentences(
+    network: Network, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, folder in enumerate(("one", "two", "three")):
+        (tmp_path / folder).mkdir()
+        PIL.Image.fromarray(photo(seed=number)).save(tmp_path / folder / "a.png")
+    (tmp_path / "sentences.txt").write_text("star\nring\n")
+    images = ["one/a.png", "two/a.png", "three"]
+    lines = run(capsys, network, *images, "star", "ring")
+    names = ["one/a.png", "two/a.png", str(Path("three/a.png"))]
+    assert [line["image"] for line in lines] == [name for name in names for _ in range(2)]
+    assert [line["sentence"] for line in lines] == 3 * ["star", "ring"]
+    for line in lines:  # images of the same name do not overwrite each other's masks
+        mask = np.array(PIL.Image.open(line["mask"])) > 0
+        assert mask.sum() == line["area"]
+        assert Path(line["mask"]).parent == Path("outputs/predictions"), "the default"
+    assert len({line["mask"] for line in lines}) == 6
+    again = run(capsys, network, *images, "--sentences", "sentences.txt", "--output", "-")
+    assert [line["area"] for line in again] == [line["area"] for line in lines]
+    with pytest.raises(SystemExit, match="one holds the images"):
+        run(capsys, network, "one/a.png", "two/a.png", "star", "--output", "one")
+
+
+def test_an_option_given_twice_is_a_usage_error(
+    image_path: Path, network: Network, capsys: Capture
+) -> None:
+    for options in (["--threshold", "0.1", "--threshold", "0.2"], 2 * ["--sentences", "x.txt"]):
+        with pytest.raises(SystemExit) as caught:
+            run(capsys, network, image_path, "star", *options)
+        assert caught.value.code == 2
+        assert "given twice" in capsys.readouterr().err
+
+
+def test_the_default_network_warns_of_photos_once_and_of_empty_masks(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    for name in ("a.png", "b.png"):  # smooth noise has as many colours as a photo
+        noise = PIL.Image.fromarray(photo(12, 16)).resize((320, 240), PIL.Image.Resampling.BICUBIC)
+        noise.save(tmp_path / name)
+    options = ["--output", "-", "--device", "cpu"]
+    predict.main([str(tmp_path), "the red star", *options, "--threshold", "0.9999"])
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    first, *rest = shown.err.splitlines()
+    assert first.startswith("network: shapes-tiny, trained on shapes (knows drawn shapes only); ")
+    assert first.endswith("images of 192 pixels")
+    assert sum("looks like a photo" in line for line in rest) == 1
+    empty = [line for line in rest if "is empty" in line]
+    assert len(empty) == 2
+    assert re.fullmatch(
+        r"warning: the mask of 'the red star' in .*a\.png is empty: the highest probability is "
+        r"0\.\d{3}, and the threshold 1; lower it with --threshold",
+        empty[0],
+    )
+    predict.main([str(EXAMPLES / "places.jpg"), "red disc", *options])
+    assert "photo" not in capsys.readouterr().err
+
+
 def test_the_threshold_can_be_chosen(image_path: Path, network: Network, capsys: Capture) -> None:
     (low,) = run(capsys, network, image_path, "star", "--output", "-", "--threshold", "0")
     (high,) = run(capsys, network, image_path, "star", "--output", "-", "--threshold", "0.999")
@@ -133,7 +193,11 @@ def test_an_image_comes_from_the_standard_input_of_a_process(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["area"] for line in lines] == [line["area"] for line in expected]
     assert lines[0]["image"] == "-"
-    assert done.stderr == b""
+    network_line, *warnings = done.stderr.decode().splitlines()
+    assert network_line.startswith("network: net, training data unknown; ")
+    empty = [line for line in lines if not line["area"]]
+    assert len(warnings) == len(empty)
+    assert all("in the standard input is empty" in warning for warning in warnings)
 
 
 def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -177,8 +241,41 @@ def test_similar_sentences_get_different_files() -> None:
     sentences = ("a star!", "A star?", "星", "../../etc", "x" * 500, "x" * 499)
     names = [safe_file_name("p.jpg", sentence, taken) for sentence in sentences]
     assert len(set(names)) == 6
-    assert names[:3] == ["p.jpg-a-star", "p.jpg-a-star-2", "p.jpg-sentence"]
+    assert names[:3] == ["p.jpg-a-star", "p.jpg-a-star-2", "p.jpg-星"]
     assert all("/" not in name and len(name) < 80 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("stem", "sentence", "expected"),
+    [
+        ("a.png", "Красный круг", "a.png-красный-круг"),
+        ("a.png", "红色的圆圈", "a.png-红色的圆圈"),
+        ("a.png", "القرص الأحمر", "a.png-القرص-الأحمر"),
+        ("a.png", "लाल गेंद", "a.png-लाल-गेंद"),  # the vowels are marks
+        ("a.png", "e\u0301toile", "a.png-\u00e9toile"),
+        ("a.png", "the 🟥 one ❤️", "a.png-the-one"),
+        ("a.png", "🟥", "a.png-sentence"),
+        ("a.png", "\u202ered/../x", "a.png-red-x"),
+        ("a:b?.png", "star", "a_b_.png-star"),
+        ("NUL.png", "star", "_NUL.png-star"),
+        ("nullable.png", "star", "nullable.png-star"),
+        ("a\udcff.png", "star", "a_.png-star"),
+    ],
+)
+def test_file_names_keep_letters_of_any_script_and_are_valid_everywhere(
+    stem: str, sentence: str, expected: str
+) -> None:
+    assert safe_file_name(stem, sentence, set()) == expected
+
+
+def test_file_names_differ_on_file_systems_that_ignore_case_and_composition() -> None:
+    taken: set[str] = set()
+    stems = ("A.png", "a.png", "\u00e9.png", "e\u0301.png")
+    names = [safe_file_name(stem, "star", taken) for stem in stems]
+    assert [name.endswith("-2") for name in names] == [False, True, False, True]
+    long = [safe_file_name(f"{'星' * 90}{i}.png", "界" * 90, taken) for i in range(3)]
+    assert len(set(long)) == 3
+    assert all(len(f"{name}-overlay.png".encode()) <= 255 for name in long)
 
 
 @pytest.mark.filterwarnings("default:the network reads")  # as outside of tests
@@ -209,6 +306,19 @@ def test_truncated_words_are_reported_once(
         (["IMAGE", "star", "--output", "IMAGE"], "cannot write to"),
         (["IMAGE", "star", "--checkpoint", "nowhere"], "no network 'nowhere'"),
         (["IMAGE", "star", "--threshold", "2"], "threshold must be"),
+        (["IMAGE", "star", "--threshold", "35"], "got 35.0; 35 percent is 0.35"),
+        (["IMAGE", "star", "--threshold", "nan"], "threshold must be"),
+        (["IMAGE", "IMAGE"], "expected either sentences .* is taken for an image"),
+        (["IMAGE", "99.png", "star"], "no image at 99.png"),
+        (["IMAGE", "star", "IMAGE"], "comes after the sentence 'star': images come first"),
+        (["IMAGE", "star", "99.JPG"], "'99.JPG' names a file or an image, but comes after"),
+        (["IMAGE", "star", "FOLDER"], "'folder' names a file or an image, but comes after"),
+        (["red star", "IMAGE"], "no image at red star; images come first, then sentences"),
+        (["IMAGE", "FOLDER", "star"], "no image in folder itself"),
+        (["-", "IMAGE", "-", "star"], "give - only once"),
+        (["IMAGE", "-", "--sentences", "-"], "the standard input holds either"),
+        (["IMAGE", "star", "--sentences", "EMPTY"], "not both"),
+        (["IMAGE", "--sentences", "UTF16"], "expected text in UTF-8 .* save it in this encoding"),
         (["IMAGE", "star", "--device", "abacus"], "cannot compute on device 'abacus'"),
     ],
 )
@@ -223,7 +333,9 @@ def test_bad_input_is_one_error_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "utf16.txt").write_text("star", encoding="utf-16")
     files = {"IMAGE": str(image_path), "EMPTY": "empty.txt", "FOLDER": "folder"}
+    files["UTF16"] = "utf16.txt"
     filled = [files.get(argument, argument) for argument in arguments]
     if "--checkpoint" not in filled:
         filled += ["--checkpoint", network[0]]
@@ -313,8 +425,17 @@ def test_an_image_whose_name_is_not_text_is_segmented(
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
+@pytest.mark.parametrize("program", ["predict", "demo", "convert", "export"])
+def test_a_command_parses_its_arguments_before_it_imports_large_libraries(program: str) -> None:
+    code = f"import json, sys, crislit.{program}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {module.split(".")[0] for module in json.loads(done.stdout)}
+    assert not loaded & {"torch", "numpy", "cv2", "PIL", "open_clip", "gradio"}
+
+
 def test_prediction_imports_no_large_library_that_it_does_not_need() -> None:
-    code = "import json, sys, crislit.predict, open_clip; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, crislit.predict, open_clip; from crislit.inference import load"
+    code += "; print(json.dumps(sorted(sys.modules)))"
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, check=True, capture_output=True, text=True, env=environment())
     loaded = {module.split(".")[0] for module in json.loads(done.stdout)}

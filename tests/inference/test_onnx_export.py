@@ -149,7 +149,14 @@ def test_an_export_consists_of_three_files(folder: Path) -> None:
     names = {path.name for path in (folder / "onnx").iterdir()}
     assert names == {IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG}
     config = json.loads((folder / "onnx" / EXPORT_CONFIG).read_text())
-    assert config == {"image_size": 64, "threshold": 0.4, "max_words": 17}
+    assert config == {"image_size": 64, "threshold": 0.4, "max_words": 17, "dataset": {}}
+
+
+def test_the_help_names_the_three_files(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in (IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG))
 
 
 def test_unsupported_requests_are_input_errors(folder: Path, tmp_path: Path) -> None:
@@ -169,6 +176,8 @@ def test_unsupported_requests_are_input_errors(folder: Path, tmp_path: Path) -> 
         export.main([str(folder / "net"), str(folder / "onnx")])
     with pytest.raises(SystemExit, match="error: no checkpoint at"):
         export.main([str(folder / "nowhere/x.ckpt"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="expected the source first, then the target"):
+        export.main([str(tmp_path / "out"), str(folder / "net")])
     assert not (tmp_path / "out").exists()
 
 

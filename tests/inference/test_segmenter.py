@@ -15,7 +15,8 @@ import crislit
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.checkpoints.released import to_released
 from crislit.errors import InputError
-from crislit.inference.segmenter import Segmentation, Segmenter, group_by_sentences
+from crislit.inference.segmentation import Segmentation
+from crislit.inference.segmenter import Segmenter, group_by_sentences, truncation_warning
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
@@ -26,6 +27,7 @@ from crislit.transforms.letterbox import (
     restore,
     stack_images,
 )
+from crislit.transforms.tokenizer import split_at_limit
 from tests.io.test_images import photo, saved
 
 CLIP = {
@@ -234,9 +236,28 @@ def test_truncated_words_are_named(segmenter: Segmenter) -> None:
         segmenter.batch([photo()], [[f"{words} sixteen"]])
     assert caught[0].filename == __file__
     assert_same(replace(result, sentence=words), segmenter(photo(), words)[0])
-    # A word is named even if a part of it is read.
-    with pytest.warns(UserWarning, match="not read is 'turquoiseish'"):
-        segmenter(photo(), f"{words.removesuffix(' fifteen')} Turquoiseish")
+
+
+@pytest.mark.parametrize(
+    ("end", "unread"),
+    [
+        ("Turquoiseish", "'iseish', which begins inside 'turquoiseish'"),
+        ("Turquoiseish thing", "'iseish thing', which begins inside 'turquoiseish'"),
+        ("red star", "'star'"),
+        ("red-star", "'-star', which begins inside 'red-star'"),
+        ("红星", "'红星'"),  # a part of the first character is kept, which is not readable
+        ("x🟥🟥", "'🟥🟥', which begins inside 'x🟥🟥'"),
+    ],
+)
+def test_the_text_that_is_not_read_is_named_to_the_character(end: str, unread: str) -> None:
+    sentence = f"one two three four five six seven eight nine ten eleven twelve thirteen four {end}"
+    assert truncation_warning(sentence, 17).endswith(f" has more: not read is {unread}")
+    read, rest = split_at_limit(sentence, 17)
+    assert read + rest == sentence.lower()
+    # Reading only what is kept gives the same tokens, except for half a character.
+    kept = crislit.tokenize([read], 17)[0].tolist()
+    full = crislit.tokenize([sentence], 17)[0].tolist()
+    assert kept[:14] == full[:14]
 
 
 @pytest.mark.parametrize(

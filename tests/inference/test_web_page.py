@@ -21,10 +21,10 @@ import crislit
 from crislit import demo
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.errors import InputError
-from crislit.inference import web_page
+from crislit.inference import web_answers
 from crislit.inference.masks import COLOURS
 from crislit.inference.segmenter import Segmenter
-from crislit.inference.web_page import (
+from crislit.inference.web_answers import (
     DISPLAY_SIZE,
     MAX_SENTENCE_LENGTH,
     MAX_SENTENCES,
@@ -147,10 +147,10 @@ def test_bad_requests_are_one_clear_message(
     (tmp_path / "notes.png").write_text("not an image")
     with pytest.raises(InputError, match=r"^The file is not an image that can be read$"):
         segment(segmenter, str(tmp_path / "notes.png"), "star")  # does not reveal the path
-    monkeypatch.setattr(web_page, "MAX_MAP_PIXELS", 30_000)
+    monkeypatch.setattr(web_answers, "MAX_MAP_PIXELS", 30_000)
     with pytest.raises(InputError, match="2 sentences are too many for such a large image"):
         segment(segmenter, str(image_path), "star\ndog")
-    monkeypatch.setattr(web_page, "MAX_UPLOAD_PIXELS", 10_000)
+    monkeypatch.setattr(web_answers, "MAX_UPLOAD_PIXELS", 10_000)
     message = r"^The file is too large: 160 x 120 pixels, at most 10,000 are read"
     with pytest.raises(InputError, match=message):
         segment(segmenter, str(image_path), "star")
@@ -217,7 +217,7 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.fixture(params=[1200, 390], ids=["desktop", "phone"])
+@pytest.fixture(params=[1366, 390], ids=["desktop", "phone"])
 def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
     """The page, as wide as a desktop's and a phone's screen."""
     page = browser.new_page(viewport={"width": request.param, "height": 800})
@@ -237,6 +237,15 @@ def ask(page: Any, image_path: Path | None, text: str) -> None:
     page.get_by_role("button", name="Mark", exact=True).click()
 
 
+def assert_in_view(page: Any, selector: str) -> None:
+    """Check that the top of an element is on the screen, once scrolling has ended."""
+    script = f"""() => {{
+        const top = document.querySelector('{selector}').getBoundingClientRect().top;
+        return top > -10 && top < window.innerHeight - 30;
+    }}"""
+    page.wait_for_function(script)
+
+
 def download(page: Any, name: str) -> bytes:
     """Download the offered file once it has this name."""
     link = page.locator(f"a[download='{name}']").first
@@ -251,6 +260,8 @@ def test_an_uploaded_image_gets_the_segmenters_mask(
     page: Any, image_path: Path, segmenter: Segmenter
 ) -> None:
     ask(page, image_path, "the man in red")
+    if page.viewport_size["width"] < 800:
+        assert_in_view(page, "#results")
     mask = np.array(PIL.Image.open(io.BytesIO(download(page, "mask-the-man-in-red.png"))))
     expected = segmenter(image_path, "the man in red")[0]
     assert 0.1 < expected.mask.mean() < 0.9
@@ -265,6 +276,13 @@ def test_an_uploaded_image_gets_the_segmenters_mask(
     assert not np.array_equal(mask > 0, expected.mask)
     wide = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
     assert not wide, "the page fits the width of the screen"
+    assert page.get_by_text("Network: net, training data unknown; 5.0 million").is_visible()
+    assert page.locator("#examples").count() == 0, "the examples are of drawn shapes"
+    (caption,) = page.locator("#maps .caption-label").all()
+    assert caption.evaluate("n => n.scrollWidth <= n.clientWidth"), "the caption is whole"
+    below = "n => n.getBoundingClientRect().bottom"
+    empty = page.locator("#maps .grid-wrap").evaluate(below) - caption.evaluate(below)
+    assert empty < 40, "there is no empty area below the probability maps"
 
 
 @pytest.mark.slow
@@ -275,10 +293,15 @@ def test_by_default_the_page_serves_this_machine_only_and_leaves_no_files(
     example = EXAMPLES / "places.jpg"
     sentences = example.with_suffix(".txt").read_text().splitlines()
     with serve(None) as (address, _):
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": 390, "height": 800})
         page.goto(address)
-        page.locator("tr.tr-body").filter(has_text=sentences[0]).click()
+        page.get_by_text("trained on shapes (knows drawn shapes only)").wait_for()
+        card = page.locator("tr.tr-body").filter(has_text=sentences[0])
+        assert card.inner_text().split("\n")[-len(sentences) :] == sentences, "one per line"
+        assert card.bounding_box()["y"] < 800, "examples are above the fold"
+        card.click()
         page.get_by_role("button", name="Remove").or_(page.get_by_label("Clear")).first.wait_for()
+        assert_in_view(page, "#mark")
         page.get_by_role("button", name="Mark", exact=True).click()
         with zipfile.ZipFile(io.BytesIO(download(page, "masks.zip"))) as archive:
             files = [io.BytesIO(archive.read(name)) for name in archive.namelist()]
@@ -314,6 +337,8 @@ def test_several_sentences_get_their_own_colours_and_an_archive(
     page.get_by_label("Sentences, one per line").fill("word " * 15 + "lost")
     page.get_by_role("button", name="Mark", exact=True).click()
     page.get_by_text("not read is 'lost'").first.wait_for()
+    page.get_by_role("slider").first.press("End")
+    page.get_by_text("Nothing is marked for").wait_for()
 
 
 @pytest.mark.slow
@@ -322,6 +347,9 @@ def test_a_bad_upload_gets_a_message_without_paths_and_the_page_still_works(
 ) -> None:
     ask(page, None, "star")
     page.get_by_text("Upload an image first").wait_for()
+    assert page.get_by_text("Error", exact=True).filter(visible=True).count() <= 1, (
+        "one message per mistake"
+    )
     content = page.content()
     page.get_by_label("Sentences, one per line").fill("star")
     (tmp_path / "broken.png").write_bytes(image_path.read_bytes()[:300])

@@ -24,14 +24,13 @@ import pytest
 import crislit
 from crislit.errors import InputError
 from crislit.inference.segmenter import Segmenter
-from crislit.inference.web_page import (
+from crislit.inference.web_answers import (
     MAX_MAP_PIXELS,
     MAX_SENTENCE_LENGTH,
     MAX_SENTENCES,
     MAX_UPLOAD_PIXELS,
-    check_uploaded,
-    refuse,
 )
+from crislit.inference.web_requests import check_uploaded, refuse
 from tests.inference.test_web_page import serve, write_network
 from tests.io.test_images import photo
 

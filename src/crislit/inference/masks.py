@@ -1,21 +1,16 @@
-"""Masks as overlays, files and JSON lines."""
+"""Masks painted over images, and the names of their files."""
 
 import hashlib
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Container, Sequence
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
-from pycocotools import mask as coco_mask
 
-from crislit.errors import InputError
-from crislit.inference.segmenter import Segmentation
 from crislit.io import Image
 
 COLOURS = (
@@ -23,6 +18,10 @@ COLOURS = (
     *((204, 121, 167), (0, 114, 178), (213, 94, 0)),
 )
 """Okabe and Ito's palette without black, which the colour-blind can distinguish."""
+UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
+"""Characters that Windows forbids in file names, and bytes of Linux's that are not text."""
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\.", re.IGNORECASE)
+"""Beginnings of names that Windows reserves for devices."""
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -53,54 +52,49 @@ def paint(
     return painted
 
 
-def to_json(name: str, result: Segmentation) -> dict[str, Any]:
-    """Return the JSON line of a result, the mask as COCO's compressed run lengths."""
-    runs = coco_mask.encode(np.asfortranarray(result.mask, dtype=np.uint8))
-    return {
-        "image": name,
-        "sentence": result.sentence,
-        "score": round(result.score, 6),
-        "area": int(result.mask.sum()),
-        "box": [int(side) for side in coco_mask.toBbox(runs)],
-        "segmentation": {"size": list(map(int, runs["size"])), "counts": runs["counts"].decode()},
-    }
-
-
 def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:
-    """Return a file name for a sentence, without suffix, and add it to the names taken.
+    """Return a file name for a sentence, without suffix, that is valid on every system.
 
-    It is valid on every system.
+    It keeps the letters and digits of any script.
+
+    Args:
+        stem: The beginning of the name, for example the name of the image.
+        sentence: The sentence.
+        taken: Names given before, as :func:`fold_name` returns them; receives the new one.
     """
-    name = os.fsencode(stem)  # not necessarily valid UTF-8
-    if len(name) > 150:  # file systems allow 255 bytes
-        stem = f"{name[:140].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:8]}"
-    words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:60] or "sentence"
-    chosen = number_repeated(f"{stem}-{words}", "-{}", taken)
-    taken.add(chosen)
+    digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]  # not necessarily valid UTF-8
+    stem = UNSAFE.sub("_", stem)
+    if len(stem.encode()) > 150:  # file systems allow 255 bytes
+        stem = f"{cut_bytes(stem, 140)}-{digest}"
+    if RESERVED.match(stem):
+        stem = f"_{stem}"
+    name = f"{stem}-{sentence_words(sentence)}"
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    chosen = next(x for x in itertools.chain([name], numbered) if fold_name(x) not in taken)
+    taken.add(fold_name(chosen))
     return chosen
+
+
+def sentence_words(sentence: str) -> str:
+    """Return letters and digits of a sentence with dashes in between, in at most 80 bytes."""
+    text = unicodedata.normalize("NFC", sentence.lower())
+    # Marks are the vowels of many scripts. A mark after anything else belongs to an emoji.
+    kinds = "".join(unicodedata.category(c)[0] for c in text)
+    words = [text[m.start() : m.end()] for m in re.finditer("(?:[LN]M*)+", kinds)]
+    return cut_bytes("-".join(words)[:60], 80).strip("-") or "sentence"
+
+
+def cut_bytes(text: str, size: int) -> str:
+    """Return the beginning of a text that takes at most so many bytes in UTF-8."""
+    return text.encode()[:size].decode(errors="ignore")
+
+
+def fold_name(name: str) -> str:
+    """Return what names that are the same file on any system have in common."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def number_repeated(name: str, suffix: str, taken: Container[str]) -> str:
     """Return a name; if it is taken, add the suffix with the lowest free number from 2 on."""
     numbered = (name + suffix.format(number) for number in itertools.count(2))
     return next(x for x in itertools.chain([name], numbered) if x not in taken)
-
-
-def write_images(base: Path, image: Image, result: Segmentation, number: int) -> dict[str, str]:
-    """Write mask and overlay to ``BASE-mask.png`` and ``BASE-overlay.png``; return both paths.
-
-    Raises:
-        InputError: If they cannot be written.
-    """
-    paths = {}
-    for kind, pixels in (
-        ("mask", 255 * result.mask.astype(np.uint8)),
-        ("overlay", paint(image, [result.mask], first=number)),
-    ):
-        path = base.with_name(f"{base.name}-{kind}.png")
-        try:
-            PIL.Image.fromarray(pixels).save(path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error}") from error
-        paths[kind] = str(path)
-    return paths

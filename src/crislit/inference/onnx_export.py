@@ -19,6 +19,9 @@ from crislit.inference.quantization import quantize
 from crislit.io import Writer, find_examples, refuse_existing, text_writer, write_files
 from crislit.models import CRIS, optimize_for_inference
 
+DATASET_KEYS = ("name", "folder", "embedded")
+"""What is stored of the data set that a network was trained on."""
+
 
 class Graph(nn.Module):
     """One of the two parts that are exported, as a module."""
@@ -97,10 +100,12 @@ def export_onnx(
     model = checkpoint.build()
     print("tracing the network", flush=True)
     image_graph, grounding = trace_graphs(model, checkpoint.image_size)
+    dataset = checkpoint.config.get("dataset", {})
     config = {
         "image_size": checkpoint.image_size,
         "threshold": checkpoint.threshold,
         "max_words": model.max_tokens,
+        "dataset": {key: dataset[key] for key in DATASET_KEYS if key in dataset},
     }
     writers: dict[Path, Writer] = {
         files[0]: lambda part: save_onnx(image_graph, part, ["v3", "v4", "v5"]),

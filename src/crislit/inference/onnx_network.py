@@ -22,6 +22,9 @@ class OnnxNetwork:
     Args:
         folder: The exported folder.
 
+    Attributes:
+        dataset: The data set of its training, as in a run's configuration; empty if unknown.
+
     Raises:
         InputError: If a file is missing or damaged, or ONNX Runtime is not installed.
     """
@@ -32,6 +35,7 @@ class OnnxNetwork:
             stored = json.loads(config.read_bytes())
             self.max_tokens, self.image_size = int(stored["max_words"]), int(stored["image_size"])
             self.threshold = float(stored["threshold"])
+            self.dataset = dict(stored.get("dataset", {}))  # absent in version 0.1
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{config} is missing or damaged ({error}): export the network again"

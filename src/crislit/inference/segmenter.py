@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,8 +17,10 @@ from huggingface_hub import HfApi, snapshot_download
 
 from crislit.checkpoints import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
 from crislit.errors import InputError, check_integer, first_line, require
+from crislit.inference.forks import check_process, prepare_forked_process
 from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
+from crislit.inference.segmentation import Segmentation
 from crislit.io import Image, ImageSource, open_image
 from crislit.models import CRIS, check_max_tokens, optimize_for_inference
 from crislit.transforms import (
@@ -26,9 +28,9 @@ from crislit.transforms import (
     letterbox_image,
     normalise,
     probability_maps,
+    split_at_limit,
     stack_images,
     tokenize,
-    truncated_words,
 )
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
@@ -37,25 +39,13 @@ SENTENCE_BATCH = 32
 """Sentences per forward pass, so that any number of them fits in memory."""
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """The mask of one sentence.
-
-    Attributes:
-        sentence: The sentence.
-        mask: (h, w) bool at the image's own size, upright by its EXIF orientation.
-        probability: (h, w) float32 in [0, 1].
-        score: Mean probability inside the mask, 0 if the mask is empty.
-    """
-
-    sentence: str
-    mask: npt.NDArray[np.bool_]
-    probability: npt.NDArray[np.float32]
-    score: float
-
-
 class Segmenter:
     """Predicts masks from images and sentences. Several threads may share one.
+
+    On a CPU, processes that are forked after it was created may use it, too. They compute with one
+    thread each, because the threads of PyTorch and OpenCV do not survive a fork. On a GPU, and for
+    several threads per process, start processes with ``multiprocessing.get_context("spawn")`` and
+    load the network in each of them.
 
     Args:
         model: The network, which is put into evaluation mode, or an exported one, which runs on the
@@ -82,8 +72,9 @@ class Segmenter:
     ) -> None:
         require(
             isinstance(threshold, (int, float, np.number)) and 0 <= threshold < 1,
-            f"threshold must be a number in [0, 1), got {threshold!r}",
+            f"threshold must be a number in [0, 1), got {threshold!r}; 35 percent is 0.35",
         )
+        prepare_forked_process()
         check_integer("image_size", image_size, 32, multiple_of=32)
         require(
             precision in get_args(Precision),
@@ -103,7 +94,7 @@ class Segmenter:
         self.device = choose_device(device)
         if precision == "auto":
             precision = "float16" if self.device.type == "cuda" else "float32"
-        self.precision, self.about = precision, about
+        self.precision, self.about, self._process = precision, about, os.getpid()
         self.image_size, self.threshold = image_size, float(threshold)
         self.model = self.network = model
         if isinstance(model, CRIS):
@@ -169,6 +160,8 @@ class Segmenter:
         pairs = [(i, sentence) for i, texts in enumerate(sentences) for sentence in texts]
         if not pairs:
             return
+        check_process(self._process, self.device)
+        prepare_forked_process()
         squares = stack_images([letterbox_image(image, self.image_size) for image in images])
         with self._autocast():
             maps = self.network.encode_images(normalise(squares.to(self.device)))
@@ -181,7 +174,7 @@ class Segmenter:
             sizes = [images[i].shape[:2] for i in indices]
             probabilities = probability_maps(logits, self.image_size, sizes)
             for i, text, probability in zip(indices, texts, probabilities, strict=True):
-                yield i, self._to_segmentation(text, probability)
+                yield i, replace(self._to_segmentation(text, probability), image=images[i])
 
     def _to_segmentation(self, sentence: str, probability: npt.NDArray[np.float32]) -> Segmentation:
         mask = probability > self.threshold
@@ -311,13 +304,15 @@ def check_sentences(sentences: Iterable[Any]) -> None:
 
 
 def truncation_warning(sentence: str, max_tokens: int) -> str:
-    """Return a warning with the words that the network does not read; empty if it reads all."""
-    truncated = truncated_words(sentence, max_tokens)
-    if not truncated:
+    """Return a warning with the text that the network does not read; empty if it reads all."""
+    read, unread = split_at_limit(sentence, max_tokens)
+    if not unread:
         return ""
+    begin, end = re.split(r"\s", read)[-1], re.split(r"\s", unread)[0]
+    where = f", which begins inside {shorten(begin + end, 80)!r}" if begin and end else ""
     return (
         f"the network reads {max_tokens - 2} tokens per sentence, and {shorten(sentence)!r} has "
-        f"more: not read is {shorten(truncated)!r}"
+        f"more: not read is {shorten(unread.lstrip())!r}{where}"
     )
 
 
@@ -347,6 +342,7 @@ def load(
     Raises:
         InputError: If there is no such network, or the file is damaged or another program's.
     """
+    prepare_forked_process()  # reading checks the weights, which takes several threads
     path = Path(source).expanduser()
     is_exported = (path / EXPORT_CONFIG).is_file()
     if is_exported:

@@ -1,59 +1,79 @@
-"""The Gradio page, and the filter in front of its requests."""
+"""The Gradio page: its layout and its texts."""
 
-import contextlib
 import functools
+import html
 import os
-import re
-import shutil
 import tempfile
-import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-import PIL.Image
-
-from crislit.errors import InputError, require
-from crislit.inference.masks import colour_of, number_repeated, safe_file_name
+from crislit.errors import InputError
+from crislit.inference.description import Description, looks_like_photo
 from crislit.inference.segmenter import Segmenter, truncation_warning
-from crislit.io import EXAMPLES, Image, find_examples, open_image
+from crislit.inference.web_answers import KEEP_SECONDS, Answer, label_colours, render, segment
+from crislit.inference.web_requests import check_uploaded, local_files_only, uploaded_path
+from crislit.io import EXAMPLES, find_examples
 
-MAX_SENTENCES = 20
-MAX_UPLOAD_PIXELS = 40_000_000
-MAX_MAP_PIXELS = 120_000_000
-"""Limit of pixels times sentences per request: probability maps take four bytes for each."""
 CACHED_ANSWERS = 2
 """Answers kept in memory, so that another threshold needs no other forward pass."""
-MAX_SENTENCE_LENGTH = 500
-"""Characters per sentence, far more than CLIP reads."""
-DISPLAY_SIZE = 1280
-"""Longer side of the displayed images in pixels; masks have the size of the uploaded image."""
 MAX_QUEUE = 256
 """Requests in the queue; further ones are asked to come back later."""
-MAX_UPLOAD_BYTES = 20 * 2**20
-MAX_REQUEST_BYTES = 2**20
-"""Bytes of requests other than uploads, such as sentences."""
-KEEP_SECONDS = 3600
-"""Seconds for which uploads and masks are kept."""
-ALLOWED_PATHS = re.compile(
-    r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|robots\.txt"
-    r"|(assets|static|svelte)/.+)?"
-    r"|/gradio_api/(info|upload|upload_progress|startup-events|app_id|queue/(join|data)"
-    r"|run/predict|call/mark(/\w+)?|cancel|reset|heartbeat/\w+|file=(?!https?:).+)/?",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Addresses that the page needs. Gradio's others download files, keep records and run ffmpeg."""
-Probability = npt.NDArray[np.float32]
-Answer = tuple[Image, list[str], list[Probability]]
-"""An image, the sentences, and a probability map per sentence."""
+TITLE = """# crislit
+Describe things in an image, and see them marked. Each sentence gets its own colour."""
+ADVICE = {
+    "drawn": "It knows no photos: for those, train a network on photos, and start this page with "
+    "--checkpoint FILE.",
+    "photos": "Sentences like those of its training work best: they name one thing in the image.",
+    "custom": "It knows what was in its training data, and sentences like those.",
+    "unknown": "Ask whoever made it which images and sentences it knows.",
+}
+"""What a visitor should know about a network, by the kind of its training images."""
+PLACEHOLDERS = {
+    "drawn": "the red star\nlowest blue circle",
+    "photos": "the man in red\nleftmost dog",
+    "custom": "a sentence like those of the training data",
+    "unknown": "the man in red\nleftmost dog",
+}
+STYLE = """
+/* nothing is shown before the first result, and no "Error" in its place: a message says why */
+body:not(.has-result) #results > *:not(#hint), body.has-result #hint {display: none !important}
+@media (max-width: 799px) {#hint {display: none}}
+#results .wrap:has(.error) {display: none !important}
+/* captions of any length below whole probability maps, without an inner scroll bar */
+#maps .grid-wrap, #maps .grid-container {height: auto !important; max-height: none !important;
+  min-height: 0 !important; grid-auto-rows: auto !important; overflow: visible !important}
+#maps .grid-wrap {padding-top: 2.5em}
+#maps .thumbnail-lg {display: flex; flex-direction: column; height: auto; aspect-ratio: auto}
+#maps .thumbnail-lg img {height: auto}
+#maps .caption-label {position: static; max-width: none; white-space: normal; overflow: visible;
+  text-align: left; border: none; box-shadow: none}
+/* examples as cards, side by side where there is room, with one line per sentence */
+#examples thead {display: none}
+#examples tbody {display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr))}
+#examples tr {display: flex; align-items: center}
+#examples td {text-align: left}
+#examples td {padding: 4px 8px}
+#examples td .prose {font-size: 0.85em; line-height: 1.25}
+#network .html-container {padding: 0}
+#notes:not(:has(.note)) {display: none}
+.note {padding: 0.5em 0.75em; border-left: 4px solid #d55e00}
+"""
+SHOW_RESULT = """() => {
+  document.body.classList.add('has-result');
+  const result = document.getElementById('results');
+  if (window.innerWidth < 800) result.scrollIntoView({behavior: 'smooth', block: 'start'});
+}"""
+SHOW_BUTTON = """() => setTimeout(() => document.getElementById('mark').scrollIntoView(
+  {behavior: 'smooth', block: 'nearest'}), 300)"""
 
 
-def build_page(segmenter: Segmenter) -> Any:
+def build_page(segmenter: Segmenter, description: Description) -> Any:
     """Build the page, a ``gradio.Blocks``. Gradio's analytics are disabled.
+
+    Args:
+        segmenter: The network.
+        description: What the page says about it.
 
     Raises:
         InputError: If Gradio is not installed.
@@ -72,50 +92,62 @@ def build_page(segmenter: Segmenter) -> Any:
             annotated, maps, file = render(answer, threshold, Path(page.temporary.name))
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
-        for sentence in answer[1]:
-            if message := truncation_warning(sentence, segmenter.model.max_tokens):
-                gradio.Warning(message)
         colours = label_colours([label for _, label in annotated[1]])
-        return gradio.AnnotatedImage(annotated, color_map=colours), maps, file
+        notes = find_notes(answer, threshold, description, segmenter.model.max_tokens)
+        return gradio.AnnotatedImage(annotated, color_map=colours), maps, file, format_notes(notes)
 
     def change_threshold(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
-        return mark(path, text, threshold) if path and text and text.strip() else (None, None, None)
+        return mark(path, text, threshold) if path and text and text.strip() else (None,) * 4
 
     with gradio.Blocks(
         title="crislit", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as page:
-        gradio.Markdown(
-            "# crislit\nSegments what each sentence refers to in an image, in its own colour."
-        )
+        gradio.Markdown(TITLE)
+        gradio.HTML(banner(description), padding=False, elem_id="network")
+        image, text = build_inputs(gradio, description)
+        if description.images == "drawn":
+            add_examples(gradio, image, text)
         with gradio.Row():
             with gradio.Column(min_width=300):
-                image = gradio.Image(
-                    type="filepath",
-                    image_mode=None,
-                    label="Image",
-                    sources=["upload", "clipboard"],
-                )
-                # Only `mark` can report a file that cannot be read.
-                image.preprocess = uploaded_path  # type: ignore[method-assign]
-                text = gradio.Textbox(
-                    label="Sentences, one per line",
-                    lines=3,
-                    placeholder="the man in red\nleftmost dog",
-                )
+                image.render()
+                text.render()
                 threshold = gradio.Slider(
-                    0.0, 0.95, value=segmenter.threshold, step=0.01, label="Threshold"
+                    0.0,
+                    0.95,
+                    value=segmenter.threshold,
+                    step=0.01,
+                    label="How sure must the network be?",
+                    info="Parts of the image are marked where it is surer than this: 0.35 is "
+                    "35 percent. A lower number marks more, a higher one less.",
                 )
-                button = gradio.Button("Mark", variant="primary")
-            with gradio.Column(min_width=300):
+                button = gradio.Button("Mark", variant="primary", elem_id="mark")
+            with gradio.Column(min_width=300, elem_id="results"):
+                gradio.HTML("<p>The result appears here.</p>", elem_id="hint", padding=False)
                 overlay = gradio.AnnotatedImage(label="Marked", color_map=None, show_legend=True)
+                notes = gradio.HTML(padding=False, elem_id="notes")
                 maps = gradio.Gallery(
-                    label="Probability", columns=2, height="auto", object_fit="contain"
+                    label="How sure the network is: yellow is sure, dark is not",
+                    columns=2,
+                    height="auto",
+                    object_fit="contain",
+                    elem_id="maps",
                 )
-                masks = gradio.File(label="Masks, as PNG", interactive=False)
-        inputs, outputs = [image, text, threshold], [overlay, maps, masks]
+                masks = gradio.File(
+                    label="Masks to download: white is marked, black is not", interactive=False
+                )
+        inputs, outputs = [image, text, threshold], [overlay, maps, masks, notes]
         queue = "one request at a time"  # shared by both events
         events = [button.click, text.submit]
-        gradio.on(events, mark, inputs, outputs, api_name="mark", concurrency_id=queue)
+        marked = gradio.on(
+            events,
+            mark,
+            inputs,
+            outputs,
+            api_name="mark",
+            concurrency_id=queue,
+            show_progress_on=overlay,
+        )
+        marked.success(None, js=SHOW_RESULT, api_visibility="private")
         threshold.change(
             change_threshold,
             inputs,
@@ -124,11 +156,6 @@ def build_page(segmenter: Segmenter) -> Any:
             trigger_mode="always_last",
             show_progress="hidden",
             concurrency_id=queue,
-        )
-        gradio.Examples(
-            [[str(path), "\n".join(texts)] for path, texts in find_examples(EXAMPLES)],
-            [image, text],
-            label="Examples",
         )
     for block in page.blocks.values():
         block.async_move_resource_to_block_cache = local_files_only(
@@ -139,182 +166,76 @@ def build_page(segmenter: Segmenter) -> Any:
     return page
 
 
-# -- Requests
-
-
-class RequestFilter:
-    """ASGI middleware that refuses requests before Gradio sees them, with one line of text.
-
-    Refused are addresses that the page does not need, and requests that are too large.
-    """
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request, or pass it on."""
-        refusal = refuse(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self.app(scope, receive, send)
-        else:
-            while (await receive()).get("more_body"):
-                pass  # browsers ignore an answer that arrives before they have sent everything
-            status, reason = refusal
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": reason.encode()})
-
-
-def refuse(scope: Any) -> tuple[int, str] | None:
-    """Return the status and the reason if a request is refused, else None."""
-    if not ALLOWED_PATHS.fullmatch(scope["path"]):
-        return 404, "There is no such address on this page."
-    if scope["method"] in ("GET", "HEAD"):
-        return None
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"")
-    if b"transfer-encoding" in headers or not length.isdigit():
-        return 411, "A request needs a Content-Length."
-    is_upload = scope["path"].startswith("/gradio_api/upload")
-    limit = MAX_UPLOAD_BYTES if is_upload else MAX_REQUEST_BYTES
-    if len(length) > 15 or int(length) > limit:  # Python refuses to parse thousands of digits
-        return 413, f"The request is too large: at most {limit >> 20} MB are accepted."
-    return None
-
-
-def local_files_only(move: Any) -> Any:
-    """Wrap Gradio's function that moves files, which would also download addresses."""
-
-    async def move_local(path: str | Path | None) -> Any:
-        if isinstance(path, str) and "://" in path:
-            raise ValueError("the page downloads nothing from other addresses")
-        return await move(path)
-
-    return move_local
-
-
-def uploaded_path(payload: Any) -> str | None:
-    """Return the path that a request names as its upload, without reading the file."""
-    return payload.path if payload else None
-
-
-def check_uploaded(path: str | None, folder: str) -> str | None:
-    """Return the path of an upload. Requests can name any file, but only uploads are read.
-
-    Raises:
-        InputError: If the file is not in the folder of uploads, or was deleted.
-    """
-    if path is None:
-        return None
-    with contextlib.suppress(OSError, ValueError):  # names that are too long or not valid
-        real = Path(path).resolve(strict=True)
-        if real.is_file() and real.is_relative_to(Path(folder).resolve()):
-            return str(real)
-    raise InputError("That image is not among the uploads, or was deleted: upload it again.")
-
-
-# -- Answers
-
-
-def segment(segmenter: Segmenter, path: str | None, text: str) -> Answer:
-    """Segment an uploaded image.
-
-    Raises:
-        InputError: If the image or the sentences are missing, too large, or cannot be read.
-    """
-    if path is None:
-        raise InputError("Upload an image first, or choose an example.")
-    sentences = [line.strip() for line in text.splitlines() if line.strip()]
-    require(sentences, "Write a sentence first, one per line, for example 'the man in red'.")
-    require(
-        len(sentences) <= MAX_SENTENCES,
-        f"{len(sentences)} sentences are too many: at most {MAX_SENTENCES}.",
+def build_inputs(gradio: Any, description: Description) -> tuple[Any, Any]:
+    """Return the fields for image and sentences, not yet placed on the page."""
+    image = gradio.Image(
+        type="filepath",
+        image_mode=None,
+        label="Image",
+        sources=["upload", "clipboard"],
+        height=280,
+        render=False,
     )
-    longest = max(map(len, sentences))
-    require(
-        longest <= MAX_SENTENCE_LENGTH,
-        f"A sentence of {longest:,} characters is too long: at most {MAX_SENTENCE_LENGTH}.",
+    image.preprocess = uploaded_path  # only `mark` can report a file that cannot be read
+    text = gradio.Textbox(
+        label="Sentences, one per line",
+        info="What do you want to see marked?",
+        lines=3,
+        placeholder=PLACEHOLDERS[description.images],
+        render=False,
     )
-    try:
-        image = open_image(path, MAX_UPLOAD_PIXELS)
-    except InputError as error:  # does not reveal where uploads are stored
-        raise InputError(str(error).replace(path, "The file")) from error
-    require(
-        image.shape[0] * image.shape[1] * len(sentences) <= MAX_MAP_PIXELS,
-        f"{len(sentences)} sentences are too many for such a large image: send a smaller one, "
-        "or fewer sentences.",
+    return image, text
+
+
+def add_examples(gradio: Any, image: Any, text: Any) -> None:
+    """Place the shipped examples, of drawn shapes, on the page: one tap fills both fields."""
+    examples = find_examples(EXAMPLES)
+    dataset = gradio.Dataset(
+        components=["image", "html"],  # text would be cut after 60 characters
+        samples=[
+            [str(path), "<br>".join(map(html.escape, sentences))] for path, sentences in examples
+        ],
+        headers=["Image", "Sentences"],
+        label="Examples: choose one, then Mark",
+        type="index",
+        elem_id="examples",
     )
-    return image, sentences, [result.probability for result in segmenter(image, sentences)]
+
+    def load_example(number: int) -> tuple[str, str]:
+        path, sentences = examples[number]
+        return str(path), "\n".join(sentences)
+
+    loaded = dataset.click(load_example, dataset, [image, text], api_visibility="private")
+    loaded.then(None, js=SHOW_BUTTON, api_visibility="private")
 
 
-def render(
-    answer: Answer, threshold: float, folder: Path
-) -> tuple[Any, list[tuple[Any, str]], str]:
-    """Return an annotated image, probability maps with captions, and the path of the masks.
+def banner(description: Description) -> str:
+    """Return HTML that names the network, and says what it knows."""
+    return f"<p>Network: {html.escape(f'{description}. {ADVICE[description.images]}')}</p>"
 
-    Args:
-        answer: The answer.
-        threshold: Probability above which a pixel belongs to a mask.
-        folder: The folder of mask files.
-    """
+
+def find_notes(
+    answer: Answer, threshold: float, description: Description, max_tokens: int
+) -> list[str]:
+    """Return what a visitor should know about an answer besides its masks."""
     image, sentences, probabilities = answer
-    labels: list[str] = []
-    for sentence in sentences:  # the page assigns colours by label
-        labels.append(number_repeated(sentence, " ({})", labels))
-    masks = [probability > threshold for probability in probabilities]
-    small_image, small_maps = shrink(image), [shrink(x) for x in probabilities]
-    annotations = [
-        ((small > threshold).astype(np.float32), label)
-        for small, label in zip(small_maps, labels, strict=True)
-    ]
-    shares = [f"{100 * x.mean():.1f} % of the image" if x.any() else "nothing" for x in masks]
-    maps = [
-        (draw_heat_map(small_image, small), f"{label}: {share}")
-        for small, label, share in zip(small_maps, labels, shares, strict=True)
-    ]
-    return (small_image, annotations), maps, str(save_masks(sentences, masks, folder))
+    notes = []
+    if description.images == "drawn" and looks_like_photo(image):
+        notes.append(
+            f"This looks like a photo, and {description.name} knows drawn shapes only: its masks "
+            "are meaningless here. A network trained on photos is needed."
+        )
+    for sentence, probability in zip(sentences, probabilities, strict=True):
+        if warning := truncation_warning(sentence, max_tokens):
+            notes.append(warning[0].upper() + warning[1:] + ".")
+        if (most := probability.max()) <= threshold:
+            notes.append(
+                f"Nothing is marked for '{sentence}': the network is at most {100 * most:.0f} "
+                f"percent sure, and must be surer than {100 * threshold:.0f} percent."
+            )
+    return notes
 
 
-def label_colours(labels: Sequence[str]) -> dict[str, str]:
-    """Return each label's colour in hexadecimal."""
-    return {label: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, label in enumerate(labels)}
-
-
-def shrink(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Shrink an image (h, w, 3) or map (h, w) to :data:`DISPLAY_SIZE`, if it is larger."""
-    height, width = pixels.shape[:2]
-    scale = DISPLAY_SIZE / max(height, width)
-    if scale >= 1:
-        return pixels
-    size = (max(1, round(scale * width)), max(1, round(scale * height)))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-
-
-def draw_heat_map(image: Image, probability: Probability) -> Image:
-    """Draw a probability map over a grey image, from dark (0) to bright yellow (1)."""
-    levels = np.round(255 * probability).astype(np.uint8)
-    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-    return (0.35 * grey + 0.65 * coloured).astype(np.uint8)
-
-
-def save_masks(
-    sentences: Sequence[str], masks: Sequence[npt.NDArray[np.bool_]], root: Path
-) -> Path:
-    """Write one mask as PNG, or several to an archive, and delete outdated files."""
-    for old in root.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # deleted by another request
-            if time.time() - old.stat().st_mtime > KEEP_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=root))
-    taken: set[str] = set()
-    files = [folder / f"{safe_file_name('mask', sentence, taken)}.png" for sentence in sentences]
-    for file, mask in zip(files, masks, strict=True):
-        PIL.Image.fromarray(255 * mask.astype(np.uint8)).save(file)
-    if len(files) == 1:
-        return files[0]
-    archive = folder / "masks.zip"
-    with zipfile.ZipFile(archive, "w") as target:
-        for file in files:
-            target.write(file, file.name)
-    return archive
+def format_notes(notes: Sequence[str]) -> str:
+    """Return notes as HTML."""
+    return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)

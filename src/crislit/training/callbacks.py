@@ -20,6 +20,7 @@ from crislit.data import (
 from crislit.errors import printable
 from crislit.io import Image
 from crislit.training import processes
+from crislit.training.fonts import readable_text
 from crislit.training.loggers import Sample, log_samples
 from crislit.training.metrics import Mask, intersection_and_union, iou
 
@@ -179,7 +180,8 @@ def draw_sample(image: Image, sentence: str, target: Mask, prediction: Mask) -> 
     """Draw image, target and predicted mask side by side under the sentence."""
     height = 3.5 * image.shape[0] / image.shape[1] + 0.7
     figure = Figure(figsize=(10.5, height))
-    figure.suptitle(f"“{sentence}”", y=1 - 0.05 / height, va="top", parse_math=False)
+    title, fonts = readable_text(f"“{sentence}”")
+    figure.suptitle(title, y=1 - 0.05 / height, va="top", parse_math=False, family=fonts)
     # Fixed margins take half the time of an automatic layout.
     margins = {"left": 0.005, "right": 0.995, "bottom": 0.05 / height, "top": 1 - 0.6 / height}
     left, middle, right = figure.subplots(1, 3, gridspec_kw=margins | {"wspace": 0.02})

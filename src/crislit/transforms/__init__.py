@@ -13,7 +13,7 @@ from crislit.transforms.letterbox import (
     restore,
     stack_images,
 )
-from crislit.transforms.tokenizer import has_words, tokenize, truncated_words
+from crislit.transforms.tokenizer import has_words, split_at_limit, tokenize, truncated_words
 
 __all__ = [
     "BORDER",
@@ -24,6 +24,7 @@ __all__ = [
     "normalise",
     "probability_maps",
     "restore",
+    "split_at_limit",
     "stack_images",
     "tokenize",
     "truncated_words",
