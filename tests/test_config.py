@@ -4,6 +4,7 @@ import errno
 import importlib
 import itertools
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,28 @@ def test_help_describes_the_command_and_lists_every_key(
     assert text.startswith(beginning)
     for key in map(str, load_config(name=program)):
         assert f"\n{key}:" in text
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_help_and_refused_keys_do_not_wait_for_pytorch(program: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from hydra.core.global_hydra import GlobalHydra
+main = __import__(f"crislit.{sys.argv[1]}", fromlist=["main"]).main
+for argument in ("--help", "--cfg=job", "+optimizer=adamw", "seed=(", "sed=1"):
+    sys.argv = ["crislit", argument]
+    GlobalHydra.instance().clear()
+    try:
+        main()
+    except SystemExit as end:
+        print(argument, end.code)
+print(*sorted({"torch", "lightning", "wandb", "matplotlib"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code, program]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-4:] == ["+optimizer=adamw 1", "seed=( 1", "sed=1 1", ""]
+    assert len(result.stderr.splitlines()) == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def disk_full(name: str) -> OSError:

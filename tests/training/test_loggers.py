@@ -15,12 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from google.protobuf.message import DecodeError
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from crislit.config import compose_config
+from crislit.data.dataset import TrainBatch
+from crislit.errors import InputError
 from crislit.training import loggers
 from crislit.training.metrics import METRICS
+from crislit.training.task import CRISTask
+from crislit.training.trainer import build_logger
 from tests.runs import run
 
 SHORT = (
@@ -158,6 +164,74 @@ def test_csv_has_the_same_scalars_and_the_configuration(
     assert set(rows[0]) >= SCALARS
     assert f"parameters: {results['parameters']}" in (folder / "hparams.yaml").read_text()
     assert len(list((folder / "figures").glob("sample_*.png"))) == 2
+
+
+def test_several_loggers_log_the_same_and_a_run_that_continues_keeps_its_rows(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    options = (
+        *(*SHORT, f"data_root={small_shapes}", "logger=[csv,wandb]", "logger.wandb.project=mine"),
+        *("resume=auto", "trainer.max_steps=3", "checkpoint_every=1", "callbacks.pictures=0"),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(CRISTask, "loss", stop_after(2))
+        with pytest.raises(RuntimeError, match="killed"):
+            run(patch, folder, *options)
+    wandb.finish()  # a killed process would have ended
+    results = run(monkeypatch, folder, *options)
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [0, 1, 2]
+    assert results["steps"] == 3
+    (project,) = {
+        record.run.project
+        for file in folder.glob("wandb/offline-run-*/run-*.wandb")
+        for record in finished_records(file)
+        if record.WhichOneof("record_type") == "run"
+    }
+    assert project == "mine"
+
+
+def stop_after(steps: int) -> Any:
+    """Return a loss that is interrupted after a number of steps."""
+    loss, calls = CRISTask.loss, []
+
+    def stopping(self: CRISTask, batch: TrainBatch) -> Any:
+        calls.append(batch)
+        if len(calls) > steps:
+            raise RuntimeError("killed")
+        return loss(self, batch)
+
+    return stopping
+
+
+def test_each_choice_of_a_logger_has_a_key_of_its_own() -> None:
+    names = compose_config(["logger=[csv,tensorboard,wandb]"])["logger"]
+    assert set(names) == {"csv", "tensorboard", "wandb"}
+    assert compose_config(["logger=none"])["logger"] is None
+
+
+def test_loggers_of_earlier_versions_and_none_are_built(tmp_path: Path) -> None:
+    earlier = {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": ""}
+    (logger,) = build_logger({"logger": earlier}, tmp_path)
+    assert isinstance(logger, CSVLogger)
+    assert Path(logger.log_dir) == tmp_path
+    assert build_logger({"logger": None}, tmp_path) == []
+    assert build_logger({}, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        ("csv", "logger=csv is not a choice: csv, wandb, ... or none"),
+        ({"csv": "on"}, "logger.csv is not a logger: it needs _target_"),
+        ({"own": {"_target_": "no.such.Logger"}}, "logger.own cannot start: .*no"),
+    ],
+)
+def test_a_logger_that_cannot_be_built_is_named(logger: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        build_logger({"logger": logger}, tmp_path)
 
 
 # -- Online or offline
