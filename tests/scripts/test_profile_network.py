@@ -1,11 +1,15 @@
 """``scripts/profile_network.py``: times every box and leaves the network unchanged."""
 
+import functools
 import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from crislit.benchmarks import inference
+from crislit.inference.onnx_export import export_onnx
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from scripts import profile_network
@@ -14,7 +18,7 @@ from tests.models.networks import CLIP, sentences
 
 @pytest.mark.slow
 def test_profiles_time_every_part_and_leave_the_network_unchanged(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CRISConfig(
         clip=CLIP, neck=(32, 64, 128), decoder_layers=1, decoder_heads=4, decoder_ffn=96
@@ -35,6 +39,14 @@ def test_profiles_time_every_part_and_leave_the_network_unchanged(
     for module in model.modules():
         assert not {"forward", "project_maps", "fuse"} & vars(module).keys()
 
+    # The export to int8 is tested in test_onnx_export.
+    export_once = functools.cache(export_onnx)
+
+    def export(source: Path, target: Path, calibrate: Path | None) -> None:
+        export_once(source, tmp_path / "onnx")
+        target.symlink_to(tmp_path / "onnx")
+
+    monkeypatch.setattr(inference, "export_onnx", export)
     profile_network.main(["--model", "tiny", "--image-size", "64", "--rounds", "1"])
     page = capsys.readouterr().out
     assert page.count(": operations by self time") == 6 + len(profile_network.STEPS) + 2

@@ -45,15 +45,10 @@ def assert_success(done: subprocess.CompletedProcess[str]) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network after three steps."""
-    folder = tmp_path_factory.mktemp("one")
-    options = (
-        "trainer=cpu",
-        "trainer.max_steps=3",
-        f"data_root={small_shapes}",
-        "hydra.run.dir=run",
-    )
-    assert_success(execute("train", *SMALL, *options, cwd=folder))
-    return Path(read_results(folder / "run")["checkpoint"])
+    folder = tmp_path_factory.mktemp("one") / "run"
+    options = ("trainer=cpu", "trainer.max_steps=3", f"data_root={small_shapes}")
+    with pytest.MonkeyPatch.context() as patch:
+        return Path(run(patch, folder, *SMALL, *options)["checkpoint"])
 
 
 # -- Evaluation by several processes
@@ -63,9 +58,6 @@ def evaluate_with(
     processes: int, checkpoint: Path, root: Path, folder: Path, *overrides: str
 ) -> dict[str, dict[str, float]]:
     """Evaluate G-Ref with several processes and return the metrics of each split."""
-    trainer = ["trainer=cpu"]
-    if processes > 1:
-        trainer = ["trainer=ddp_cpu", f"trainer.devices={processes}"]
     options = [
         f"checkpoint={checkpoint}",
         "dataset=grefcoco",
@@ -73,9 +65,15 @@ def evaluate_with(
         "workers=0",
         # After three steps all probabilities are between 0.25 and 0.5, a quarter above 0.3.
         "threshold=0.3",
-        f"hydra.run.dir=by{processes}",
+        *overrides,
     ]
-    assert_success(execute("evaluate", *options, *overrides, *trainer, cwd=folder))
+    if processes == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            run(patch, folder / "by1", *options, "trainer=cpu", program="evaluate")
+    else:
+        trainer = ["trainer=ddp_cpu", f"trainer.devices={processes}"]
+        place = f"hydra.run.dir=by{processes}"
+        assert_success(execute("evaluate", *options, *trainer, place, cwd=folder))
     splits: dict[str, dict[str, float]] = read_results(folder / f"by{processes}")["splits"]
     return splits
 
@@ -87,32 +85,29 @@ def assert_same_metrics(ours: dict[str, Any], expected: dict[str, Any]) -> None:
             assert ours[split][metric] == pytest.approx(values[metric], abs=1e-4)
 
 
-def test_two_and_four_processes_count_every_sentence_once(
-    checkpoint: Path, generated_root: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("processes", "overrides", "samples"),
+    [
+        # Shares and batches are uneven.
+        (3, ("eval_batch_size=2",), {"val": 11, "test": 8}),
+        # There are fewer samples than processes.
+        (4, ("dataset.max_images=1", "protocol=first_sentence"), {"val": 3, "test": 3}),
+    ],
+)
+def test_several_processes_count_every_sentence_once(
+    processes: int,
+    overrides: tuple[str, ...],
+    samples: dict[str, int],
+    checkpoint: Path,
+    generated_root: Path,
+    tmp_path: Path,
 ) -> None:
-    results = {
-        processes: evaluate_with(
-            processes, checkpoint, generated_root, tmp_path, "eval_batch_size=2"
-        )
-        for processes in (1, 2, 4)
-    }
-    # Shares and batches are uneven.
-    samples = {split: values["samples"] for split, values in results[1].items()}
-    assert samples == {"val": 11, "test": 8}
-    assert results[1]["val"]["mIoU"] > 0.01, "equality of zeros would show little"
-    assert_same_metrics(results[2], results[1])
-    assert_same_metrics(results[4], results[1])
-
-
-def test_fewer_samples_than_processes_are_counted_once(
-    checkpoint: Path, generated_root: Path, tmp_path: Path
-) -> None:
-    overrides = ("dataset.max_images=1", "protocol=first_sentence")
     alone, together = (
-        evaluate_with(processes, checkpoint, generated_root, tmp_path, *overrides)
-        for processes in (1, 4)
+        evaluate_with(count, checkpoint, generated_root, tmp_path, *overrides)
+        for count in (1, processes)
     )
-    assert all(0 < values["samples"] < 4 for values in alone.values())
+    assert {split: values["samples"] for split, values in alone.items()} == samples
+    assert alone["val"]["mIoU"] > 0.01, "equality of zeros would show little"
     assert_same_metrics(together, alone)
 
 
@@ -133,7 +128,7 @@ def processes_of(main: "subprocess.Popen[str]") -> dict[int, int]:
     not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc"
 )
 @pytest.mark.parametrize(
-    ("program", "processes", "killed"), [("train", 2, 1), ("train", 2, 0), ("evaluate", 4, 3)]
+    ("program", "processes", "killed"), [("train", 2, 1), ("train", 2, 0), ("evaluate", 3, 2)]
 )
 def test_if_one_process_is_killed_the_others_end_within_a_minute(
     program: str, processes: int, killed: int, checkpoint: Path, small_shapes: Path, tmp_path: Path
@@ -260,22 +255,14 @@ def test_refer_data_train_and_evaluate_on_all_their_splits(
 
 
 def test_the_google_partition_evaluates(
-    refer_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refer_root: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (
-        "dataset=refcoco",
-        f"data_root={refer_root}",
-        "batch_size=4",
-        "image_size=96",
-        "trainer.max_steps=1",
-    )
-    run(monkeypatch, tmp_path / "run", *options)
-    google = (
-        f"checkpoint={tmp_path / 'run/checkpoints/last.ckpt'}",
+        f"checkpoint={checkpoint}",
         "dataset=grefcoco_google",
         f"data_root={refer_root}",
     )
-    splits = run(monkeypatch, tmp_path / "google", *google, program="evaluate")["splits"]
+    splits = run(monkeypatch, tmp_path / "google", *options, program="evaluate")["splits"]
     _, sentences, _ = count_refs(refer_root, "refcocog", "refs(google).p")["val"]
     assert splits["val"]["samples"] == sentences == 18
 
