@@ -95,7 +95,8 @@ def read_mask(
             marked, values = _mark_bright(labels, is_lossy)
     except InputError as error:
         raise InputError(f"the mask {path} {error}") from error
-    runs = coco_mask.encode(np.asfortranarray(marked, dtype=np.uint8))
+    # In the column-major order of run lengths, several times as fast as NumPy's copy.
+    runs = coco_mask.encode(cv2.transpose(marked.view(np.uint8)).T)
     return {"size": list(size), "counts": runs["counts"].decode()}, values
 
 
