@@ -238,7 +238,7 @@ def test_a_folder_in_use_is_refused_and_its_files_stay_as_they_are(
 ) -> None:
     folder = tmp_path / "run"
     reserved = reserve(folder, "hydra.run.dir")
-    monkeypatch.setattr(run_folder, "_reserved", [])  # as if another process had reserved it
+    run_folder._reserved.remove(reserved)  # as if another process had reserved it
     before = {path: path.read_bytes() for path in folder.rglob("*")}
     for program in ("train", "evaluate"):
         with pytest.raises(SystemExit):
@@ -263,6 +263,26 @@ def test_the_second_of_two_processes_on_two_nodes_writes_no_configuration_and_is
     RunGuard("train").on_run_start(config)
     assert config.hydra.output_subdir is None
     assert [path.name for path in folder.iterdir()] == [".hydra"]
+
+
+def test_a_sweep_whose_earlier_jobs_still_run_is_refused_before_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = reserve(tmp_path / "sweep" / "0", "hydra.run.dir")
+    run_folder._reserved.remove(job)  # as if another process had reserved it
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        overrides = [f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+        config = compose("train", overrides, return_hydra_config=True)
+    with pytest.raises(SystemExit):
+        RunGuard("train").on_multirun_start(config)
+    assert f"{tmp_path / 'sweep/0'} is in use by process" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["0"]
+    job.release()
+    RunGuard("train").on_multirun_start(config)  # its jobs have ended: it may go on
+    with pytest.raises(SystemExit):
+        RunGuard("train").on_multirun_start(config)
+    assert "choose another hydra.sweep.dir" in capsys.readouterr().err
+    run_folder.release_all()
 
 
 def test_default_folders_lie_below_outputs_and_differ_within_a_second() -> None:

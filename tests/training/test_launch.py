@@ -40,7 +40,7 @@ BROKEN: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "four tasks for one process": (
         SLURM | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"},
         ONE,
-        r"started 4 tasks.*make 1: set trainer.devices to Slurm's --ntasks-per-node",
+        r"started SLURM_NTASKS=4 tasks.*make 1: set trainer.devices to Slurm's --ntasks-per-node",
     ),
     "tasks without tasks per node": (
         SLURM | {"SLURM_NTASKS": "2"},

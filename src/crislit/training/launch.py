@@ -129,7 +129,7 @@ def check_size(wanted: int, trainer: Mapping[str, Any]) -> None:
             "set trainer.devices to its --nproc-per-node and trainer.num_nodes to its --nnodes"
         )
     raise InputError(
-        f"Slurm has started {started} tasks (SLURM_NTASKS={started}), but {asked} make {wanted}: "
+        f"Slurm has started SLURM_NTASKS={started} tasks, but {asked} make {wanted}: "
         "set trainer.devices to Slurm's --ntasks-per-node and trainer.num_nodes to its --nodes, or "
         "request as many tasks; in an interactive allocation, unset SLURM_NTASKS"
     )
