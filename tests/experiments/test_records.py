@@ -1,6 +1,7 @@
 """Measured results as CSV: what identifies a run, broken rows, and several processes at once."""
 
 import copy
+import functools
 import logging
 import os
 import time
@@ -31,9 +32,15 @@ from crislit.training.metrics import METRICS
 from crislit.training.provenance import fingerprint
 
 
+@functools.cache
+def compose_once(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose a configuration, which takes most of these tests' time."""
+    return compose_config(overrides)
+
+
 def results(*overrides: str, **changes: Any) -> dict[str, Any]:
     """Return a results.json as training writes it, with made-up numbers."""
-    config = compose_config(overrides)
+    config = copy.deepcopy(compose_once(overrides))
     is_gref = config["dataset"]["name"].startswith("g")
     splits = ("val", "test") if is_gref else ("val", "testA", "testB")
     values = {"samples": 10, "empty": 0, **dict.fromkeys(METRICS, 0.5)}
@@ -60,7 +67,7 @@ def results(*overrides: str, **changes: Any) -> dict[str, Any]:
 
 def find(path: Path, *overrides: str, data: str = "") -> list[Row]:
     """Return the recorded rows of a run."""
-    config = compose_config(overrides)
+    config = compose_once(overrides)
     return find_run(path, config, fingerprint(config, data)["experiment"], data)
 
 
