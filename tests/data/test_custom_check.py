@@ -10,7 +10,14 @@ import PIL.Image
 import pytest
 
 from crislit import check_data
-from crislit.data import draw_sheets, find_remarks, measure_targets, read_custom, read_images
+from crislit.data import (
+    custom_figures,
+    draw_sheets,
+    find_remarks,
+    measure_targets,
+    read_custom,
+    read_images,
+)
 from crislit.data.custom import split_by_image
 from crislit.data.custom_builder import CustomData
 from crislit.data.custom_figures import DIMMED, SIDE, choose_rows, outline
@@ -207,8 +214,11 @@ def test_a_single_pixel_of_a_large_image_stays_visible() -> None:
     assert (tile == (230, 0, 0)).all(axis=2).any()
 
 
-def test_sheets_are_bounded_and_replace_earlier_ones(tmp_path: Path) -> None:
-    samples = [sample(i % 10, "the $x^2$ dog \u7ea2\u8272", split="train") for i in range(110)]
+def test_sheets_are_bounded_and_replace_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custom_figures, "MAX_SHEETS", 2)
+    samples = [sample(i % 10, "the $x^2$ dog \u7ea2\u8272", split="train") for i in range(60)]
     data = read_custom(write(tmp_path, *samples))
     folder = tmp_path / "sheets"
     folder.mkdir()
@@ -217,7 +227,7 @@ def test_sheets_are_bounded_and_replace_earlier_ones(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Glyph")
         paths, notes = draw_sheets(data, [], folder)
-    assert [path.name for path in paths] == [f"sheet-{i}.png" for i in (1, 2, 3, 4)]
+    assert [path.name for path in paths] == [f"sheet-{i}.png" for i in (1, 2)]
     assert sorted(path.name for path in folder.iterdir()) == [
         *(path.name for path in paths),
         "sheet-of-mine.png",

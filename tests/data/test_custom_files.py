@@ -75,10 +75,10 @@ def test_lines_or_one_list_with_any_line_ends(content: str, tmp_path: Path) -> N
     assert (len(data.refs), data.problems) == (2, [])
 
 
-def test_an_entry_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
+def test_an_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
     save_image(tmp_path, "a.png")
     data = read_custom(write(tmp_path, json.dumps([GOOD, 5, {**GOOD, "sentence": ""}])))
-    assert data.unit == "entry"
+    assert data.unit == "item"
     assert [problem.line for problem in data.problems] == [2, 3]
 
 
@@ -104,7 +104,7 @@ def test_a_file_is_found_under_the_spelling_that_exists(tmp_path: Path) -> None:
     for name in on_disk:
         save_image(tmp_path, name)
     listed = ["images\\p0.jpg", "my%20photo.png", "upper.jpg", "cafe\u0301.png", "100%25.png"]
-    more = ["Images\\P0.jpg", "./images/../images/p0.jpg"]  # the first image again
+    more = ["Images\\\\P0.jpg", "./images/../images/p0.jpg"]  # the first image again
     lines = [json.dumps({**GOOD, "image": name}) for name in [*listed, *more]]
     data = read_custom(write(tmp_path, "\n".join(lines)))
     assert not data.problems

@@ -94,7 +94,7 @@ def _read_file(
             f"{path} is one JSON document over several lines: expected one JSON object per line, "
             "or COCO instances with a CSV of sentences (see check_data --help)",
         )
-        return _read_samples(enumerate(document, 1), path, "entry", len(document), mask_value)
+        return _read_samples(enumerate(document, 1), path, "item", len(document), mask_value)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     require(lines, f"{path} is empty, expected one JSON object per line")
     return _read_samples(lines, path, "line", len(lines), mask_value)

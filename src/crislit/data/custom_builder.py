@@ -40,7 +40,7 @@ class CustomData:
         instances: The content of ``instances.json``; file names are paths.
         problems: Lines that were left out.
         folder: The folder that file names are relative to.
-        unit: What ``line`` numbers: line, entry, annotation or task.
+        unit: What ``line`` numbers: line, item, annotation or task.
         mask_values: How many mask images have which values, in words.
         notes: Remarks on how the data were read.
     """

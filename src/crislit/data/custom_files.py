@@ -107,15 +107,19 @@ class FileFinder:
             InputError: If several files have this name but for the case of its letters.
         """
         if self._exists(name):
-            simple = posixpath.normpath(name)  # one image under one name
-            return simple if simple == name or self._exists(simple) else name
+            return self._simplify(name)
         slashes = name.replace("\\", "/")
         for spelling in dict.fromkeys((slashes, unquote(slashes))):
             found = spelling if self._exists(spelling) else self._find_similar(spelling)
             if found is not None:
-                self.respelled[name] = found
-                return found
+                self.respelled[name] = self._simplify(found)
+                return self.respelled[name]
         return None
+
+    def _simplify(self, name: str) -> str:
+        """Return a name without detours, so that one image has one name."""
+        simple = posixpath.normpath(name)
+        return simple if simple == name or self._exists(simple) else name
 
     def _exists(self, name: str) -> bool:
         try:
