@@ -145,8 +145,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             f"{text!r} names a file or an image, but comes after the sentence {sentences[0]!r}: "
             "images come first, and a sentence like this one goes into a file for --sentences",
         )
-    for name in images:
-        hint = "; images come first, then sentences" if any(are_images[1:]) else ""
+    for name, is_image in zip(images, are_images, strict=False):
+        hint = "" if is_image or not any(are_images) else "; images come first, then sentences"
         check_exists(name, hint)
     require(images.count("-") <= 1, "the standard input holds one image: give - only once")
     return images, sentences

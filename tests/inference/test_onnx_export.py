@@ -1,6 +1,7 @@
 """Exported networks give the same numbers for any number of images and sentences."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from crislit.inference.onnx_network import EXPORT_CONFIG, GROUNDING, IMAGE_ENCOD
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
+from tests.inference.test_forks import areas
 from tests.inference.test_segmenter import SENTENCES, TINY
 from tests.io.test_images import photo
 
@@ -89,6 +91,14 @@ def test_an_exported_network_segments_like_its_source(folder: Path) -> None:
         for result, reference in zip(segmenter(photo(), SENTENCES), expected, strict=True):
             np.testing.assert_allclose(result.probability, reference.probability, atol=1e-5)
     assert crislit.load(folder / "onnx", threshold=0.6).threshold == 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_forked_processes_run_an_exported_network(folder: Path, tmp_path: Path) -> None:
+    found = areas(str(folder / "onnx"), 2, tmp_path)
+    assert len(found) == 7
+    assert len(set(found)) == 1
 
 
 def test_exports_of_version_0_1_can_be_loaded(folder: Path, tmp_path: Path) -> None:
