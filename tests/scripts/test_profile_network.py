@@ -50,7 +50,14 @@ def test_profiles_time_every_part_and_leave_the_network_unchanged(
     profile_network.main(["--model", "tiny", "--image-size", "64", "--rounds", "1"])
     page = capsys.readouterr().out
     assert page.count(": operations by self time") == 6 + len(profile_network.STEPS) + 2
-    convolution_first = r"^### ONNX Runtime: .*\n\n.*\n.*\n\| `(Conv|FusedConv)` \|"
-    assert re.search(convolution_first, page, re.MULTILINE)
+    tables = re.findall(r"^### ONNX Runtime.*\n\n.*\n.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        # At this size, other work on the machine decides which operation takes longest.
+        names, times = zip(
+            *re.findall(r"^\| `(.+)` \| ([\d.]+) ", table, re.MULTILINE), strict=True
+        )
+        assert {"Conv", "FusedConv"} & set(names)
+        assert [float(time) for time in times] == sorted(map(float, times), reverse=True)
     for part in profile_network.PARTS:
         assert re.search(rf"^\| {part} \| - \| \d", page, re.MULTILINE), part
