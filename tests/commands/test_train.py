@@ -378,7 +378,7 @@ def test_a_run_resumed_in_another_folder_takes_the_remaining_steps(
     assert resumed["checkpoint"] == str(tmp_path / "resumed/checkpoints/best.ckpt")
 
 
-def test_a_resumed_run_without_a_validation_reports_its_own_weights_and_without_a_step_nothing(
+def test_a_resumed_run_without_a_validation_reports_the_best_so_far_and_without_a_step_nothing(
     trained: Trained,
     small_shapes: Path,
     tmp_path: Path,
@@ -390,7 +390,9 @@ def test_a_resumed_run_without_a_validation_reports_its_own_weights_and_without_
     options = (*SMALL, f"data_root={small_shapes}", last, "recipe.epochs=9")
     steps = results["steps"]
     resumed = run(monkeypatch, tmp_path / "resumed", *options, f"trainer.max_steps={steps + 2}")
-    assert resumed["checkpoint"] == str(tmp_path / "resumed/checkpoints/last.ckpt")
+    # As a run without an interruption would.
+    assert resumed["checkpoint"] == str(tmp_path / "resumed/checkpoints/best.ckpt")
+    assert resumed["splits"] == results["splits"]
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path / "idle", *options, f"trainer.max_steps={steps}")
     assert "no step was taken beyond step" in capsys.readouterr().err

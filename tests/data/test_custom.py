@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 import crislit
 from crislit import check_data
-from crislit.data.custom import read_custom
+from crislit.data.custom.reader import read_custom
 from crislit.data.dataset import read_image
 from crislit.data.refer_index import ReferIndex
 from crislit.data.sources import CustomSource, build_source
@@ -274,9 +274,9 @@ def test_a_file_of_the_wrong_format_is_one_error(
     file, table, _ = write_coco(tmp_path, [[6, "dog", "val"]])
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    files = [str(tmp_path / name)] if name == "mine.jsonl" else [file, table]
+    is_lines = name == "mine.jsonl"
     with pytest.raises(InputError, match=expected):
-        read_custom(*files)
+        read_custom(str(tmp_path / name) if is_lines else file, None if is_lines else table)
 
 
 def test_folder_and_file_exclude_each_other(tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ import pytest
 
 from crislit import check_data
 from crislit.data import (
-    custom_figures,
     draw_sheets,
     find_remarks,
     measure_targets,
     read_custom,
     read_images,
 )
-from crislit.data.custom import split_by_image
-from crislit.data.custom_builder import CustomData
-from crislit.data.custom_figures import DIMMED, SIDE, choose_rows, outline
-from crislit.data.custom_remarks import Remark
+from crislit.data.custom import figures
+from crislit.data.custom.builder import CustomData
+from crislit.data.custom.figures import DIMMED, SIDE, choose_rows, outline
+from crislit.data.custom.reader import split_by_image
+from crislit.data.custom.remarks import Remark
 from crislit.data.sources import build_source
 from crislit.errors import InputError
 from tests.conftest import shared
@@ -217,7 +217,7 @@ def test_a_single_pixel_of_a_large_image_stays_visible() -> None:
 def test_sheets_are_bounded_and_replace_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(custom_figures, "MAX_SHEETS", 2)
+    monkeypatch.setattr(figures, "MAX_SHEETS", 2)
     samples = [sample(i % 10, "the $x^2$ dog \u7ea2\u8272", split="train") for i in range(60)]
     data = read_custom(write(tmp_path, *samples))
     folder = tmp_path / "sheets"

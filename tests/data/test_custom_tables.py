@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from crislit.data import read_custom
-from crislit.data.custom_builder import CustomData
+from crislit.data.custom.builder import CustomData
 from crislit.errors import InputError
 from tests.conftest import shared
 

@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from crislit.data import read_custom
-from crislit.data.custom_builder import CustomData
+from crislit.data.custom.builder import CustomData
 from crislit.data.sources import CustomSource, build_source
 from crislit.errors import InputError
 

@@ -10,7 +10,6 @@ from crislit.training.evaluation import print_results
 from crislit.training.metrics import METRICS
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 @pytest.mark.parametrize(
     "sentence", ["the $_$ sign", "cost $5 {or $10", "50 % \\frac", "猫", "a < b & c"]
 )

@@ -35,7 +35,7 @@ def write_custom(folder: Path, word: str = "disc", column: int = 10) -> str:
         sample = {"image": f"{number}.png", "mask": f"{number}-mask.png"}
         sentences = [f"the red {word}", f"{word} {number}"]
         for split in ("train", "val"):
-            lines.append(sample | {"sentences": sentences, "split": split})
+            lines.append({**sample, "sentences": sentences, "split": split})
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return f"dataset.file={folder}/data.jsonl"
 

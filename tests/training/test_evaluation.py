@@ -68,12 +68,12 @@ def test_networks_are_evaluated_on_data_of_another_kind(
     # A file of the authors' code stores no data set, and takes its tokens per sentence.
     released = tmp_path / "cris.pth"
     write_released(read_checkpoint(best), released)
-    options = ("trainer=cpu", f"checkpoint={released}", "image_size=32", "threshold=0.35")
-    foreign = run(monkeypatch, tmp_path / "d", *options, *own, program="evaluate")
+    as_trained = (f"checkpoint={released}", "trainer=cpu", "image_size=32", "threshold=0.35")
+    foreign = run(monkeypatch, tmp_path / "d", *as_trained, *own, program="evaluate")
     assert foreign["config"]["dataset"]["max_words"] == 22
     assert foreign["splits"] == results["splits"]
     with pytest.raises(SystemExit):
-        run(monkeypatch, tmp_path / "e", *options, program="evaluate")
+        run(monkeypatch, tmp_path / "e", *as_trained, program="evaluate")
 
 
 def test_a_released_file_takes_its_tokens_from_the_data_set(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from crislit.config import compose_config
 from crislit.training import progress
@@ -59,7 +60,7 @@ def test_bars_count_the_steps_of_the_run_and_name_the_blind_control(
     bars: list[Any] = []
 
     def open_bar(name: str, total: int, unit: str, done: int = 0, leave: bool = True) -> Any:
-        bar = progress.tqdm(None, name, total, initial=done, file=io.StringIO())
+        bar = tqdm(None, name, total, initial=done, file=io.StringIO())
         bars.append(bar)
         return bar
 

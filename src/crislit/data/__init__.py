@@ -3,10 +3,15 @@
 from typing import TYPE_CHECKING
 
 from crislit import import_on_use
-from crislit.data.custom import read_custom
-from crislit.data.custom_check import read_images, summarize, tabulate
-from crislit.data.custom_figures import draw_sheets
-from crislit.data.custom_remarks import find_remarks, measure_targets
+from crislit.data.custom import (
+    draw_sheets,
+    find_remarks,
+    measure_targets,
+    read_custom,
+    read_images,
+    summarize,
+    tabulate,
+)
 from crislit.data.refer_annotations import parse_segmentation, rasterize
 from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import NO_SAMPLE, TrainKey, evaluation_share

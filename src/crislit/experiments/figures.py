@@ -21,7 +21,7 @@ from crislit.experiments.subjects import (
 )
 from crislit.io import write_csv
 from crislit.models import CRIS
-from crislit.training import draw_mask, intersection_and_union, iou
+from crislit.training import draw_mask, intersection_and_union, iou, readable_text
 from crislit.transforms import normalise, restore
 
 Curve = Sequence[tuple[float, float]]
@@ -79,7 +79,8 @@ def draw_comparison(subjects: Sequence[Subject], numbers: Sequence[int]) -> Figu
     for row, number in zip(grid, numbers, strict=True):
         image, target = data.image(number), data.target(number)
         row[0].imshow(image)
-        row[0].set_xlabel(f"“{data.sentence(number)}”", fontsize=8, parse_math=False, wrap=True)
+        text, fonts = readable_text(f"“{data.sentence(number)}”")
+        row[0].set_xlabel(text, family=fonts, fontsize=8, parse_math=False, wrap=True)
         draw_mask(row[1], image, target, "lime")
         for axes, subject, maps in zip(row[2:], subjects, predictions, strict=True):
             mask = maps[number] > subject.checkpoint.threshold
@@ -166,7 +167,8 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
             axes.imshow(image.mean(axis=2), cmap="gray", alpha=0.6)
             axes.imshow(attention, cmap="inferno", alpha=0.65, vmin=low, vmax=high)
             limits = f"{100 * low:.1f} to {100 * high:.1f} %"
-            axes.set_title(f"{word}\n{limits}", fontsize=8, parse_math=False)
+            text, fonts = readable_text(word)
+            axes.set_title(f"{text}\n{limits}", family=fonts, fontsize=8, parse_math=False)
     return figure
 
 

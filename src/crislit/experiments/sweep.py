@@ -80,13 +80,11 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
 
 
 def data_digest(config: dict[str, Any]) -> str:
-    """Return the digest of a job's sentences and masks; of embedded data, the version counts.
+    """Return the digest of a job's sentences and masks.
 
     Raises:
         InputError: If the data cannot be used.
     """
-    if config["dataset"]["embedded"]:
-        return ""
     data = build_data(config)
     data.prepare_data()
     return data.index.digest

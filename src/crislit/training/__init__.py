@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from crislit.training.build import build_data, build_model
     from crislit.training.callbacks import draw_mask
     from crislit.training.evaluation import evaluate_checkpoint
+    from crislit.training.fonts import readable_text
     from crislit.training.from_python import train_network
     from crislit.training.losses import text_to_pixel_contrastive_loss
     from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
@@ -36,6 +37,7 @@ __all__ = [
     "iou",
     "is_main_process",
     "keep_freed_memory",
+    "readable_text",
     "reserve",
     "text_to_pixel_contrastive_loss",
     "train_network",
@@ -53,6 +55,7 @@ __getattr__ = import_on_use(
         "intersection_and_union": "metrics",
         "keep_freed_memory": "allocator",
         "text_to_pixel_contrastive_loss": "losses",
+        "readable_text": "fonts",
         "train_network": "from_python",
     },
 )

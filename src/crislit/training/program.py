@@ -24,7 +24,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from crislit.config import config_dir
-from crislit.errors import InputError, is_disk_full, printable, require
+from crislit.errors import (
+    InputError,
+    escape_unencodable,
+    is_disk_full,
+    printable,
+    require,
+)
 from crislit.training import processes, run_folder
 from crislit.training.command_line import (
     expand_home,
@@ -151,6 +157,7 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
             def job(config: DictConfig) -> Any:
                 return _run_job(function, verbose, name, config)
 
+            escape_unencodable()
             processes.start_watchdog()
             quiet_lightning()
             sys.argv = [sys.argv[0], *expand_home(sys.argv[1:])]

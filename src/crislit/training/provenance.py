@@ -22,10 +22,13 @@ NEUTRAL_TRAINER_KEYS = {
     *("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps"),
     *("num_sanity_val_steps", "profiler", "enable_progress_bar", "enable_model_summary"),
     *("enable_checkpointing", "default_root_dir", "benchmark", "deterministic"),
-    *("detect_anomaly", "logger", "callbacks"),
+    *("detect_anomaly", "logger", "callbacks", "max_time"),
 }
 """Trainer settings that change numbers by rounding at most."""
-NEUTRAL_DATASET_KEYS = {"evaluation_splits", "blind_control", "file", "sentences", "images"}
+NEUTRAL_DATASET_KEYS = {
+    *("evaluation_splits", "blind_control", "file", "sentences", "images"),
+    *("val_share", "mask_value"),
+}
 """Data set settings that do not change what is trained; the data have a digest of their own."""
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crislit.data.custom_files import FileFinder
-from crislit.data.custom_values import check_polygons, parse_path
-from crislit.data.label_studio_runs import decode_runs
+from crislit.data.custom.files import FileFinder
+from crislit.data.custom.label_studio_runs import decode_runs
+from crislit.data.custom.values import check_polygons, parse_path
 from crislit.data.refer_annotations import parse_segmentation
 from crislit.errors import InputError
 from crislit.io import MaskValue, parse_mask_value, read_mask, read_upright_size

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from crislit.data.custom_builder import CustomData, Problem, RefBuilder
-from crislit.data.custom_coco import CATEGORIES, CATEGORY_NOTE
-from crislit.data.custom_values import parse_sentences, parse_split, parse_whole
-from crislit.data.label_studio_runs import decode_runs
+from crislit.data.custom.builder import CustomData, Problem, RefBuilder
+from crislit.data.custom.coco import CATEGORIES, CATEGORY_NOTE
+from crislit.data.custom.label_studio_runs import decode_runs
+from crislit.data.custom.values import parse_sentences, parse_split, parse_whole
 from crislit.errors import InputError, require
 
 REGIONS = ("brushlabels", "brush", "polygonlabels", "polygon", "labels")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from crislit.data.custom_builder import CustomData
-from crislit.data.custom_check import draw_target
+from crislit.data.custom.builder import CustomData
+from crislit.data.custom.check import draw_target
 from crislit.transforms import truncated_words
 
 LARGE = 0.5

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from crislit.data.custom_builder import CustomData, Problem, RefBuilder
-from crislit.data.custom_table import Groups, group_rows
-from crislit.data.custom_values import (
+from crislit.data.custom.builder import CustomData, Problem, RefBuilder
+from crislit.data.custom.table import Groups, group_rows
+from crislit.data.custom.values import (
     SPLITS,
     parse_path,
     parse_sentences,
@@ -245,7 +245,7 @@ def _read_sam_folder(folder: Path, sentences: str | None, images: Path | None) -
     require(
         contents and all(map(_is_sam, contents)),
         f"{folder} holds neither train/_annotations.coco.json, annotations/instances_*.json and "
-        "the like, nor SAM's *.json only: name a file, or see docs/own_data.md",
+        "the like, nor SAM's *.json only: name a file, see `python -m crislit.check_data --help`",
     )
     require(
         sentences not in (None, CATEGORIES),

@@ -20,11 +20,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crislit.data.custom_builder import CustomData, Problem, RefBuilder
-from crislit.data.custom_coco import read_coco, read_coco_folder
-from crislit.data.custom_files import parse_json, read_text
-from crislit.data.custom_values import parse_path, parse_sentences, parse_split
-from crislit.data.label_studio import is_label_studio, read_label_studio
+from crislit.data.custom.builder import CustomData, Problem, RefBuilder
+from crislit.data.custom.coco import read_coco, read_coco_folder
+from crislit.data.custom.files import parse_json, read_text
+from crislit.data.custom.label_studio import is_label_studio, read_label_studio
+from crislit.data.custom.values import parse_path, parse_sentences, parse_split
 from crislit.errors import InputError, require
 from crislit.io import MaskValue, parse_mask_value, read_json
 

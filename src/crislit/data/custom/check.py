@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
-from crislit.data.custom_builder import CustomData, Problem
+from crislit.data.custom.builder import CustomData, Problem
 from crislit.data.refer_annotations import Mask, parse_segmentation, rasterize
 from crislit.errors import InputError
 from crislit.io import decode_pixels, read_image_file

@@ -4,8 +4,8 @@ import csv
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from crislit.data.custom_builder import Problem
-from crislit.data.custom_values import parse_sentences, parse_split, parse_whole
+from crislit.data.custom.builder import Problem
+from crislit.data.custom.values import parse_sentences, parse_split, parse_whole
 from crislit.errors import InputError, require
 
 COLUMNS = ("ann_id", "sentence", "split")

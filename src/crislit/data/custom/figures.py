@@ -9,9 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from crislit.data.custom_builder import CustomData
-from crislit.data.custom_check import draw_target
-from crislit.data.custom_remarks import Remark
+from crislit.data.custom.builder import CustomData
+from crislit.data.custom.check import draw_target
+from crislit.data.custom.remarks import Remark
 from crislit.data.refer_annotations import Mask
 from crislit.errors import InputError, printable
 from crislit.io import Image, decode_image, write_files
