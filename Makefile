@@ -13,10 +13,8 @@ help:
 	@echo "make lint         run ruff, ruff-format and mypy, like the pre-commit hooks"
 	@echo "make clean        remove environments and caches, but neither data/ nor outputs/"
 
-# Compute with one thread: the tiny network gains nothing from two, the other cores load data, and
-# the result does not depend on the number of cores.
 train: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m crislit.train
+	$(BIN)/python -m crislit.train
 
 test: .venv/ready-dev
 	$(TESTS) -n auto -m "not slow and not gpu"

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.data import ReferDataModule
 from crislit.errors import check_integer, require
-from crislit.models import count_parameters
+from crislit.models import CRISConfig, count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.build import (
@@ -113,6 +113,7 @@ def start(config: Config, folder: Path) -> Start | float:
     keep_freed_memory()
     commit()
     check_integer("checkpoint_every", config["checkpoint_every"], 1)
+    CRISConfig.from_run_config(config)  # checks the sizes of the network
     is_finished = config["resume"] == AUTO and (folder / "results.json").is_file()
     resume = None if is_finished else find_checkpoint(config["resume"], folder)
     if resume is None and not is_finished:
