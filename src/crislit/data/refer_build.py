@@ -81,7 +81,13 @@ def build_index(
     parsed: dict[int, _Ref] = {}
     length = 0
     for place, item in enumerate(
-        tqdm(refs, f"indexing {source.name}", unit="ref", mininterval=1, disable=len(refs) < 5000)
+        tqdm(
+            refs,
+            f"indexing {source.name}",
+            unit="ref",
+            mininterval=1,
+            disable=len(refs) < 5000 or None,
+        )
     ):
         try:
             ref = _parse_ref(item, images, annotations, parse_name, MAX_INDEX - length)

@@ -109,6 +109,7 @@ def write_shapes(
     target = root / "-".join([version, *map(str, (scenes or {}).values())])
     if target.is_dir():
         return target
+    log.info("drawing the embedded data set %s to %s (once)", name, target)
     try:
         root.mkdir(parents=True, exist_ok=True)
         part = root / f".{target.name}-{secrets.token_hex(4)}"
@@ -209,7 +210,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
         generator=torch.Generator().manual_seed(0),
     )
     for image_id, scene in enumerate(
-        tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5), start=1
+        tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5, disable=None), start=1
     ):
         require(
             scene.is_written,
