@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             describe_network,
             load,
         )
+        from crislit.io import EXAMPLES
 
         segmenter = load(options.checkpoint, device=options.device)
         # Uploads are stored in this folder, which is deleted at exit, also after SIGTERM.
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 server_name=options.host,
                 server_port=options.port,
                 max_file_size=MAX_UPLOAD_BYTES,
+                allowed_paths=[str(EXAMPLES)],  # Gradio allows those of the working directory
                 app_kwargs={"middleware": [(RequestFilter, (), {})]},
                 share=False,
                 ssr_mode=False,

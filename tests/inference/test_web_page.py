@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,7 +188,8 @@ def serve(network: Path | None) -> Iterator[tuple[str, int]]:
         arguments += ["--checkpoint", str(network)]
     with subprocess.Popen(
         command("demo", *arguments),
-        env=environment(),
+        cwd=tempfile.gettempdir(),  # the examples are not below the working directory
+        env=environment([("PYTHONPATH", str(Path(crislit.__file__).parents[1]))]),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
