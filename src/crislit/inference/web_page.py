@@ -22,7 +22,7 @@ MAX_QUEUE = 256
 TITLE = """# crislit
 Describe things in an image, and see them marked. Each sentence gets its own colour."""
 ADVICE = {
-    "drawn": "It knows no photos: for those, train a network on photos, and start this page with "
+    "drawn": "For photos, train a network on photos, and start this page with "
     "--checkpoint FILE.",
     "photos": "Sentences like those of its training work best: they name one thing in the image.",
     "custom": "It knows what was in its training data, and sentences like those.",
