@@ -271,6 +271,41 @@ def test_embedded_data_that_were_changed_count_as_other_data(
     assert len(find(path, data="b" * 16)) == 3, "version 0.1 did not record its data"
 
 
+@pytest.mark.parametrize(
+    "dataset", [("dataset=refcoco",), ("dataset=custom", "dataset.file=nowhere.jsonl")]
+)
+def test_a_run_whose_data_are_unknown_counts_as_not_run_with_how_to_keep_it(
+    dataset: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, mine = tmp_path / "runs.csv", (*dataset, "model.clip_weights=null")
+    add_run(path, results(*mine))  # of version 0.1
+    rewrite(path, drop=("data",))
+    assert find(path, *mine, data="b" * 16) == []
+    experiment = fingerprint(compose_once(mine), "b" * 16)["experiment"]
+    (message,) = caplog.messages
+    assert "\n" not in message
+    assert f"holds a run of {dataset[0].removeprefix('dataset=')} with these settings" in message
+    assert "which version 0.1 did not record: it counts as not run" in message
+    assert f"set experiment to {experiment} and data to {'b' * 16} in its rows" in message
+    caplog.clear()
+    for other in ("seed=1", "decoder.layers=1", "loss.contrastive=false", "image_size=96"):
+        assert find(path, *mine, other, data="b" * 16) == []
+    assert caplog.text == "", "these were not run at all"
+
+    rewrite(path, add={"experiment": experiment, "data": "b" * 16})  # as the message says
+    assert len(find(path, *mine, data="b" * 16)) == 3
+    assert caplog.text == ""
+
+
+def test_another_run_on_embedded_data_is_not_a_run_whose_data_are_unknown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results())
+    assert find(path, "dataset.max_words=9", data="b" * 16) == []
+    assert caplog.text == ""
+
+
 # -- Before anything is trained
 
 
@@ -393,8 +428,72 @@ def test_a_broken_row_counts_as_not_run_and_is_named(
     write_rows(path, rows)
     with caplog.at_level(logging.WARNING):
         assert find(path) == []
-    assert "ignoring broken rows" in caplog.text
+    assert "ignoring broken rows, which stay in the file" in caplog.text
     assert rows[1]["experiment"] in caplog.text
+    before = path.read_text()
+    add_run(path, results("seed=2"))
+    assert path.read_text().startswith(before), "the row stays as it is, and can be corrected"
+    assert {row["seed"] for row in read_rows(path)} == {"0", "2"}
+    add_run(path, results())
+    assert [row["seed"] for row in read_rows(path)] == ["2"] * 3 + ["0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.5000", "58.3"),
+        ("0.5000", "0,5"),
+        ("a laptop", "a laptop, old"),  # without quotation marks
+        (",a laptop,7,seed=1,", ""),  # cut
+    ],
+)
+def test_a_row_broken_by_hand_survives_other_runs_and_counts_again_once_corrected(
+    old: str, new: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results("seed=1"))
+    rows, (head, last) = read_rows(path), path.read_text()[:-1].rsplit("\n", 1)
+    path.write_text(f"{head}\n{last.replace(old, new)}\n")
+    before = path.read_text()
+    assert not find(path, "seed=1")
+    for seed in ("seed=2", "seed=3"):
+        add_run(path, results(seed))
+        assert len(find(path, seed)) == 3
+    after = path.read_text()
+    assert after.startswith(before)
+    path.write_text(after.replace(before, f"{head}\n{last}\n"))
+    assert find(path, "seed=1") == rows
+
+
+def test_a_quotation_mark_that_is_not_closed_loses_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results("seed=1"))
+    first, rest = path.read_text().split("a laptop", 1)
+    path.write_text(f'{first}"a laptop{rest}')
+    add_run(path, results("seed=2"))
+    assert path.read_text().startswith(f'{first}"a laptop{rest}"\n')
+    assert {row["seed"] for row in read_rows(path)} == {"2"}
+
+
+def test_a_line_keeps_every_field_when_columns_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    add_run(path, results("seed=1"))
+    rewrite(path, drop=("data", "overrides"), add={"remark": "mine"})
+    header, first, second, third = path.read_text().splitlines()
+    second, third = second.rsplit(",", 3)[0], third.replace("mine", "mine,too")
+    path.write_text("\n".join((header, first, second, third)))
+    add_run(path, results("seed=2"))
+    lines = path.read_text().splitlines()
+    assert lines[:4] == [
+        header + ",overrides,data",
+        first + ",,",
+        second,
+        third.removesuffix(",too") + ",,,too",
+    ]
+    assert len(lines) == 7
+    assert [(row["seed"], row["remark"]) for row in read_rows(path)] == [
+        *(("1", "mine"), ("2", ""), ("2", ""), ("2", ""))
+    ]
 
 
 def test_a_row_with_an_additional_field_is_broken_and_others_can_be_recorded(
@@ -418,6 +517,10 @@ def test_a_truncated_file_keeps_its_complete_runs(tmp_path: Path) -> None:
     assert {row["seed"] for row in read_rows(path)} == {"1"}
     assert find(path, "seed=1")
     assert not find(path, "seed=2")
+    add_run(path, results("seed=3"))
+    assert {row["seed"] for row in read_rows(path)} == {"1", "3"}
+    add_run(path, results("seed=2"))
+    assert len(read_rows(path)) == len(path.read_text().splitlines()) - 1 == 9, "repaired"
 
 
 def test_a_file_with_other_columns_is_an_error(tmp_path: Path) -> None:

@@ -69,6 +69,30 @@ def test_an_evaluation_of_a_released_checkpoint_is_compared_with_the_paper() -> 
 
 
 @pytest.mark.parametrize(
+    ("weights", "is_published"),
+    [
+        ("openai (sha256 afeb0e10f9e5a86d)", True),
+        ("RN50.pt (sha256 afeb0e10f9e5a86d)", True),
+        ("released checkpoint cris_r50.pth", True),
+        ("random", False),
+        ("init_from=cris_r50.pth (sha256 0123456789abcdef)", False),
+        ("init_from=openai (sha256 0123456789abcdef)", False),
+    ],
+)
+def test_only_runs_from_clips_weights_are_compared_with_the_paper(
+    weights: str, is_published: bool
+) -> None:
+    results = run("model=rn50", "dataset=refcoco", mIoU=0.6952) | {"initial_weights": weights}
+    groups = group(results)
+    (setting,) = groups
+    assert setting.published == is_published
+    row = table_row(table2(groups), "CRIS, here", "ResNet-50")
+    assert row["RefCOCO val"] == ("69.52 (69.52, +0.00)" if is_published else "69.52")
+    means = [row for row in table1_values(groups) if row["column"] == "mIoU"]
+    assert {row["paper"] for row in means} == ({"69.52"} if is_published else {""})
+
+
+@pytest.mark.parametrize(
     "override",
     ["image_size=64", "threshold=0.5", "protocol=first_sentence", "model.clip_weights=null"],
 )

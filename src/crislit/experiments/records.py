@@ -1,8 +1,10 @@
 """Measured results as CSV, one row per run and split, with what it takes to repeat the run."""
 
 import csv
+import io
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from crislit.data import shapes
 from crislit.errors import InputError, require
 from crislit.experiments.paper import TABLE2_COLUMNS
 from crislit.experiments.record_lock import check_writable, lock_record
-from crislit.io import write_csv
+from crislit.io import write_csv, write_text
 from crislit.training import METRICS, fingerprint
 
 log = logging.getLogger(__name__)
@@ -114,42 +116,42 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: If the file is not a record.
     """
-    columns, rows = _read_table(path)
-    if not columns:
-        return []  # created, and not yet written
-    lacking = [name for name in REQUIRED if name not in columns]
-    require(
-        not lacking,
-        f"{path} is not a record of runs: it has the columns {', '.join(columns)[:200]}, and lacks "
-        f"{', '.join(lacking)}",
-    )
+    columns, lines = _read_lines(path)
     if unknown := [name for name in columns if name not in COLUMNS]:
         log.warning("%s: keeping unknown columns: %s", path, ", ".join(unknown))
     absent = {name: "" for name in COLUMNS if name not in columns}
-    rows = [row | absent for row in rows]
+    # A line that is too short has values of None, and one that is too long has a column of None.
+    rows = [dict(zip_longest(columns, fields)) | absent for fields in lines]
     broken = [row for row in rows if not is_valid_row(row)]
     if broken:
         names = [f"{r.get('dataset')}/{r.get('split')} of {r.get('experiment')}" for r in broken]
         log.warning(
-            "%s: ignoring broken rows, their runs count as not run: %s", path, ", ".join(names)
+            "%s: ignoring broken rows, which stay in the file; their runs count as not run: %s",
+            *(path, ", ".join(names)),
         )
     return [row for row in rows if is_valid_row(row)]
 
 
-def _read_table(path: Path) -> tuple[list[str], list[Row]]:
-    """Read a CSV file: its columns and rows.
+def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Read a record's columns and the fields of its lines, also of broken ones.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If it cannot be read, or lacks required columns.
     """
     try:
         is_other = path.exists() and not path.is_file()  # reading a pipe would block
         require(not is_other, f"{path} is not a record of runs: it is a folder or a device")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            return list(reader.fieldnames or ()), list(reader)
+            columns, *lines = [fields for fields in csv.reader(file) if fields] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a record of runs: {error}") from error
+    lacking = [name for name in REQUIRED if name not in columns]
+    require(
+        not columns or not lacking,  # an empty file was created, and not yet written
+        f"{path} is not a record of runs: it has the columns {', '.join(columns)[:200]}, and lacks "
+        f"{', '.join(lacking)}",
+    )
+    return columns, lines
 
 
 def check_record(path: Path) -> None:
@@ -187,7 +189,7 @@ def find_run(path: Path, config: Config, experiment: str, data: str = "") -> lis
     recorded = read_rows(path)
     rows = [row for row in recorded if row["experiment"] == experiment and on_data(row, data)]
     if not rows:
-        _log_other_data(path, recorded, config, data)
+        _log_other_data(path, recorded, config, experiment, data)
         return []
     splits, selected = [row["split"] for row in rows], config["dataset"]["select_split"]
     expected = set(expected_splits(config)).union(*(row["of_splits"].split() for row in rows))
@@ -208,8 +210,10 @@ def on_data(row: Row, data: str) -> bool:
     return not (row["data"] and data) or row["data"] == data
 
 
-def _log_other_data(path: Path, rows: Sequence[Row], config: Config, data: str) -> None:
-    """Log which other data a record holds the same settings, row of table 1 and seed for."""
+def _log_other_data(
+    path: Path, rows: Sequence[Row], config: Config, experiment: str, data: str
+) -> None:
+    """Warn of rows with the same settings, row of table 1 and seed, on other or unknown data."""
     wanted = {
         "setting": fingerprint(config)["setting"],
         "dataset": config["dataset"]["name"],
@@ -224,6 +228,14 @@ def _log_other_data(path: Path, rows: Sequence[Row], config: Config, data: str) 
             "%s holds this run on other sentences or masks of %s (digest %s, here %s): it counts "
             "as not run",
             *(path, wanted["dataset"], ", ".join(others), data),
+        )
+    # On embedded data, the experiment does not depend on this digest: the rows are another run's.
+    if data and not config["dataset"]["embedded"] and any(not row["data"] for row in same):
+        log.warning(
+            "%s holds a run of %s with these settings and this seed, but not the digest of its "
+            "data, which version 0.1 did not record: it counts as not run. To keep it, if the data "
+            "are the same, set experiment to %s and data to %s in its rows",
+            *(path, wanted["dataset"], experiment, data),
         )
 
 
@@ -240,16 +252,36 @@ def expected_splits(config: Config) -> Sequence[str]:
 def add_run(path: Path, results: Mapping[str, Any]) -> None:
     """Record a run, replacing its earlier rows; several processes may do so at once.
 
+    The lines of other runs stay as they are, also broken ones: their numbers took hours to measure,
+    and a user can correct them.
+
     Raises:
         InputError: If the file is not a record, or cannot be written.
     """
     new = result_rows(results)
     with lock_record(path):
-        others = [row for row in read_rows(path) if row["experiment"] != new[0]["experiment"]]
-        write_rows(path, [*others, *new])
+        columns, lines = _read_lines(path)
+        added = [name for name in COLUMNS if name not in columns]
+        place = [*columns, *added].index("experiment")
+        others = [
+            _insert_fields(fields, len(columns), len(added))
+            for fields in lines
+            if fields[place : place + 1] != [new[0]["experiment"]]
+        ]
+        columns = [*columns, *added]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([columns, *others])
+        writer.writerows([row.get(name, "") for name in columns] for row in new)
+        write_text(path, text.getvalue())
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a record atomically, with the columns of this version and those that rows add."""
-    unknown = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
-    write_csv(path, (*COLUMNS, *unknown), rows)
+def _insert_fields(fields: Sequence[str], columns: int, added: int) -> list[str]:
+    """Add empty fields for added columns; lines that are too short or too long remain so."""
+    empty = [""] * added if len(fields) >= columns else []
+    return [*fields[:columns], *empty, *fields[columns:]]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write a record of these rows atomically, in place of an existing one."""
+    write_csv(path, COLUMNS, rows)

@@ -46,12 +46,13 @@ class Setting:
 
     @property
     def published(self) -> bool:
-        """Whether the paper has results of such runs, trained from CLIP's weights."""
+        """Whether the paper has results of such runs, trained from CLIP's weights alone."""
         return (
             self.model in TABLE2_CRIS
             and (self.image_size, self.threshold) == ("416", "0.35")
             and self.protocol == "all_sentences"
             and self.initial_weights != "random"
+            and not self.initial_weights.startswith("init_from=")
         )
 
 
@@ -103,7 +104,7 @@ def collect(paths: Iterable[Path]) -> list[Row]:
     unique: dict[tuple[str, str], Row] = {}
     for path in paths:
         is_record = path.suffix == ".csv" and path.is_file()
-        for row in read_rows(path) if is_record else read_results(path):
+        for row in read_rows(path) if is_record else read_result_rows(path):
             other = unique.setdefault((row["experiment"], row["split"]), row)
             facts = [name for name in ("mIoU", "oIoU", "samples", "threshold") if other[name]]
             if not on_data(row, other["data"]) or any(other[n] != row[n] for n in facts if row[n]):
@@ -118,8 +119,8 @@ def collect(paths: Iterable[Path]) -> list[Row]:
     return list(unique.values())
 
 
-def read_results(path: Path) -> list[Row]:
-    """Read one ``results.json``, or all in a folder and its subfolders.
+def read_result_rows(path: Path) -> list[Row]:
+    """Read the rows of one ``results.json``, or of all in a folder and its subfolders.
 
     Raises:
         InputError: If there is none, or one cannot be read.
