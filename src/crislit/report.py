@@ -12,7 +12,7 @@ RUNS are results.json files, folders of runs, or records (CSV). Without RUNS, th
 measurements that ship with the repository, {SHIPPED}. To see your own:
 
   python -m crislit.report outputs/table1.csv    # sweeps over ablation= record their runs there
-  python -m crislit.report multirun outputs      # all runs in these folders
+  python -m crislit.report outputs               # all runs in this folder, also of sweeps
 
 Frames per second are in table1.csv of the report only: other work on the machine changes them.
 """

@@ -12,6 +12,8 @@ from crislit.experiments.paper import TABLE2_CRIS, TABLE2_OTHERS
 from crislit.experiments.records import add_run
 from tests.experiments.measured_runs import run
 
+CONF = Path(__file__).parents[2] / "conf/train.yaml"
+
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8") as file:
@@ -79,6 +81,26 @@ def test_without_runs_the_shipped_record_is_reported_or_the_message_says_what_to
     add_run(tmp_path / "results/table1.csv", run("ablation=con", mIoU=0.4321))
     report.main([])
     assert "43.21" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", re.findall(r"crislit\.report (\S.*?)\s+#", report.EPILOG))
+def test_each_example_of_the_help_finds_the_runs_where_training_writes_them(
+    example: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = re.findall(r"dir: ([\w/]+)/\$", CONF.read_text())
+    assert len(folders) == 2, "of runs and of sweeps"
+    for number, folder in enumerate(folders):
+        path = Path(folder) / "2026-11-28/12-00-00-0/0/results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(run("ablation=con", f"seed={number}", mIoU=0.4)))
+        add_run(Path("outputs/table1.csv"), run("ablation=con", f"seed={number}", mIoU=0.4))
+    report.main(example.split())
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line[:9] == "| shapes "]
+    assert row.split("|")[4:6] == [" 2 ", " 40.00 "], "both runs"
 
 
 def test_runs_outside_table_1_are_nothing_to_report(tmp_path: Path) -> None:
