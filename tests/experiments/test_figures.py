@@ -1,6 +1,7 @@
 """Figures 4 and 5, attention, and the threshold, of barely trained networks."""
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from crislit.experiments.figures import (
     word_attention,
 )
 from crislit.experiments.subjects import Subject, check_same_samples, evenly_spaced
+from crislit.training import fonts
 from crislit.training.metrics import intersection_and_union, iou
 from crislit.transforms.tokenizer import tokenize
 
@@ -248,6 +250,21 @@ def test_figure_5_shows_the_worst_of_each_kind(
             assert right.get_xlabel() == f"predicted, IoU {score:.2f}"
             assert failure["IoU"] == pytest.approx(score)
         assert not any(axes.images for axes in row[2 * len(members) :])
+
+
+def test_figure_5_shows_sentences_in_any_script_without_warnings(
+    full: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: [])
+    image = full.data.image(0)
+    prediction = coco_mask.encode(np.zeros(image.shape[:2], np.uint8, order="F"))
+    failure = {"sample": 0, "sentence": "红 $x_\x07", "IoU": 0.0, "sort": "missed"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        figure = draw_failures(full, [failure | {"prediction": prediction}], per_kind=1)
+        figure.savefig(tmp_path / "figure.png")
+    labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert labels == [f"“{fonts.MISSING} $x_ ”", "predicted, IoU 0.00"]
 
 
 def test_attention_has_one_panel_per_word_with_its_range(full: Subject) -> None:

@@ -12,7 +12,7 @@ from crislit.data import parse_segmentation, rasterize
 from crislit.errors import InputError
 from crislit.experiments.subjects import Subject, make_grid
 from crislit.io import read_json
-from crislit.training import draw_mask, intersection_and_union, iou
+from crislit.training import draw_mask, intersection_and_union, iou, readable_text
 
 BoolMask = npt.NDArray[np.bool_]
 COVERED_SHARE = 0.5
@@ -114,6 +114,7 @@ def draw_failures(subject: Subject, failures: Sequence[Failure], per_kind: int) 
             image, (left, right) = subject.data.image(failure["sample"]), row[2 * i : 2 * i + 2]
             draw_mask(left, image, subject.data.target(failure["sample"]), "lime")
             draw_mask(right, image, coco_mask.decode(failure["prediction"]), "orange")
-            left.set_xlabel(f"“{failure['sentence']}”", fontsize=8, parse_math=False, wrap=True)
+            text, fonts = readable_text(f"“{failure['sentence']}”")
+            left.set_xlabel(text, family=fonts, fontsize=8, parse_math=False, wrap=True)
             right.set_xlabel(f"predicted, IoU {failure['IoU']:.2f}", fontsize=8)
     return figure
