@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from crislit.errors import InputError, one_line_errors, require
 from crislit.inference import command_parser
@@ -31,15 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--port must be between 1 and 65535, got {options.port}",
         )
         # Imported here, because it takes seconds and the help does not need it.
-        from crislit.inference import (
-            MAX_UPLOAD_BYTES,
-            STYLE,
-            RequestFilter,
-            build_page,
-            describe_network,
-            load,
-        )
-        from crislit.io import EXAMPLES
+        from crislit.inference import build_page, describe_network, load
 
         segmenter = load(options.checkpoint, device=options.device)
         # Uploads are stored in this folder, which is deleted at exit, also after SIGTERM.
@@ -48,30 +41,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder.name
         description = describe_network(segmenter, options.checkpoint)
         page = build_page(segmenter, description)
-        try:
-            _, address, _ = page.launch(
-                server_name=options.host,
-                server_port=options.port,
-                max_file_size=MAX_UPLOAD_BYTES,
-                allowed_paths=[str(EXAMPLES)],  # Gradio allows those of the working directory
-                app_kwargs={"middleware": [(RequestFilter, (), {})]},
-                share=False,
-                ssr_mode=False,
-                footer_links=[],
-                css=STYLE,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except Exception as error:  # Gradio requests its own page, and lets any exception through
-            hint = (
-                "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy"
-                if any(map(os.environ.get, PROXIES))
-                else ""
-            )
-            raise InputError(f"cannot serve at {options.host}: {error}{hint}") from error
+        address = launch(page, options.host, options.port)
         print(f"network: {description}", file=sys.stderr)
         print(f"the page is at {address} until Ctrl-C", flush=True)
         page.block_thread()
+
+
+def launch(page: Any, host: str, port: int | None) -> str:
+    """Serve the page in another thread, and return its address.
+
+    Args:
+        page: A ``gradio.Blocks``.
+        host: The address to serve at.
+        port: The port; None for the first free one.
+
+    Raises:
+        InputError: If it cannot be served there.
+    """
+    from crislit.inference import MAX_UPLOAD_BYTES, STYLE, RequestFilter
+    from crislit.io import EXAMPLES
+
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=MAX_UPLOAD_BYTES,
+            allowed_paths=[str(EXAMPLES)],  # Gradio allows those of the working directory
+            app_kwargs={"middleware": [(RequestFilter, (), {})]},
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            css=STYLE,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except Exception as error:  # Gradio requests its own page, and lets any exception through
+        hint = (
+            "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy"
+            if any(map(os.environ.get, PROXIES))
+            else ""
+        )
+        raise InputError(f"cannot serve at {host}: {error}{hint}") from error
+    return str(address)
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def prepare_output(output: str, names: Sequence[str]) -> Path | None:
 
 @dataclass
 class Job:
-    """What is the same for all images.
+    """Segments images, one after the other, with the same network and sentences.
 
     Attributes:
         segmenter: The network.

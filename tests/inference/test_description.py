@@ -1,4 +1,4 @@
-"""What is said about a network, and about images that it does not know."""
+"""Descriptions of networks, and warnings of images that they were not trained for."""
 
 from dataclasses import replace
 from pathlib import Path

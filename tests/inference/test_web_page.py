@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import crislit
 from crislit import demo
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.errors import InputError
-from crislit.inference import web_answers
+from crislit.inference import describe_network, web_answers
 from crislit.inference.masks import COLOURS
 from crislit.inference.segmenter import Segmenter
 from crislit.inference.web_answers import (
@@ -34,6 +35,7 @@ from crislit.inference.web_answers import (
     save_masks,
     segment,
 )
+from crislit.inference.web_page import build_mark
 from crislit.io.assets import EXAMPLES
 from crislit.models.build import build_cris
 from tests.inference.test_segmenter import TINY
@@ -165,6 +167,60 @@ def test_a_bad_command_line_is_one_error_line(
         demo.main(["--checkpoint", "nowhere"])
     with pytest.raises(SystemExit, match="error: --port must be between 1 and 65535, got 99999"):
         demo.main(["--port", "99999"])
+
+
+@pytest.mark.parametrize("proxy", ["", "http://proxy.example:3128"])
+def test_an_address_that_cannot_be_served_is_one_error_line(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: Any) -> None:
+        assert (options["server_name"], options["server_port"]) == ("0.0.0.1", 7000)
+        assert options["share"] is False
+        raise OSError("the port is in use")
+
+    for name in demo.PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+    hint = "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy" if proxy else ""
+    with pytest.raises(InputError, match=f"^cannot serve at 0.0.0.1: the port is in use{hint}$"):
+        demo.launch(SimpleNamespace(launch=fail), "0.0.0.1", 7000)
+
+
+def test_another_threshold_needs_no_other_forward_pass_and_errors_are_messages(
+    segmenter: Segmenter, image_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, original = [], Segmenter.__call__
+
+    def count(self: Segmenter, *args: Any) -> Any:
+        passes.append(args)
+        return original(self, *args)
+
+    monkeypatch.setattr(Segmenter, "__call__", count)
+    shown = SimpleNamespace(
+        AnnotatedImage=lambda value, color_map: (value, color_map),
+        Error=lambda message, **_: RuntimeError(message),
+    )
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    description = describe_network(segmenter, "net")
+    mark = build_mark(shown, segmenter, description, str(image_path.parent), folder)
+    expected = original(segmenter, image_path, SENTENCES)
+    for threshold in (0.0, segmenter.threshold, 0.95):
+        (annotated, colours), maps, file, notes = mark(
+            str(image_path), "\n".join(SENTENCES), threshold
+        )
+        for (mask, label), result in zip(annotated[1], expected, strict=True):
+            assert np.array_equal(mask, result.probability > threshold)
+            assert label in colours
+        assert (len(maps), Path(file).parents[1]) == (2, folder)
+        empty = sum(result.probability.max() <= threshold for result in expected)
+        assert notes.count("Nothing is marked for") == empty
+    assert len(passes) == 1
+    with pytest.raises(RuntimeError, match=r"^Write a sentence first"):
+        mark(str(image_path), " ", 0.5)
+    with pytest.raises(RuntimeError, match=r"^That image is not among the uploads"):
+        mark(__file__, "star", 0.5)
 
 
 # -- In a browser

@@ -1,4 +1,4 @@
-"""Says what a network was trained on, and warns of images and sentences that it cannot serve."""
+"""Describes networks, and warns of images and sentences that a network was not trained for."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ has more, and 46 of 53 images of COCO."""
 
 @dataclass(frozen=True)
 class Description:
-    """What a user should know about a network.
+    """Describes a network to its users: its training data and its input.
 
     Attributes:
         name: A short name of the network.

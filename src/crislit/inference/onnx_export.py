@@ -20,7 +20,7 @@ from crislit.io import Writer, find_examples, refuse_existing, text_writer, writ
 from crislit.models import CRIS, optimize_for_inference
 
 DATASET_KEYS = ("name", "folder", "embedded")
-"""What is stored of the data set that a network was trained on."""
+"""Keys stored from the configuration of the training's data set."""
 
 
 class Graph(nn.Module):

@@ -1,4 +1,4 @@
-"""What the page computes for a request: masks, probability maps and files."""
+"""Computes masks, probability maps and files for a request of the page."""
 
 import contextlib
 import shutil

@@ -4,7 +4,7 @@ import functools
 import html
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from crislit.inference.web_answers import KEEP_SECONDS, Answer, label_colours, r
 from crislit.inference.web_requests import check_uploaded, local_files_only, uploaded_path
 from crislit.io import EXAMPLES, find_examples
 
+Mark = Callable[[str | None, str, float], tuple[Any, ...]]
+"""Answers a request: from image, sentences and threshold to the contents of the results."""
 CACHED_ANSWERS = 2
 """Answers kept in memory, so that another threshold needs no other forward pass."""
 MAX_QUEUE = 256
@@ -22,13 +24,12 @@ MAX_QUEUE = 256
 TITLE = """# crislit
 Describe things in an image, and see them marked. Each sentence gets its own colour."""
 ADVICE = {
-    "drawn": "For photos, train a network on photos, and start this page with "
-    "--checkpoint FILE.",
+    "drawn": "For photos, train a network on photos, and start this page with --checkpoint FILE.",
     "photos": "Sentences like those of its training work best: they name one thing in the image.",
     "custom": "It knows what was in its training data, and sentences like those.",
     "unknown": "Ask whoever made it which images and sentences it knows.",
 }
-"""What a visitor should know about a network, by the kind of its training images."""
+"""Advice for visitors, by the kind of the network's training images."""
 PLACEHOLDERS = {
     "drawn": "the red star\nlowest blue circle",
     "photos": "the man in red\nleftmost dog",
@@ -73,7 +74,7 @@ def build_page(segmenter: Segmenter, description: Description) -> Any:
 
     Args:
         segmenter: The network.
-        description: What the page says about it.
+        description: Its description, which the page shows.
 
     Raises:
         InputError: If Gradio is not installed.
@@ -84,24 +85,10 @@ def build_page(segmenter: Segmenter, description: Description) -> Any:
     except ImportError as error:
         raise InputError('Gradio is not installed: pip install "crislit[demo]"') from error
 
-    cached_segment = functools.lru_cache(CACHED_ANSWERS)(functools.partial(segment, segmenter))
-
-    def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
-        try:
-            answer = cached_segment(check_uploaded(path, image.GRADIO_CACHE), text or "")
-            annotated, maps, file = render(answer, threshold, Path(page.temporary.name))
-        except InputError as error:
-            raise gradio.Error(str(error), print_exception=False, title="Please check") from error
-        colours = label_colours([label for _, label in annotated[1]])
-        notes = find_notes(answer, threshold, description, segmenter.model.max_tokens)
-        return gradio.AnnotatedImage(annotated, color_map=colours), maps, file, format_notes(notes)
-
-    def change_threshold(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
-        return mark(path, text, threshold) if path and text and text.strip() else (None,) * 4
-
     with gradio.Blocks(
         title="crislit", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as page:
+        page.temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # deleted with the page
         gradio.Markdown(TITLE)
         gradio.HTML(banner(description), padding=False, elem_id="network")
         image, text = build_inputs(gradio, description)
@@ -111,57 +98,16 @@ def build_page(segmenter: Segmenter, description: Description) -> Any:
             with gradio.Column(min_width=300):
                 image.render()
                 text.render()
-                threshold = gradio.Slider(
-                    0.0,
-                    0.95,
-                    value=segmenter.threshold,
-                    step=0.01,
-                    label="How sure must the network be?",
-                    info="Parts of the image are marked where it is surer than this: 0.35 is "
-                    "35 percent. A lower number marks more, a higher one less.",
-                )
-                button = gradio.Button("Mark", variant="primary", elem_id="mark")
+                threshold, button = add_controls(gradio, segmenter.threshold)
             with gradio.Column(min_width=300, elem_id="results"):
-                gradio.HTML("<p>The result appears here.</p>", elem_id="hint", padding=False)
-                overlay = gradio.AnnotatedImage(label="Marked", color_map=None, show_legend=True)
-                notes = gradio.HTML(padding=False, elem_id="notes")
-                maps = gradio.Gallery(
-                    label="How sure the network is: yellow is sure, dark is not",
-                    columns=2,
-                    height="auto",
-                    object_fit="contain",
-                    elem_id="maps",
-                )
-                masks = gradio.File(
-                    label="Masks to download: white is marked, black is not", interactive=False
-                )
-        inputs, outputs = [image, text, threshold], [overlay, maps, masks, notes]
-        queue = "one request at a time"  # shared by both events
-        events = [button.click, text.submit]
-        marked = gradio.on(
-            events,
-            mark,
-            inputs,
-            outputs,
-            api_name="mark",
-            concurrency_id=queue,
-            show_progress_on=overlay,
-        )
-        marked.success(None, js=SHOW_RESULT, api_visibility="private")
-        threshold.change(
-            change_threshold,
-            inputs,
-            outputs,
-            api_visibility="private",
-            trigger_mode="always_last",
-            show_progress="hidden",
-            concurrency_id=queue,
-        )
+                outputs = add_results(gradio)
+        folder = Path(page.temporary.name)
+        mark = build_mark(gradio, segmenter, description, image.GRADIO_CACHE, folder)
+        add_events(gradio, mark, button, [image, text, threshold], outputs)
     for block in page.blocks.values():
         block.async_move_resource_to_block_cache = local_files_only(
             block.async_move_resource_to_block_cache
         )
-    page.temporary = tempfile.TemporaryDirectory(prefix="crislit-")  # deleted with the page
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1, api_open=False)
     return page
 
@@ -209,15 +155,111 @@ def add_examples(gradio: Any, image: Any, text: Any) -> None:
     loaded.then(None, js=SHOW_BUTTON, api_visibility="private")
 
 
+def add_controls(gradio: Any, threshold: float) -> tuple[Any, Any]:
+    """Place the threshold, with this initial value, and the button; return both."""
+    slider = gradio.Slider(
+        0.0,
+        0.95,
+        value=threshold,
+        step=0.01,
+        label="How sure must the network be?",
+        info="Parts of the image are marked where it is surer than this: 0.35 is "
+        "35 percent. A lower number marks more, a higher one less.",
+    )
+    return slider, gradio.Button("Mark", variant="primary", elem_id="mark")
+
+
+def add_results(gradio: Any) -> list[Any]:
+    """Place the results; return overlay, probability maps, masks and notes."""
+    gradio.HTML("<p>The result appears here.</p>", elem_id="hint", padding=False)
+    overlay = gradio.AnnotatedImage(label="Marked", color_map=None, show_legend=True)
+    notes = gradio.HTML(padding=False, elem_id="notes")
+    maps = gradio.Gallery(
+        label="How sure the network is: yellow is sure, dark is not",
+        columns=2,
+        height="auto",
+        object_fit="contain",
+        elem_id="maps",
+    )
+    masks = gradio.File(label="Masks to download: white is marked, black is not", interactive=False)
+    return [overlay, maps, masks, notes]
+
+
+def build_mark(
+    gradio: Any, segmenter: Segmenter, description: Description, uploads: str, folder: Path
+) -> Mark:
+    """Return the function that answers a request.
+
+    Args:
+        gradio: The imported module.
+        segmenter: The network.
+        description: Its description.
+        uploads: The folder of uploaded files.
+        folder: The folder of mask files.
+    """
+    cached_segment = functools.lru_cache(CACHED_ANSWERS)(functools.partial(segment, segmenter))
+
+    def mark(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
+        try:
+            answer = cached_segment(check_uploaded(path, uploads), text or "")
+            annotated, maps, file = render(answer, threshold, folder)
+        except InputError as error:
+            raise gradio.Error(str(error), print_exception=False, title="Please check") from error
+        colours = label_colours([label for _, label in annotated[1]])
+        notes = find_notes(answer, threshold, description, segmenter.model.max_tokens)
+        return gradio.AnnotatedImage(annotated, color_map=colours), maps, file, format_notes(notes)
+
+    return mark
+
+
+def add_events(
+    gradio: Any, mark: Mark, button: Any, inputs: Sequence[Any], outputs: Sequence[Any]
+) -> None:
+    """Answer when the button is clicked, sentences are submitted, or the threshold changes.
+
+    Args:
+        gradio: The imported module.
+        mark: The function that answers a request.
+        button: The button.
+        inputs: Image, sentences and threshold.
+        outputs: See :func:`add_results`.
+    """
+    _, text, threshold = inputs
+    queue = "one request at a time"  # shared by both events
+
+    def change_threshold(path: str | None, text: str, threshold: float) -> tuple[Any, ...]:
+        return mark(path, text, threshold) if path and text and text.strip() else (None,) * 4
+
+    marked = gradio.on(
+        [button.click, text.submit],
+        mark,
+        inputs,
+        outputs,
+        api_name="mark",
+        concurrency_id=queue,
+        show_progress_on=outputs[0],
+    )
+    marked.success(None, js=SHOW_RESULT, api_visibility="private")
+    threshold.change(
+        change_threshold,
+        inputs,
+        outputs,
+        api_visibility="private",
+        trigger_mode="always_last",
+        show_progress="hidden",
+        concurrency_id=queue,
+    )
+
+
 def banner(description: Description) -> str:
-    """Return HTML that names the network, and says what it knows."""
+    """Return HTML with the description of the network and the advice."""
     return f"<p>Network: {html.escape(f'{description}. {ADVICE[description.images]}')}</p>"
 
 
 def find_notes(
     answer: Answer, threshold: float, description: Description, max_tokens: int
 ) -> list[str]:
-    """Return what a visitor should know about an answer besides its masks."""
+    """Return warnings about the image, the sentences and empty masks of an answer."""
     image, sentences, probabilities = answer
     notes = []
     if description.images == "drawn" and looks_like_photo(image):

@@ -9,7 +9,7 @@ from matplotlib.ft2font import FT2Font
 
 log = logging.getLogger(__name__)
 MISSING = "□"
-"""What is drawn for a character that no installed font has."""
+"""Drawn for a character that no installed font has."""
 _reported: set[str] = set()
 
 
