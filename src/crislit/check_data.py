@@ -4,15 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from crislit.data import (
-    draw_sheets,
-    find_remarks,
-    measure_targets,
-    read_custom,
-    read_images,
-    summarize,
-    tabulate,
-)
 from crislit.errors import one_line_errors, printable, require
 
 EPILOG = """
@@ -74,6 +65,17 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         InputError: If the data cannot be read, or a line cannot be used.
     """
+    # Imported here, because it takes seconds and the help does not need it.
+    from crislit.data import (
+        draw_sheets,
+        find_remarks,
+        measure_targets,
+        read_custom,
+        read_images,
+        summarize,
+        tabulate,
+    )
+
     data = read_custom(
         options.file, options.sentences, options.images, options.val_share, options.mask_value
     )

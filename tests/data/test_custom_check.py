@@ -1,6 +1,8 @@
 """Remarks, the automatic split and contact sheets of custom data."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,7 @@ def test_unsuspicious_data_have_no_remark(tmp_path: Path) -> None:
     [
         ([sample(90, polygons=box(0, 0, 60, 35))], "1 masks cover more than half", (10,)),
         ([sample(90, polygons=box(3, 3, 6, 6))], "1 masks cover less than 0.1% of", (10,)),
-        ([sample(90), sample(90, polygons=box(1, 1, 9, 9))], "1 sentences stand for", (11,)),
+        ([sample(90), sample(90, polygons=box(1, 1, 9, 9))], "1 sentences also describe", (11,)),
         ([sample(90), sample(90, "cat")], "1 masks are those of other objects of their", (11,)),
         ([sample(90, "left_shoe")], "1 sentences look like labels or names of files (", (10,)),
         ([sample(90, "IMG001"), sample(91, "p0.jpg")], "2 sentences look like labels", (10, 11)),
@@ -222,20 +224,33 @@ def test_sheets_are_bounded_and_replace_earlier_ones(
     data = read_custom(write(tmp_path, *samples))
     folder = tmp_path / "sheets"
     folder.mkdir()
-    for name in ("sheet-9.png", "sheet-of-mine.png"):
+    for name in ("crislit-sheet-9.png", "crislit-sheet-of-mine.png", "sheet-1.png"):
         (folder / name).write_text("")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Glyph")
         paths, notes = draw_sheets(data, [], folder)
-    assert [path.name for path in paths] == [f"sheet-{i}.png" for i in (1, 2)]
+    assert [path.name for path in paths] == [f"crislit-sheet-{i}.png" for i in (1, 2)]
     assert sorted(path.name for path in folder.iterdir()) == [
         *(path.name for path in paths),
-        "sheet-of-mine.png",
+        "crislit-sheet-of-mine.png",
+        "sheet-1.png",
     ]
     for path in paths:
         with PIL.Image.open(path) as image:
             assert 1000 < min(image.size) < 3000
     assert len(notes) <= 1
+
+
+def test_sheets_never_replace_images_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Path(write(tmp_path / "photos", sample("crislit-sheet-2.png"))).unlink()
+    line = json.dumps(sample("photos/crislit-sheet-2.png"))
+    (tmp_path / "d.jsonl").write_text(line)
+    data = read_custom(str(tmp_path / "d.jsonl"))
+    assert not data.problems
+    with pytest.raises(InputError, match="holds images of the data: choose another folder"):
+        draw_sheets(data, [], tmp_path / "sheets" / ".." / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["crislit-sheet-2.png"]
 
 
 def test_check_data_draws_what_can_be_read(
@@ -247,7 +262,7 @@ def test_check_data_draws_what_can_be_read(
     with pytest.raises(SystemExit, match="error: 1 problems in"):
         check_data.main([file, "--figures", str(tmp_path / "sheets")])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == str(tmp_path / "sheets/sheet-1.png")
+    assert lines[-1] == str(tmp_path / "sheets/crislit-sheet-1.png")
     with PIL.Image.open(lines[-1]) as image:
         assert image.width > 1000
 
@@ -261,3 +276,19 @@ def test_check_data_of_the_maintainers_masks_marks_the_suspicious_ones(
     output = capsys.readouterr().out
     assert [line.split(":")[0] for line in output.splitlines()[:2]] == ["line 1", "line 2"]
     assert "note: 2 masks cover more than half of their image (lines 4, 5)" in output
+
+
+def test_the_help_of_check_data_does_not_wait_for_pytorch() -> None:
+    script = """
+import sys
+from crislit import check_data
+try:
+    check_data.main(["--help"])
+except SystemExit:
+    print(*sorted({"torch", "numpy", "cv2", "matplotlib"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    *lines, loaded = result.stdout.splitlines()
+    assert "check_data FILE" in "".join(lines)
+    assert loaded == ""

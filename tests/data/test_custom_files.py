@@ -116,6 +116,26 @@ def test_a_file_is_found_under_the_spelling_that_exists(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_is_simplified_only_where_it_stays_the_same_file(tmp_path: Path) -> None:
+    for folder, shade in (("", 1), ("elsewhere", 2)):
+        save_image(tmp_path, f"{folder}/i.png")
+        PIL.Image.fromarray(np.full((40, 60, 3), shade, dtype=np.uint8)).save(
+            tmp_path / folder / "i.png"
+        )
+    (tmp_path / "elsewhere/deep").mkdir()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere/deep")
+    names = ["i.png", "plain/../i.png", "link/../i.png"]
+    lines = [json.dumps({**GOOD, "image": name}) for name in names]
+    data = read_custom(write(tmp_path, "\n".join(lines)))
+    assert not data.problems
+    found = [image["file_name"] for image in data.instances["images"]]
+    assert found == ["i.png", "link/../i.png"]
+    with PIL.Image.open(data.folder / found[1]) as image:
+        assert image.getpixel((0, 0)) == (2, 2, 2)
+    assert [ref["image_id"] for ref in data.refs] == [1, 1, 2]
+
+
 def test_a_mask_is_found_too_and_two_candidates_are_an_error(tmp_path: Path) -> None:
     save_image(tmp_path, "a.png")
     mask = np.zeros((40, 60), dtype=np.uint8)

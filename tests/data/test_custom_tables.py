@@ -130,9 +130,12 @@ def test_whole_numbers_count_however_they_are_written(
     [
         ({"images.0.id": "a3f1-00"}, "the id of one of the images must be a number, found 'a3f1"),
         ({"annotations.0.id": -1}, "the id of one of the annotations must be a number, found -1"),
-        ({"annotations.0.id": 1.5}, "found 1.5: write whole numbers, such as 0, 1, 2"),
-        ({"annotations.0.id": None}, "found None"),
-        ({"annotations.0.id": True}, "found True"),
+        (
+            {"annotations.0.id": 1.5},
+            "items with an 'id', as in COCO; the id 1.5 is not a whole number",
+        ),
+        ({"annotations.0.id": None}, "the id None is not a whole number"),
+        ({"annotations.0.id": True}, "the id True is not a whole number"),
         ({"annotations.2.id": 1}, "the id 1 occurs twice among the annotations"),
     ],
 )

@@ -243,6 +243,44 @@ def test_label_studio_run_lengths_in_json_lines(tmp_path: Path) -> None:
     assert all("not Label Studio's run lengths" in problem.reason for problem in data.problems)
 
 
+def test_results_without_a_region_leave_the_regions_as_they_are(tmp_path: Path) -> None:
+    save_image(tmp_path, "p0.jpg")
+    arrow = {"from_id": "a", "to_id": "b", "type": "relation", "direction": "right"}
+    results = [
+        *(polygon("a"), text("a", "the box"), stroke("b"), text("b", "the disc")),
+        *(arrow, {**arrow, "labels": ["beside"]}),
+        *(
+            region("t", "datetime", {"datetime": "2024-01-01"}),
+            region("t", "rating", {"rating": 3}),
+        ),
+        region("p", "pairwise", {"selected": "left"}),
+    ]
+    data = read_custom(write_json(tmp_path / "p.json", [task(1, "p0.jpg", results)]))
+    assert not data.problems
+    assert [sentences for *_, sentences in listed(data)] == [["the box"], ["the disc"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"caption": "A man. In red", "photo": "/data/upload/1/a.png"}, "a.png"),
+        ({"caption": "A man. In red", "photo": "/data/local-files/?d=deep/b.JPG"}, "deep/b.JPG"),
+        ({"note": "1.5", "photo": "https://host.org/a.png?size=1.5"}, "a.png"),
+        ({"note": "b.JPG", "image": "a.png"}, "a.png"),
+        ({"image": "none", "img": "a.png"}, "a.png"),
+    ],
+)
+def test_the_image_of_a_task_ends_like_one(
+    values: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    for name in ("a.png", "deep/b.JPG"):
+        save_image(tmp_path, name)
+    content = {**task(1, "a.png", [polygon("a"), text("a", "the box")]), "data": values}
+    data = read_custom(write_json(tmp_path / "p.json", [content]))
+    assert not data.problems
+    assert listed(data) == [(expected, "train", ["the box"])]
+
+
 # -- COCO: CVAT and Roboflow
 
 
@@ -309,6 +347,55 @@ def test_own_sentences_of_a_single_file_need_no_table(tmp_path: Path) -> None:
         read_custom(file)
 
 
+def test_parts_of_a_segmentation_are_united(tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    parts = []
+    for mask in (BOX, DISC):
+        runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        parts.append({"size": runs["size"], "counts": runs["counts"].decode()})
+    write_json(tmp_path / "c.json", coco(["a.png"], sentence="both", segmentation=parts))
+    line = {"image": "a.png", "sentence": "both", "rle": parts}
+    write_json(tmp_path / "d.jsonl", line)
+    for name in ("c.json", "d.jsonl"):
+        index = CustomSource(str(tmp_path / name)).open()
+        assert np.array_equal(index.mask(0), BOX | DISC), name
+    mixed = coco(["a.png"], sentence="both", segmentation=[POLYGON, parts[0]])
+    [problem] = read_custom(write_json(tmp_path / "c.json", mixed)).problems
+    assert problem.reason.startswith("its mask mixes polygons and run lengths")
+
+
+def test_training_can_skip_annotations_of_train_but_not_of_val(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(4)]
+    for name in names:
+        save_image(tmp_path, name)
+    content = coco(names, sentence="the box")
+    for row, split in enumerate(("train", "train", "train", "val")):
+        content["images"][row]["split"] = split
+    content["annotations"][0]["sentence"] = ""
+    content["annotations"][1]["sentence"] = 5
+    source = CustomSource(write_json(tmp_path / "c.json", content))
+    assert [(p.line, p.split) for p in read_custom(source.file).problems] == [
+        (1, "train"),
+        (2, "train"),
+    ]
+    with pytest.raises(InputError, match="2 annotations of"):
+        source.open()
+    index = source.open(skip_unusable=True)
+    assert (len(index), len(index.skipped)) == (2, 2)
+    content["annotations"][3]["sentence"] = ""
+    write_json(tmp_path / "c.json", content)
+    with pytest.raises(InputError, match=r"1 annotations of .* annotation 4: it has no sentence"):
+        source.open(skip_unusable=True)
+
+
+def test_each_file_of_a_folder_needs_a_sentence(tmp_path: Path) -> None:
+    for split, more in (("train", {"sentence": 5}), ("valid", {})):
+        save_image(tmp_path / split, "a.png")
+        write_json(tmp_path / split / "_annotations.coco.json", coco(["a.png"], **more))
+    with pytest.raises(InputError, match=r"valid/_annotations\.coco\.json: no annotation has a"):
+        read_custom(str(tmp_path))
+
+
 def write_roboflow(folder: Path) -> str:
     for split, digest in (("train", "1f"), ("valid", "2e"), ("test", "3d")):
         name = f"p0_jpg.rf.{digest * 16}.jpg"
@@ -333,6 +420,9 @@ def test_roboflow_folders_are_splits(tmp_path: Path) -> None:
         ("valid", "val", "the box of valid"),
         ("test", "test", "the box of test"),
     }
+    for table in (str(tmp_path / "train/s.csv"), "~/s.csv", "../train/s.csv", "train/s.csv"):
+        with pytest.raises(InputError, match="needs the name of a CSV that lies in each of them"):
+            read_custom(folder, table)
     (tmp_path / "valid/s.csv").write_text("ann_id,sentence\n9,the box\n")
     [problem] = read_custom(folder, "s.csv").problems
     assert problem.reason.startswith("valid/_annotations.coco.json: annotation 9 is not in")

@@ -116,6 +116,18 @@ AMBIGUOUS: dict[str, tuple[Any, str]] = {
         palette_image(DISC.astype(np.uint8) + LOWER, VOC),
         "#000000, #800000, #008000",
     ),
+    "dark object, border, a stray pixel": (
+        np.where((y == 0) & (x == 0), 100, np.where(RING, 255, 15 * DISC)).astype(np.uint8),
+        "its values are 0, 15, 100, 255",
+    ),
+    "dark objects, border, a stray pixel": (
+        np.where((y + x) == 0, 100, np.where(RING, 255, DISC + 1 * LOWER)).astype(np.uint8),
+        "its values are 0, 1, 2, 100, 255",
+    ),
+    "bright object and border, a stray pixel": (
+        np.where((y + x) == 0, 100, np.where(RING, 255, 245 * DISC)).astype(np.uint8),
+        "its values are 0, 100, 245, 255",
+    ),
     "steps": (np.broadcast_to((x // 8 * 17).astype(np.uint8), SIZE), "(16 values)"),
     "image": (np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8), "colours)"),
 }

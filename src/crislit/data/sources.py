@@ -96,8 +96,9 @@ class CustomSource:
         data = read_custom(self.file, self.sentences, self.images, self.val_share, self.mask_value)
         is_table = data.unit == "line" and self.sentences is not None
         table = self.sentences if is_table else self.file
-        skipped = [p for p in data.problems if skip_unusable and p.split == "train"]
-        problems = [problem for problem in data.problems if problem not in skipped]
+        skippable = ("train",) if skip_unusable else ()
+        skipped = [problem for problem in data.problems if problem.split in skippable]
+        problems = [problem for problem in data.problems if problem.split not in skippable]
         reasons = "; ".join(f"{data.unit} {p.line}: {p.reason[:250]}" for p in problems[:3])
         require(
             not problems,

@@ -190,7 +190,8 @@ def _has_two_levels(values: npt.NDArray[np.uint8], is_lossy: bool) -> bool:
 
     Labels of objects form areas: pixels whose neighbours all have the same value. Values of soft
     edges do not. The labels 0, 1 and 255 have no value in between, as soft edges have, and none
-    just below 255, as the noise of a compressed image.
+    just below 255, as the noise of a compressed image. And every value of labels forms areas, while
+    noise also has values that do not.
     """
     kernel = np.ones((3, 3), dtype=np.uint8)
     is_flat = cv2.erode(values, kernel) == cv2.dilate(values, kernel)
@@ -198,11 +199,16 @@ def _has_two_levels(values: npt.NDArray[np.uint8], is_lossy: bool) -> bool:
     used = _values(values)
     darkest, brightest = int(used[0]), int(used[-1])
     between = (used > darkest + END) & (used < brightest - END)
-    near = [(used > darkest) & (used <= darkest + END), (used < brightest) & ~between]
-    has_noise = near[0].any() and (near[1] & (used >= brightest - END)).any()
+    near = [
+        used[(used > darkest) & (used <= darkest + END)],
+        used[(used < brightest) & (used >= brightest - END)],
+    ]
+    has_noise = all(map(len, near))
+    most = PLATEAU * values.size
+    has_labels = any(0 < len(end) < END and (flat[end] > most).all() for end in near)
     plateaus = flat[darkest + END + 1 : max(0, brightest - END)].sum()
-    is_two_level = darkest <= 127 < brightest and plateaus <= PLATEAU * values.size
-    return bool(is_two_level and (is_lossy or between.any() or has_noise))
+    is_two_level = darkest <= 127 < brightest and plateaus <= most
+    return bool(is_two_level and (is_lossy or ((between.any() or has_noise) and not has_labels)))
 
 
 def _values(labels: Array) -> Array:

@@ -135,7 +135,7 @@ class RefBuilder:
             value = self.mask_value if value is None else value
             segmentation, values = read_mask(path, size, value)
             self._mask_values[values] += 1
-        elif forms[0] == "rle" and isinstance(segmentation, list):
+        elif forms[0] == "rle" and isinstance(segmentation, list) and not _has_parts(segmentation):
             segmentation = decode_runs(segmentation, size)
         return self.check_segmentation(segmentation, image)
 
@@ -146,7 +146,7 @@ class RefBuilder:
             InputError: If it does not, or is empty.
         """
         try:
-            if isinstance(segmentation, list):
+            if isinstance(segmentation, list) and not _has_parts(segmentation):
                 check_polygons(segmentation)
             polygons, runs = parse_segmentation(segmentation, (image["height"], image["width"]))
         except InputError:
@@ -202,3 +202,8 @@ class RefBuilder:
             mask_values=dict(self._mask_values),
             notes=[*self.notes, *notes],
         )
+
+
+def _has_parts(segmentation: list[Any]) -> bool:
+    """Whether a segmentation has parts with run lengths of their own, which are united."""
+    return any(isinstance(part, dict) for part in segmentation)

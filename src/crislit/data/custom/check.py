@@ -50,7 +50,7 @@ def summarize(data: CustomData) -> list[str]:
     """Return one line per split with its numbers of objects, sentences and images."""
     objects = Counter(ref["split"] for ref in data.refs)
     sentences = Counter(ref["split"] for ref in data.refs for _ in ref["sentences"])
-    images = _images(data)
+    images = images_by_split(data)
     return [
         f"{split}: {objects[split]} objects, {sentences[split]} sentences, "
         f"{len(images[split])} images"
@@ -69,7 +69,7 @@ def tabulate(data: CustomData, areas: list[float], max_tokens: int) -> list[str]
     rows: list[tuple[str, ...]] = [
         ("split", "sentences/image", "target area: min", "median", "max", "sentences cut off")
     ]
-    for split, images in sorted(_images(data).items()):
+    for split, images in sorted(images_by_split(data).items()):
         own = [row for row, ref in enumerate(data.refs) if ref["split"] == split]
         sentences = [sentence["sent"] for row in own for sentence in data.refs[row]["sentences"]]
         shares = [areas[row] for row in own]
@@ -94,9 +94,9 @@ def tabulate(data: CustomData, areas: list[float], max_tokens: int) -> list[str]
     return lines + ([f"and {len(masks) - 8} other combinations"] if len(masks) > 8 else [])
 
 
-def _images(data: CustomData) -> dict[str, set[int]]:
+def images_by_split(data: CustomData) -> defaultdict[str, set[int]]:
     """Return the ids of each split's images."""
-    images: dict[str, set[int]] = defaultdict(set)
+    images: defaultdict[str, set[int]] = defaultdict(set)
     for ref in data.refs:
         images[ref["split"]].add(ref["image_id"])
     return images

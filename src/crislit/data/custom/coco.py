@@ -13,6 +13,7 @@ from crislit.data.custom.values import (
     parse_split,
     parse_whole,
 )
+from crislit.data.refer_annotations import index_by_id
 from crislit.errors import InputError, require
 from crislit.io import read_json
 
@@ -59,7 +60,7 @@ def read_coco_folder(folder: Path, sentences: str | None, images: Path | None) -
     Args:
         folder: The folder. It holds ``train/_annotations.coco.json`` (Roboflow),
             ``annotations/instances_train.json`` (CVAT), ``train.json``, or SAM's ``*.json``.
-        sentences: As in :func:`read_coco`; a CSV lies beside each COCO file, under this name.
+        sentences: As in :func:`read_coco`; of splits, the name of a CSV beside each COCO file.
         images: The folder of SAM's images. None: the same.
 
     Raises:
@@ -69,6 +70,11 @@ def read_coco_folder(folder: Path, sentences: str | None, images: Path | None) -
     if not files:
         return _read_sam_folder(folder, sentences, images)
     require(images is None, "dataset.images is for one COCO file; a folder has its images inside")
+    # Ids of annotations start again in each split: one CSV for all would mix up objects.
+    require(
+        sentences in (None, CATEGORIES) or Path(sentences).name == sentences,
+        f"a folder of splits needs the name of a CSV that lies in each of them, found {sentences}",
+    )
     unit = "annotation" if sentences in (None, CATEGORIES) else "line"
     builder = RefBuilder(folder, unit)
     for path, split, image_folder in files:
@@ -112,8 +118,9 @@ def add_coco(
         categories = _category_names(content, path) if table is not None else None
         if categories is not None and CATEGORY_NOTE not in builder.notes:
             builder.notes.append(CATEGORY_NOTE)
+        has_sentences = categories is not None or any(map(_attributes, annotations.values()))
+        require(has_sentences or not annotations, f"{path}: {NO_SENTENCES}")
         groups = _own_sentences(annotations, images, categories, builder.problems, split)
-        require(groups or not annotations or builder.problems, f"{path}: {NO_SENTENCES}")
     for ann_id, (name, sentences) in groups.items():
         try:
             annotation = annotations[ann_id]
@@ -131,20 +138,9 @@ def add_coco(
 
 def _index(content: Any, kind: str, path: Path) -> dict[int, dict[str, Any]]:
     """Return COCO's images or annotations by their ids."""
-    items = content.get(kind) if isinstance(content, dict) else None
-    require(
-        isinstance(items, list) and all(isinstance(i, dict) and "id" in i for i in items),
-        f"{path} should hold a list {kind!r} of items with an 'id', as in COCO",
-    )
-    index: dict[int, dict[str, Any]] = {}
-    for item in items or ():
-        number = parse_whole(item["id"], f"{path}: the id of one of the {kind}")
-        other = index.setdefault(number, item)
-        require(
-            other is item or other == item,
-            f"{path}: the id {number} occurs twice among the {kind}, with different content",
-        )
-    return index
+    items = index_by_id(content, kind, path)
+    name = f"{path}: the id of one of the {kind}"
+    return {parse_whole(number, name): item for number, item in items.items()}
 
 
 def _image_of(annotation: dict[str, Any], images: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -180,26 +176,22 @@ def _own_sentences(
 ) -> Groups:
     """Return the sentences that annotations have themselves, or the names of their categories."""
     groups: Groups = {}
-    without = []
     for ann_id, annotation in annotations.items():
+        split = None
         try:
+            split = parse_split(_image_of(annotation, images).get("split"), default_split)
             if categories is None:
                 sentences = _attributes(annotation)
-                if not sentences:
-                    without.append(ann_id)
-                    continue
+                expected = f"expected a key or an attribute named {' or '.join(SENTENCE_KEYS)}"
+                require(sentences, f"it has no sentence: {expected}")
             else:
                 number = parse_whole(annotation.get("category_id"), "category_id")
                 require(number in categories, f"category {number} is not listed")
                 sentences = [categories[number]]
             parse_sentences({"sentences": sentences})
-            split = parse_split(_image_of(annotation, images).get("split"), default_split)
             groups[ann_id] = split, [(ann_id, sentence) for sentence in sentences]
         except (InputError, ValueError) as error:
-            problems.append(Problem(ann_id, str(error)))
-    if groups:
-        expected = f"expected a key or an attribute named {' or '.join(SENTENCE_KEYS)}"
-        problems += [Problem(ann_id, f"it has no sentence: {expected}") for ann_id in without]
+            problems.append(Problem(ann_id, str(error), split))
     return groups
 
 

@@ -1,6 +1,5 @@
 """Draws contact sheets of custom data: images with their targets and sentences."""
 
-import re
 import textwrap
 import warnings
 from pathlib import Path
@@ -13,12 +12,14 @@ from crislit.data.custom.builder import CustomData
 from crislit.data.custom.check import draw_target
 from crislit.data.custom.remarks import Remark
 from crislit.data.refer_annotations import Mask
-from crislit.errors import InputError, printable
+from crislit.errors import InputError, printable, require
 from crislit.io import Image, decode_image, write_files
 
 COLUMNS, ROWS = 4, 6
 """Samples of a sheet."""
 MAX_SHEETS = 4
+PREFIX = "crislit-sheet-"
+"""Beginning of the sheets' names, which no other file should have."""
 SIDE = 400
 """Pixels of the longer side of an image on a sheet."""
 DIMMED = 0.55
@@ -31,7 +32,7 @@ MAX_LINES = 4
 def draw_sheets(
     data: CustomData, remarks: list[Remark], folder: Path
 ) -> tuple[list[Path], list[str]]:
-    """Draw at most :data:`MAX_SHEETS` contact sheets, ``sheet-1.png`` and so on.
+    """Draw at most :data:`MAX_SHEETS` contact sheets, ``crislit-sheet-1.png`` and so on.
 
     Earlier sheets of the folder are replaced.
 
@@ -44,8 +45,13 @@ def draw_sheets(
         The files, and remarks on them.
 
     Raises:
-        InputError: If a sheet cannot be written.
+        InputError: If a sheet cannot be written, or the folder holds images of the data.
     """
+    parents = {(data.folder / image["file_name"]).parent for image in data.instances["images"]}
+    require(
+        folder.resolve() not in {parent.resolve() for parent in parents},
+        f"{folder} holds images of the data: choose another folder for the contact sheets",
+    )
     rows = choose_rows(len(data.refs), remarks, MAX_SHEETS * COLUMNS * ROWS)
     suspicious = {row for remark in remarks for row in remark.rows}
     tiles = []
@@ -54,14 +60,14 @@ def draw_sheets(
             tiles.append((_draw_tile(data, row), _caption(data, row), row in suspicious))
         except InputError:
             continue  # an unreadable image, which is among the problems
-    for path in folder.glob("sheet-*.png"):
-        if re.fullmatch(r"sheet-\d+\.png", path.name):
+    for path in folder.glob(f"{PREFIX}*.png"):
+        if path.stem.removeprefix(PREFIX).isdecimal():
             path.unlink()
     paths, per_sheet = [], COLUMNS * ROWS
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for start in range(0, len(tiles), per_sheet):
-            path = folder / f"sheet-{start // per_sheet + 1}.png"
+            path = folder / f"{PREFIX}{start // per_sheet + 1}.png"
             figure = _draw_sheet(tiles[start : start + per_sheet])
             write_files({path: lambda part, figure=figure: figure.savefig(part, format="png")})  # type: ignore[misc]
             paths.append(path)

@@ -119,7 +119,10 @@ class FileFinder:
     def _simplify(self, name: str) -> str:
         """Return a name without detours, so that one image has one name."""
         simple = posixpath.normpath(name)
-        return simple if simple == name or self._exists(simple) else name
+        if simple == name or not self._exists(simple):
+            return name
+        # Behind a link to a folder, ".." leads elsewhere than the text says.
+        return simple if (self.folder / name).samefile(self.folder / simple) else name
 
     def _exists(self, name: str) -> bool:
         try:

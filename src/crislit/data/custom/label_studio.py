@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -11,9 +11,12 @@ from crislit.data.custom.coco import CATEGORIES, CATEGORY_NOTE
 from crislit.data.custom.label_studio_runs import decode_runs
 from crislit.data.custom.values import parse_sentences, parse_split, parse_whole
 from crislit.errors import InputError, require
+from crislit.io import image_suffixes
 
 REGIONS = ("brushlabels", "brush", "polygonlabels", "polygon", "labels")
 """Types of results that may draw a region."""
+LOOSE = ("textarea", "choices", "taxonomy", "rating", "number", "datetime", "pairwise", "ranker")
+"""Types of results that draw no region: they belong to one drawn elsewhere, or to the image."""
 IMAGE_KEYS = ("image", "img")
 """Usual keys of a task's image."""
 
@@ -127,6 +130,8 @@ def _regions(task: dict[str, Any]) -> dict[Any, list[dict[str, Any]]]:
     regions: dict[Any, list[dict[str, Any]]] = {}
     for annotation in annotations:
         for result in _as_list(annotation.get("result")):
+            if isinstance(result, dict) and result.get("type") == "relation":
+                continue  # an arrow between two regions
             if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
                 raise InputError("a result of the task is not as in Label Studio's exports")
             regions.setdefault(str(result.get("id")), []).append(result)
@@ -151,7 +156,7 @@ def _attach_texts(
 
 def _is_loose(result: dict[str, Any]) -> bool:
     """Whether a result says something about the whole image, or about a region drawn elsewhere."""
-    return result.get("type") in ("textarea", "choices", "taxonomy", "rating", "number")
+    return result.get("type") in LOOSE
 
 
 def _texts(results: list[dict[str, Any]]) -> list[Any]:
@@ -205,6 +210,12 @@ def _segmentation(result: dict[str, Any], image: dict[str, Any]) -> Any:
     return [[x * scale[axis] for point in points for axis, x in enumerate(point)]]
 
 
+def _path_of(url: str) -> str:
+    """Return the path of a URL; of ``/data/local-files/?d=photos/7.jpg``, ``photos/7.jpg``."""
+    address = urlsplit(url)
+    return parse_qs(address.query).get("d", [""])[0] or unquote(address.path)
+
+
 def _image_name(builder: RefBuilder, task: dict[str, Any]) -> str:
     """Return the file of a task's image, whose name Label Studio puts a prefix before.
 
@@ -212,12 +223,11 @@ def _image_name(builder: RefBuilder, task: dict[str, Any]) -> str:
     """
     data = _data(task)
     urls = [data[key] for key in IMAGE_KEYS if isinstance(data.get(key), str)]
-    urls += [url for url in data.values() if isinstance(url, str) and "." in url]
-    if not urls:
-        raise InputError("the task has no image: its data should have the key image")
-    address = urlsplit(urls[0])
-    local = parse_qs(address.query).get("d", [""])[0]  # /data/local-files/?d=photos/7.jpg
-    path = local or unquote(address.path)
+    urls = urls or [url for url in data.values() if isinstance(url, str) and "." in url]
+    require(urls, "the task has no image: its data should have the key image")
+    suffixes = image_suffixes()
+    # The first that ends like an image: sentences have dots, too.
+    path = max(map(_path_of, urls), key=lambda path: PurePosixPath(path).suffix.lower() in suffixes)
     name = posixpath.basename(path.replace("\\", "/"))
     short = re.sub(r"^[0-9a-f]{8}-", "", name)
     candidates = dict.fromkeys((path.lstrip("/"), name, short))

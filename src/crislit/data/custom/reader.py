@@ -5,8 +5,9 @@ Each line of a JSON-lines file describes one object of an image:
     {"image": "photos/7.jpg", "sentences": ["the man in red"], "split": "train", "mask": "7.png"}
 
 ``sentence`` may replace ``sentences``, and ``polygons`` ([[x, y, x, y, ...], ...]) or ``rle``
-({"size", "counts"} as in COCO, or Label Studio's list) may replace ``mask``. ``mask_value`` names
-the object's value in a mask of several. Paths are relative to the file. The default split is train.
+({"size", "counts"} as in COCO, a list of them, or Label Studio's list) may replace ``mask``.
+``mask_value`` names the object's value in a mask of several. Paths are relative to the file. The
+default split is train.
 """
 
 import difflib
@@ -87,7 +88,7 @@ def _read_file(
     is_coco = isinstance(document, dict) and _is_coco(document)
     if is_coco or sentences is not None:
         return read_coco(document if is_coco else read_json(path), path, sentences, images)
-    require(images is None, f"dataset.images is for COCO files, and {path} is none")
+    require(images is None, f"dataset.images is for COCO files, and {path} is not one")
     if document is not None:
         require(
             isinstance(document, list),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crislit.data.custom.builder import CustomData
-from crislit.data.custom.check import draw_target
+from crislit.data.custom.check import draw_target, images_by_split
 from crislit.transforms import truncated_words
 
 LARGE = 0.5
@@ -80,9 +80,7 @@ def find_remarks(
 
 
 def _splits(data: CustomData, digests: dict[int, str]) -> Iterator[Remark]:
-    splits: dict[str, set[int]] = defaultdict(set)
-    for ref in data.refs:
-        splits[ref["split"]].add(ref["image_id"])
+    splits = images_by_split(data)
     for split in ("train", "val"):
         if split not in splits:
             can_share = split == "val" and "train" in splits
@@ -98,12 +96,13 @@ def _splits(data: CustomData, digests: dict[int, str]) -> Iterator[Remark]:
                 f"{len(shared)} images of {split} are also in train, so metrics on {split} will "
                 "be too high"
             )
-        copies = sorted(i for i in images - splits["train"] if digests.get(i) in contents)
+        copies = {i for i in images - splits["train"] if digests.get(i) in contents}
         if copies:
-            original = names[contents[digests[copies[0]]]]
+            copy = min(copies)
+            original = names[contents[digests[copy]]]
             yield Remark(
                 f"{len(copies)} images of {split} have the same content as images of train "
-                f"({names[copies[0]]} and {original}), so metrics on {split} will be too high",
+                f"({names[copy]} and {original}), so metrics on {split} will be too high",
                 tuple(row for row, ref in enumerate(data.refs) if ref["image_id"] in copies),
             )
     if 0 < len(splits["val"]) < FEW_IMAGES:
@@ -140,7 +139,7 @@ def _masks(data: CustomData, targets: list[Target]) -> Iterator[Remark]:
 
 def _sentences(data: CustomData, targets: list[Target], max_tokens: int) -> Iterator[Remark]:
     remarks = {
-        "stand for another target of the same image, too": ": a sentence should fit one of them",
+        "also describe another target of their image": ": a sentence should fit one of them",
         "are listed twice for their object": "",
         "look like labels or names of files": ", for example {}",
         f"longer than {max_tokens} tokens are truncated": ": raise dataset.max_words",

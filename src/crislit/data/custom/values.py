@@ -1,8 +1,8 @@
 """Parses the values of custom data: numbers, paths, splits, sentences and polygons."""
 
-import re
 from typing import Any
 
+from crislit.data.refer_annotations import parse_integer
 from crislit.errors import InputError, require
 from crislit.transforms import has_words
 
@@ -17,20 +17,17 @@ def parse_whole(value: Any, name: str) -> int:
     """Return a whole number from 0, however it is written: 17, 17.0, "17" or " 17.0 ".
 
     Raises:
-        InputError: If it is none.
+        InputError: If it is not one.
     """
-    number = value
-    if isinstance(value, str):
-        text = re.fullmatch(r"(\d{1,18})(\.0*)?", value.strip())
-        number = int(text[1]) if text else None
-    elif isinstance(value, float) and value.is_integer():
-        number = int(value)
-    is_whole = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
-    if not is_whole:
+    try:
+        number = parse_integer(value, name)
+    except InputError:
+        number = -1
+    if number < 0:
         raise InputError(
             f"{name} must be a number, found {value!r:.60}: write whole numbers, such as 0, 1, 2"
         )
-    return int(number)
+    return number
 
 
 def parse_path(sample: dict[str, Any], key: str) -> str:
