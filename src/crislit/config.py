@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crislit.errors import InputError, first_line
+from crislit.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -125,4 +125,6 @@ def compose_complete(overrides: Sequence[str] = ()) -> dict[str, Any]:
             config, resolve=True, throw_on_missing=True
         )
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(f"{first_line(error)} (in {' '.join(overrides)})") from error
+        reason = str(error).partition("\n")[0]
+        place = getattr(error, "full_key", None) or " ".join(overrides)
+        raise InputError(f"{reason} (in {place})") from error

@@ -1,4 +1,4 @@
-"""What a job of a sweep finds in its folder, without starting processes."""
+"""Jobs of a sweep and the files in their folders, without starting processes."""
 
 import shutil
 from pathlib import Path

@@ -52,7 +52,9 @@ def test_changed_data_are_never_taken_for_those_of_an_earlier_run(
     checkpoint = read_checkpoint(folder / "checkpoints" / LAST)
     assert len(results["data"]) == 16
     names = ("experiment", "setting", "data")
-    assert checkpoint.fingerprint == {name: results[name] for name in names}
+    assert {name: checkpoint.fingerprint[name] for name in names} == {
+        name: results[name] for name in names
+    }
 
     write_custom(tmp_path / "own", **change)
     for is_finished in (True, False):
@@ -101,9 +103,25 @@ def test_a_run_continues_only_on_its_own_data_set(
 def test_runs_of_version_0_1_are_compared_by_their_configuration() -> None:
     config = compose_config(["dataset=refcoco", "model.clip_weights=null"])
     prints = fingerprint(config, "0123456789abcdef")
-    check_same_run(prints, {}, config, "it is")
-    with pytest.raises(InputError, match="a run with other settings"):
-        check_same_run(prints, {}, config | {"seed": 1}, "it is")
+    check_same_run(prints, config, {}, config, "it is")
+    other = config | {"seed": 1}
+    with pytest.raises(InputError, match=r"a run with other settings \(seed=1, here 0\);"):
+        check_same_run(prints, config, {}, other, "it is")
+
+
+def test_a_run_continues_without_the_file_that_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, first = write_custom(tmp_path / "own"), tmp_path / "first"
+    run(monkeypatch, first, *TINY, data)
+    best = first / "checkpoints/best.ckpt"
+    options = (*TINY, data, f"init_from={best}", "resume=auto")
+    expected = run(monkeypatch, tmp_path / "second", *options)
+    best.unlink()
+    (tmp_path / "second/results.json").unlink()
+    again = run(monkeypatch, tmp_path / "second", *options)
+    assert again["experiment"] == expected["experiment"]
+    assert again["initial_weights"] == expected["initial_weights"]
 
 
 def test_fewer_epochs_than_a_checkpoint_has_trained_are_one_error(

@@ -9,6 +9,7 @@ from crislit.checkpoints.checkpoint import Checkpoint, read_any, read_checkpoint
 from crislit.config import compose_config
 from crislit.models import CRISConfig
 from crislit.training.evaluation import complete_config
+from crislit.training.provenance import fingerprint
 from tests.runs import run
 from tests.training.test_data_identity import TINY, write_custom
 
@@ -57,9 +58,12 @@ def test_networks_are_evaluated_on_data_of_another_kind(
     assert list(other["splits"]) == ["testA"]
     assert other["splits"]["testA"]["samples"] == 36
     assert other["data"] != results["data"]
+    as_if_trained = fingerprint(other["config"], other["data"])
+    assert other["setting"] != as_if_trained["setting"]  # not a run on those data
     same = run(monkeypatch, tmp_path / "b", *options, *own, program="evaluate")
     assert same["splits"] == results["splits"]
     assert same["data"] == results["data"]
+    assert (same["experiment"], same["setting"]) == (results["experiment"], results["setting"])
     options = ("trainer=cpu", "checkpoint=shapes-tiny")
     shipped = run(monkeypatch, tmp_path / "c", *options, *own, program="evaluate")
     assert shipped["config"]["dataset"]["name"] == "custom"

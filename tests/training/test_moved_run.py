@@ -69,6 +69,13 @@ def test_a_run_that_continues_elsewhere_keeps_its_best_checkpoint(
     assert same_best(elsewhere, whole)
     assert results["splits"] == expected["splits"]
 
+    # A damaged one does not keep the run from continuing.
+    damaged = shutil.copytree(copies / "12", tmp_path / "damaged") / "checkpoints"
+    (damaged / BEST).write_bytes(b"PK")
+    begun = tmp_path / "begun"
+    run(monkeypatch, begun, *overrides, f"resume={damaged / LAST}", "recipe.epochs=3")
+    assert read_checkpoint(begun / "checkpoints" / BEST).steps == 12  # its first validation
+
     # Scores by another threshold cannot be compared, so the best begins anew.
     other = tmp_path / "other"
     last = copies / "9" / "checkpoints" / LAST

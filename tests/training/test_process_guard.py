@@ -104,20 +104,22 @@ def test_an_error_of_one_or_all_processes_is_reported_once(
 
 
 FORKS = """
-import os, time
+import os
 import torch.distributed
 from crislit.training import processes
 processes.start_watchdog()
-def seconds_per_fork():
-    start = time.perf_counter()
+pauses = []
+processes.time.sleep = pauses.append
+def fork():
     if os.fork() == 0:
         os._exit(0)
     os.wait()
-    return time.perf_counter() - start
-alone = min(seconds_per_fork() for _ in range(5))
+fork()
+print(pauses)
 store = torch.distributed.HashStore()
 torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-print(alone, min(seconds_per_fork() for _ in range(5)))
+fork()
+print(pauses)
 """
 
 
@@ -126,5 +128,4 @@ def test_a_fork_waits_for_threads_of_collectives_if_there_are_several_processes(
     result = subprocess.run(
         [sys.executable, "-c", FORKS], check=True, capture_output=True, text=True
     )
-    alone, together = map(float, result.stdout.split())
-    assert alone < 0.05 <= together
+    assert result.stdout.split("\n")[:2] == ["[]", "[0.05]"]

@@ -76,6 +76,13 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
         f"init_from={source} has other encoders than this run ({describe(start.network.clip)}, "
         f"not {describe(model.config.clip)}): choose the model that it was trained with",
     )
+    heads = start.network.decoder_heads
+    require(
+        # A file of the authors' code does not store its number.
+        heads == model.config.decoder_heads or start.initial_weights.startswith("released"),
+        f"init_from={source} was trained with {heads} heads in the decoder, not "
+        f"{model.config.decoder_heads}: set decoder.heads={heads}",
+    )
     model.load_state_dict(fitting, strict=False)
     log.info("starting from %s: %d of %d weights fit", source, len(fitting), len(expected))
     for text, names in (

@@ -31,6 +31,7 @@ from crislit.training import (
     fingerprint,
     is_main_process,
     reserve,
+    stored_fingerprint,
 )
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,12 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
     is_main = is_main_process()  # of a job on several nodes
     if not results.is_file():
         if is_main:
-            clear_interrupted(folder, experiment, keep=config["resume"] == "auto")
+            clear_interrupted(folder, prints, keep=config["resume"] == "auto")
         code = run_process(arguments, folder, group)
         require(code == 0, f"the job in {folder} failed with exit code {code}; see its output")
         if not is_main:
             return 0.0  # the job's main process has the results
-    measured = read_results(results, experiment)
+    measured = read_results(results, prints)
     if record and is_main:
         add_run(record, measured)
         log.info("recorded in %s", record)
@@ -90,12 +91,12 @@ def data_digest(config: dict[str, Any]) -> str:
     return data.index.digest
 
 
-def clear_interrupted(folder: Path, experiment: str, keep: bool) -> None:
+def clear_interrupted(folder: Path, prints: Mapping[str, str], keep: bool) -> None:
     """Remove the checkpoints that an interrupted run of the same job left in its folder.
 
     Args:
         folder: The job's folder.
-        experiment: The job's fingerprint.
+        prints: The job's fingerprint.
         keep: Whether the job continues from them.
 
     Raises:
@@ -108,7 +109,7 @@ def clear_interrupted(folder: Path, experiment: str, keep: bool) -> None:
     try:
         for path in sorted(checkpoints.glob("*.ckpt")):
             require(
-                stored_experiment(path) in (None, experiment),
+                stored_experiment(path, prints["data"]) in (None, prints["experiment"]),
                 f"{folder} holds another run, see {path}; choose another hydra.sweep.dir, nothing "
                 "is overwritten",
             )
@@ -119,8 +120,12 @@ def clear_interrupted(folder: Path, experiment: str, keep: bool) -> None:
         reserved.release()
 
 
-def stored_experiment(path: Path) -> str | None:
-    """Return the fingerprint of the run that wrote a checkpoint; None if the file is damaged.
+def stored_experiment(path: Path, data: str) -> str | None:
+    """Return the experiment that wrote a checkpoint; None if the file is damaged.
+
+    Args:
+        path: The checkpoint.
+        data: The digest of the data here, since version 0.1 did not store one.
 
     Raises:
         InputError: If it is not a checkpoint of crislit.
@@ -129,11 +134,11 @@ def stored_experiment(path: Path) -> str | None:
         checkpoint = read_checkpoint(path)
     except DamagedFileError:  # the process was killed while it wrote
         return None
-    prints = checkpoint.fingerprint or fingerprint(checkpoint.config)  # absent in version 0.1
-    return str(prints["experiment"])
+    stored = stored_fingerprint(checkpoint.fingerprint, checkpoint.config, data)
+    return str(stored["experiment"])
 
 
-def read_results(path: Path, experiment: str) -> dict[str, Any]:
+def read_results(path: Path, prints: Mapping[str, str]) -> dict[str, Any]:
     """Read what a job measured.
 
     Raises:
@@ -144,7 +149,9 @@ def read_results(path: Path, experiment: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged: remove its folder, and the job runs again") from error
     require(
-        results.get("experiment") == experiment,
+        "config" in results
+        and stored_fingerprint(results, results["config"], prints["data"])["experiment"]
+        == prints["experiment"],
         f"{path.parent} holds another run; choose another hydra.sweep.dir, nothing is overwritten",
     )
     return results

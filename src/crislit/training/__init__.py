@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
     from crislit.training.processes import is_main_process
     from crislit.training.program import FULL_ERROR, SWEEP_JOB, hydra_command
-    from crislit.training.provenance import commit, fingerprint, hardware
+    from crislit.training.provenance import commit, fingerprint, hardware, stored_fingerprint
     from crislit.training.run_folder import reserve
     from crislit.training.task import CRISTask
 
@@ -39,6 +39,7 @@ __all__ = [
     "keep_freed_memory",
     "readable_text",
     "reserve",
+    "stored_fingerprint",
     "text_to_pixel_contrastive_loss",
     "train_network",
 ]
@@ -54,6 +55,7 @@ __getattr__ = import_on_use(
         **{"is_main_process": "processes", "reserve": "run_folder"},
         "intersection_and_union": "metrics",
         "keep_freed_memory": "allocator",
+        "stored_fingerprint": "provenance",
         "text_to_pixel_contrastive_loss": "losses",
         "readable_text": "fonts",
         "train_network": "from_python",

@@ -8,6 +8,7 @@ batch and process, which choose its samples, sentences and dropout. No random st
 import random
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,23 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         folder: The folder of the checkpoints.
         metric: The score, such as ``val/mIoU``.
+        prepare: Puts an earlier best checkpoint into the folder before states are restored.
     """
 
-    def __init__(self, folder: Path, metric: str) -> None:
+    def __init__(
+        self, folder: Path, metric: str, prepare: Callable[[], None] | None = None
+    ) -> None:
         name = BEST.removesuffix(".ckpt")
         super().__init__(folder, name, metric, mode="max", enable_version_counter=False)
+        self.prepare = prepare
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Prepare the folder in one process, before any process looks at it."""
+        super().setup(trainer, pl_module, stage)
+        if self.prepare is not None and stage == "fit":
+            if trainer.is_global_zero:
+                self.prepare()
+            trainer.strategy.barrier()
 
     @property
     def state_key(self) -> str:
@@ -213,6 +226,10 @@ class LastCheckpoint(L.Callback):
         self._handlers.close()
 
     # -- Saving and signals
+
+    def request_stop(self, number: int) -> None:
+        """Save and end the run at the next moment, as after this signal."""
+        self._signal = number
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint, unless the one of this moment exists."""

@@ -50,6 +50,8 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     """
     began = time.perf_counter()
     commit()
+    for name in ("max_time", "overfit_batches"):
+        require(name not in config["trainer"], f"trainer.{name} is for training: leave it out")
     require(
         config["checkpoint"],
         "which checkpoint? evaluate needs checkpoint=PATH, such as "
@@ -75,7 +77,7 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     results = {
         **evaluate_splits(trainer, task, data, folder / "figures", config["callbacks"]["pictures"]),
         **describe_run(known, overrides, model),
-        **fingerprint(known, data.index.digest),
+        **identify(known, data.index.digest, checkpoint),
         "steps": checkpoint.steps,
         "checkpoint": str(config["checkpoint"]),
         "initial_weights": checkpoint.initial_weights,
@@ -83,6 +85,26 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     }
     if trainer.is_global_zero:
         report_results(results, folder)
+
+
+def identify(known: Config, data: str, checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the fingerprint of an evaluation, which differs from a training on other data.
+
+    Args:
+        known: The evaluation's configuration, completed by the training's.
+        data: The digest of the evaluated data.
+        checkpoint: The network.
+    """
+    before = checkpoint.config.get("dataset", {}).get("name")
+    trained = checkpoint.fingerprint.get("data", data)  # absent in version 0.1
+    is_other = before is not None and (before, trained) != (known["dataset"]["name"], data)
+    trained_on = f"{before} {trained}" if is_other else ""
+    return public_part(fingerprint(known, data, checkpoint.fingerprint, trained_on))
+
+
+def public_part(prints: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of a fingerprint that ``results.json`` holds."""
+    return {name: prints[name] for name in ("experiment", "setting", "data")}
 
 
 def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
@@ -116,13 +138,16 @@ def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
 
 def training_config(config: Config, checkpoint: Checkpoint) -> Config:
     """Return an evaluation's configuration completed by its network's and its training's."""
-    trained = checkpoint.config
+    trained, asked = checkpoint.config, config["trainer"]
+    limits = {x: asked[x] for x in ("limit_test_batches", "fast_dev_run") if x in asked}
     return (
         checkpoint.network.to_run_config()
         | trained
         | config
-        | {name: trained[name] for name in ("trainer", "resume") if name in trained}
-        | {"recipe": trained.get("recipe")}
+        | {"trainer": {**(trained.get("trainer") or asked), **limits}}
+        # The recipe that a data set selects is not the training's.
+        | {name: trained.get(name) for name in ("recipe", "batch_size", "batch_size_per_device")}
+        | {name: trained[name] for name in ("resume",) if name in trained}
     )
 
 

@@ -36,7 +36,8 @@ def check_launch(trainer: Mapping[str, Any]) -> None:
     started = started_processes()
     if started is not None and wanted is not None:
         check_size(wanted, trainer)
-    if started is None and wanted != 1 and "MASTER_PORT" in os.environ:
+    is_first_node = os.environ.get("NODE_RANK", "0") == "0"
+    if started is None and wanted != 1 and is_first_node and "MASTER_PORT" in os.environ:
         _check_port(int(os.environ["MASTER_PORT"]))
 
 
@@ -70,7 +71,7 @@ def _check_complete() -> None:
         tasks = os.environ["SLURM_NTASKS"]
         require(
             tasks == "1" or "SLURM_NTASKS_PER_NODE" in os.environ,
-            f"Slurm was asked for --ntasks={tasks}, which does not tell the tasks of each node: "
+            f"Slurm was asked for --ntasks={tasks}, which does not set the tasks per node: "
             "ask for --nodes and --ntasks-per-node instead",
         )
     elif present and missing:

@@ -115,7 +115,9 @@ class RunGuard(Callback):
 
     def _reserve(self, folder: Path, continues: bool) -> None:
         reserved = run_folder.reserve(folder, "hydra.run.dir")
-        is_earlier = any((folder / name).exists() for name in (".hydra", "results.json"))
+        is_earlier = any(
+            (folder / name).exists() for name in (".hydra", "results.json", "checkpoints")
+        )
         if is_earlier and not continues and os.environ.get(SWEEP_JOB) != str(folder):
             reserved.release()
             raise InputError(

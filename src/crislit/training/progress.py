@@ -50,7 +50,7 @@ class StartSummary(L.Callback):
         )
         log.info(
             "steps: %s of %d sentences, %s epochs",
-            total_steps(trainer) or "any number",
+            trainer.estimated_stepping_batches,
             data.batch_size,
             trainer.max_epochs,
         )
@@ -60,7 +60,7 @@ class StartSummary(L.Callback):
 class RunProgress(ProgressBar):
     """Shows the steps of the whole training with the time left, and the batches of evaluations.
 
-    A bar needs a terminal. Elsewhere a line every five minutes tells that the run is alive.
+    A bar needs a terminal. Elsewhere, logs a line every five minutes.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,8 @@ class RunProgress(ProgressBar):
         self._first_step = trainer.global_step
         self._started = self._logged = time.monotonic()
         if self.is_enabled:
-            self.bar = open_bar("training", total_steps(trainer), "step", self._first_step)
+            total = int(trainer.estimated_stepping_batches)
+            self.bar = open_bar("training", total, "step", self._first_step)
 
     def on_train_batch_end(
         self,
@@ -111,10 +112,10 @@ class RunProgress(ProgressBar):
                 self._log_step(trainer, epoch, loss, now)
 
     def _log_step(self, trainer: L.Trainer, epoch: str, loss: float, now: float) -> None:
-        done, total = trainer.global_step, total_steps(trainer)
+        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         per_step = (now - self._started) / max(done - self._first_step, 1)
-        left = f", {format_seconds((total - done) * per_step)} left" if total else ""
-        log.info("%s, step %d of %s: loss %.3f%s", epoch, done, total, loss, left)
+        left = format_seconds((total - done) * per_step)
+        log.info("%s, step %d of %d: loss %.3f, %s left", epoch, done, total, loss, left)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
@@ -195,15 +196,9 @@ class RunProgress(ProgressBar):
         self.bar = self.validation_bar = None
 
 
-def open_bar(name: str, total: int | None, unit: str, done: int = 0, leave: bool = True) -> Any:
+def open_bar(name: str, total: int, unit: str, done: int = 0, leave: bool = True) -> Any:
     """Return a bar, which is disabled unless the output is a terminal."""
     return tqdm(None, name, total, leave, unit=unit, initial=done, disable=None, dynamic_ncols=True)
-
-
-def total_steps(trainer: L.Trainer) -> int | None:
-    """Return the optimizer steps of a whole training; None without a limit."""
-    steps = trainer.estimated_stepping_batches
-    return None if steps == float("inf") else int(steps)
 
 
 def format_seconds(seconds: float) -> str:

@@ -32,7 +32,12 @@ NEUTRAL_DATASET_KEYS = {
 """Data set settings that do not change what is trained; the data have a digest of their own."""
 
 
-def fingerprint(config: Mapping[str, Any], data: str = "") -> dict[str, str]:
+def fingerprint(
+    config: Mapping[str, Any],
+    data: str = "",
+    weights: Mapping[str, str] | None = None,
+    trained_on: str = "",
+) -> dict[str, str]:
     """Return digests of what a run's numbers depend on.
 
     They are computed once, when a run starts, and stored in its checkpoints and results: data and
@@ -43,11 +48,15 @@ def fingerprint(config: Mapping[str, Any], data: str = "") -> dict[str, str]:
     Args:
         config: The run's configuration.
         data: The digest of its sentences and masks, :attr:`ReferIndex.digest`; empty if unknown.
+        weights: A fingerprint of the same run that was stored; None computes the digests of its
+            initial weights from their files.
+        trained_on: The training's data, of an evaluation on other data.
 
     Returns:
         ``experiment``: digest of all settings and the data (of embedded data, the version).
         ``setting``: of those settings that the rows of one table share, without seed, data set and
-        row of table 1. ``data``: the argument.
+        row of table 1. ``data``: the argument. ``clip_weights``, ``init_from``: digests of the
+        initial weights, empty without them.
     """
     names = (
         *("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size"),
@@ -56,7 +65,7 @@ def fingerprint(config: Mapping[str, Any], data: str = "") -> dict[str, str]:
     trainer, dataset = config.get("trainer") or {}, config["dataset"]
     on_cpus = trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int)
     processes = trainer["devices"] * trainer.get("num_nodes", 1) if on_cpus else 1
-    clip_weights = fingerprint_source(config["model"].get("clip_weights"))
+    clip_weights, start = initial_weights(config, weights)
     facts: dict[str, Any] = {
         **{name: config.get(name) for name in names},
         "trainer": {k: v for k, v in trainer.items() if k not in NEUTRAL_TRAINER_KEYS},
@@ -67,8 +76,10 @@ def fingerprint(config: Mapping[str, Any], data: str = "") -> dict[str, str]:
     }
     if config.get("augment") is not None:  # absent in version 0.1
         facts["augment"] = config["augment"]
-    if config.get("init_from") is not None:
-        facts["init_from"] = fingerprint_start(config["init_from"])
+    if start is not None:
+        facts["init_from"] = start
+    if trained_on:
+        facts["trained on"] = trained_on
     common = facts | {
         **{name: dataset.get(name) for name in ("sentences_per_image", "max_images")},
         "decoder": {k: v for k, v in config["decoder"].items() if k != "layers"},
@@ -84,7 +95,36 @@ def fingerprint(config: Mapping[str, Any], data: str = "") -> dict[str, str]:
         },
         **{"seed": config["seed"], "content": content},
     }
-    return {"experiment": _digest(facts), "setting": _digest(common), "data": data}
+    return {
+        **{"experiment": _digest(facts), "setting": _digest(common), "data": data},
+        **{"clip_weights": clip_weights or "", "init_from": start or ""},
+    }
+
+
+def initial_weights(
+    config: Mapping[str, Any], stored: Mapping[str, str] | None
+) -> tuple[str | None, str | None]:
+    """Return digests of CLIP's weights and of the network that a run starts from."""
+    if stored is not None and "clip_weights" in stored:  # absent in version 0.1
+        return stored["clip_weights"] or None, stored["init_from"] or None
+    start = config.get("init_from")
+    return (
+        fingerprint_source(config["model"].get("clip_weights")),
+        None if start is None else fingerprint_start(start),
+    )
+
+
+def stored_fingerprint(
+    stored: Mapping[str, Any], config: Mapping[str, Any], data: str
+) -> Mapping[str, Any]:
+    """Return the fingerprint that a run has stored, or compute the one of version 0.1.
+
+    Args:
+        stored: Its ``results.json``, or the fingerprint in its checkpoint.
+        config: Its configuration.
+        data: The digest of the data here, since version 0.1 did not store one.
+    """
+    return stored if "data" in stored else fingerprint(config, data)
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

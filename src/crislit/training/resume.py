@@ -13,10 +13,12 @@ from crislit.errors import DamagedFileError, InputError, require
 from crislit.io import shipped_networks, write_files
 from crislit.models import CRISConfig
 from crislit.training.checkpointing import BEST, LAST, NEXT, PREVIOUS
-from crislit.training.provenance import fingerprint
+from crislit.training.provenance import stored_fingerprint
 
 log = logging.getLogger(__name__)
 
+PLACES = ("data_root", "resume", "record", "workers", "checkpoint_every", "eval_batch_size")
+"""Settings that may differ between the starts of one run."""
 SCORE_SETTINGS = ("threshold", "protocol", "image_size")
 """Settings without which scores of two runs cannot be compared."""
 AUTO = "auto"
@@ -41,7 +43,7 @@ def finished_score(config: Mapping[str, Any], prints: Mapping[str, str], folder:
         raise InputError(
             f"{path} is damaged: remove it, and the run continues from its last checkpoint"
         ) from error
-    check_same_run(prints, results, results.get("config", {}), f"{folder} holds")
+    check_same_run(prints, config, results, results.get("config", {}), f"{folder} holds")
     log.info("resume=auto: finished before, nothing is left to do in %s", folder)
     return float(results["splits"].get(config["dataset"]["select_split"], {}).get("mIoU", 0.0))
 
@@ -134,7 +136,7 @@ def check_resume(
     )
     trained = checkpoint.config or config
     if config["resume"] == AUTO:
-        check_same_run(prints, checkpoint.fingerprint, trained, f"{path} belongs to")
+        check_same_run(prints, config, checkpoint.fingerprint, trained, f"{path} belongs to")
     else:
         check_same_data(checkpoint, config, prints)
     before, now = (
@@ -147,7 +149,7 @@ def check_resume(
     )
     epochs = config["trainer"]["max_epochs"]
     require(
-        epochs == -1 or checkpoint.epochs <= epochs,
+        checkpoint.epochs <= epochs,
         f"{path} has trained {checkpoint.epochs} epochs, and recipe.epochs={epochs} asks for "
         "fewer: raise it, or evaluate the checkpoint",
     )
@@ -155,21 +157,25 @@ def check_resume(
 
 
 def check_same_run(
-    prints: Mapping[str, str], stored: Mapping[str, Any], config: Mapping[str, Any], found: str
+    prints: Mapping[str, str],
+    config: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    stored_config: Mapping[str, Any],
+    found: str,
 ) -> None:
     """Check that ``resume=auto`` continues its own run, on the data that it has trained on.
 
     Args:
         prints: The run's fingerprint.
+        config: Its configuration.
         stored: The fingerprint that was stored; without a digest of the data in version 0.1.
-        config: The configuration that was stored.
+        stored_config: The configuration that was stored.
         found: The beginning of the message.
 
     Raises:
         InputError: If settings or data differ.
     """
-    if "data" not in stored:
-        stored = fingerprint(config, prints["data"])
+    stored = stored_fingerprint(stored, stored_config, prints["data"])
     require(
         stored["data"] == prints["data"],
         f"{found} a run on other sentences or masks (digest {stored['data']}, here "
@@ -177,8 +183,29 @@ def check_same_run(
     )
     require(
         stored["experiment"] == prints["experiment"],
-        f"{found} a run with other settings; resume=auto continues only one run",
+        f"{found} a run with other settings{name_differences(stored_config, config)}; resume=auto "
+        "continues only one run",
     )
+
+
+def name_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return up to three settings that differ, for messages."""
+    before, now = flatten(stored), flatten(config)
+    different = [
+        f"{name}={before.get(name)}, here {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in PLACES
+    ]
+    return f" ({'; '.join(different[:3])})" if different else ""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries by their full names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        full = f"{prefix}{name}"
+        flat |= flatten(value, f"{full}.") if isinstance(value, Mapping) else {full: value}
+    return flat
 
 
 def check_same_data(
@@ -229,5 +256,24 @@ def keep_best(
         trained["dataset"][name] == config["dataset"][name]
         for name in ("select_split", "max_words", "max_images")
     )
-    if is_comparable and read_checkpoint(best).steps <= checkpoint.steps:
-        write_files({copy: lambda part: shutil.copyfile(best, part)})
+    try:
+        if is_comparable and read_checkpoint(best).steps <= checkpoint.steps:
+            write_files({copy: lambda part: shutil.copyfile(best, part)})
+    except DamagedFileError as error:
+        log.warning("%s; the best checkpoint begins anew", error)
+
+
+def stored_weights(
+    checkpoint: Checkpoint | None, config: Mapping[str, Any]
+) -> Mapping[str, str] | None:
+    """Return the fingerprint of a checkpoint whose run names the same initial weights.
+
+    A run that continues needs their files no longer.
+    """
+    if checkpoint is None or not checkpoint.fingerprint:
+        return None
+    before = checkpoint.config
+    is_same = before.get("init_from") == config["init_from"] and (
+        before["model"].get("clip_weights") == config["model"]["clip_weights"]
+    )
+    return checkpoint.fingerprint if is_same else None

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from crislit.training.checkpointing import (
     StepSeeds,
     StoppedBySignal,
 )
-from crislit.training.evaluation import describe_run, evaluate_splits, report_results
+from crislit.training.evaluation import describe_run, evaluate_splits, public_part, report_results
 from crislit.training.loggers import close_loggers, log_checkpoint
 from crislit.training.nan_guard import NanGuard
 from crislit.training.progress import StartSummary
@@ -45,6 +46,7 @@ from crislit.training.resume import (
     find_checkpoint,
     finished_score,
     keep_best,
+    stored_weights,
 )
 from crislit.training.settings import Config
 from crislit.training.task import CRISTask
@@ -113,13 +115,17 @@ def start(config: Config, folder: Path) -> Start | float:
     keep_freed_memory()
     commit()
     check_integer("checkpoint_every", config["checkpoint_every"], 1)
+    require(
+        config["init_from"] is None or config["resume"] in (None, AUTO),
+        "resume=PATH continues a run and init_from=NETWORK starts one: set one of them",
+    )
     CRISConfig.from_run_config(config)  # checks the sizes of the network
     is_finished = config["resume"] == AUTO and (folder / "results.json").is_file()
     resume = None if is_finished else find_checkpoint(config["resume"], folder)
     if resume is None and not is_finished:
         find_initial_weights(config)
     data = prepare_data(config)
-    prints = fingerprint(config, data.index.digest)
+    prints = fingerprint(config, data.index.digest, stored_weights(resume, config))
     if is_finished:
         return finished_score(config, prints, folder)
     return Start(config, folder, prints, resume, data, began)
@@ -130,11 +136,12 @@ def build(started: Start) -> Training:
     folder, data, resume = started.folder / "checkpoints", started.data, started.resume
     config = choose_devices(started.config, data)
     model = build_model(config)
+    prepare: Callable[[], None] | None = None
     if resume is None:
         initial_weights = load_initial_weights(model, config)
     else:
         check_resume(resume, config, model.config, started.fingerprint)
-        keep_best(resume, config, started.fingerprint, folder)
+        prepare = partial(keep_best, resume, config, started.fingerprint, folder)
         initial_weights = resume.initial_weights
     task = build_task(
         apply_training_form(model, config), data, config, initial_weights, started.fingerprint
@@ -143,7 +150,7 @@ def build(started: Start) -> Training:
     seeds, metric = StepSeeds(config["seed"]), f"{data.select_split}/mIoU"
     callbacks: list[L.Callback] = [
         *([SkippedSamples(data)] if data.on_error == "skip" else []),
-        BestCheckpoint(folder, metric),
+        BestCheckpoint(folder, metric, prepare),
         LastCheckpoint(folder, config["checkpoint_every"]),
         seeds,
         NanGuard(seeds, folder),
@@ -219,7 +226,7 @@ def write(training: Training, results: dict[str, Any], overrides: Sequence[str])
     started, task, trainer = training.start, training.task, training.trainer
     results |= {
         **describe_run(task.metadata["config"], overrides, task.model),
-        **started.fingerprint,
+        **public_part(started.fingerprint),
         "initial_weights": task.metadata["initial_weights"],
         "seconds": time.perf_counter() - started.time,
     }

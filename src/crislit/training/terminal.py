@@ -20,7 +20,7 @@ IGNORED_MESSAGES = (
     *("`Trainer.fit` stopped", "Using default `ModelCheckpoint`", "Using 16bit", "Using bfloat16"),
     *("Restoring states from the checkpoint", "Restored all states"),
 )
-"""Beginnings of Lightning's messages; StartSummary and RunProgress replace them."""
+"""Parts of Lightning's messages; StartSummary and RunProgress replace them."""
 
 
 class TerminalFormatter(logging.Formatter):

@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning as L
 
+from crislit.training.checkpointing import LastCheckpoint
+
 log = logging.getLogger(__name__)
 
 
 class TimeLimit(L.Callback):
-    """Sends this process a SIGTERM when its time is over: the run saves its state and ends.
+    """Ends a run when its time is over, as a SIGTERM would: it saves its state.
 
     Lightning's own timer ends a training as if it were complete. The time counts from the start of
     this process's training, so a run that continues gets it once more.
@@ -55,4 +57,6 @@ class TimeLimit(L.Callback):
         if time.monotonic() >= self._end and trainer.state.fn == "fit":
             self._end = float("inf")  # once
             log.warning("trainer.max_time=%s is over: saving", self.limit)
-            signal.raise_signal(signal.SIGTERM)  # LastCheckpoint remembers it
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LastCheckpoint):
+                    callback.request_stop(signal.SIGTERM)

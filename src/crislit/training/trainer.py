@@ -73,7 +73,7 @@ def build_trainer(
         slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         options["plugins"] = [AtomicCheckpointIO(), *slurm]
         trainer = L.Trainer(**options, callbacks=[*own, *callbacks], logger=logger)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning raises RuntimeErrors for what Slurm was asked for.
         devices = ("accelerator", "devices", "strategy", "precision")
         added = (name for name in config["trainer"] if name not in TRAINER_DEFAULTS)
@@ -89,7 +89,8 @@ def build_trainer(
 def choose_devices(config: Config, data: ReferDataModule) -> Config:
     """Return the configuration with ``trainer.devices=auto`` decided on a machine with GPUs."""
     available = torch.cuda.device_count()
-    if config["trainer"]["devices"] != "auto" or available < 2:
+    trainer = config["trainer"]
+    if trainer["devices"] != "auto" or trainer["accelerator"] == "cpu" or available < 2:
         return config
     devices = usable_devices(available, data)
     log.info("training on %d of %d devices, over which the batch divides", devices, available)

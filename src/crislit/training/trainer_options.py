@@ -35,7 +35,7 @@ INTEGERS = {
     **{"max_epochs": 0, "max_steps": -1, "num_sanity_val_steps": -1, "num_nodes": 1},
     **{"check_val_every_n_epoch": 1, "log_every_n_steps": 1},
 }
-"""Arguments that are integers, and their least values; -1 means no limit."""
+"""Arguments that are integers, and their least values."""
 SWITCH = (True, False)
 CHOICES = {
     **{"detect_anomaly": SWITCH, "enable_progress_bar": SWITCH, "enable_model_summary": SWITCH},
@@ -85,7 +85,7 @@ def _check_values(options: Mapping[str, Any]) -> None:
     for name, choices in CHOICES.items():
         value = options.get(name)
         require(
-            value is None or value in choices,
+            value is None or any(value == x and type(value) is type(x) for x in choices),
             f"trainer.{name} must be {' or '.join(map(_as_typed, choices))}, got {value!r}",
         )
     clip = options.get("gradient_clip_val")
