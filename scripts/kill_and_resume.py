@@ -156,7 +156,7 @@ def kill(
                 time.sleep(rng.uniform(0, 0.2))
                 break
             if kind == "at an epoch's end":
-                epochs = (folder / "log.txt").read_bytes().count(b"INFO] - epoch ")
+                epochs = (folder / "log.txt").read_bytes().count(b"/mIoU ")
                 if ended_epochs is not None and epochs > ended_epochs:
                     break
                 ended_epochs = epochs
