@@ -99,8 +99,13 @@ def test_every_part_measures_a_tiny_network(
     started: list[Any] = []
 
     def run_first_in_new_process(work: Callable[..., Any], *arguments: Any) -> Any:
-        """Start a process for each function once, as starting takes longest."""
-        if work in started or work is data.measure_stages:  # which a test of its own calls
+        """Start a process for each function once, as starting takes longest.
+
+        Peaks of memory need one each: the peak of this process is that of earlier tests.
+        """
+        if work is data.measure_stages:  # which a test of its own calls
+            return work(*arguments)
+        if work in started and work is not training.training_peak:
             return work(*arguments)
         started.append(work)
         return run_in_new_process(work, *arguments)
@@ -125,7 +130,7 @@ def test_every_part_measures_a_tiny_network(
         without.setitem(sys.modules, "onnxruntime", None)  # the exports were measured above
         benchmark.main([*small, "--agreement"])
 
-    assert started == [training.training_peak, data.use_index]
+    assert started == [training.training_peak, training.training_peak, data.use_index]
     with (tmp_path / "speed.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["part"] for row in rows} == {"memory", "gradients", "losses", "agreement", *parts}

@@ -417,17 +417,13 @@ def test_no_address_of_the_page_serves_a_file_that_was_not_uploaded(
         gotten = ("runs", "deep_link?session_hash=x", "openapi.json", "dev/reload")
         for path in (*gotten, "custom_component/x/client/y/z"):
             assert (await client.get(f"/gradio_api/{path}")).status_code == 404
-        # Without the queue, only the function that shows an example can be called.
-        answered = 0
+        # No function can be called without the queue.
         for number, inputs in itertools.product(range(8), (data, [0], data[:1])):
             body = {"data": inputs, "fn_index": number, "session_hash": "x"}
             response = await client.post("/gradio_api/run/predict", json=body)
+            assert response.status_code in (404, 500)
             assert_no_internals(response.text)
             assert secret.name not in response.text
-            if response.status_code == 200:
-                answered += 1
-                assert "attributes.jpg" in response.text
-        assert answered == 1
         for bad_json in (b"{", b"[" * 100_000, b"\xff"):
             kind = {"content-type": "application/json"}
             response = await client.post("/gradio_api/call/mark", content=bad_json, headers=kind)

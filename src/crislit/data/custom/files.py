@@ -69,7 +69,7 @@ def _cure(text: str, error: json.JSONDecodeError) -> str:
         return ": remove the comma at the end"
     if after.startswith("'"):
         return ": write double quotes, not single ones"
-    if after[:1] in "“”„":
+    if after[:1] and after[0] in "“”„":
         return ': write straight quotes, "'
     if re.match("None|True|False", after):
         return ": write null, true or false"
