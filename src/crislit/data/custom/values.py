@@ -19,8 +19,9 @@ def parse_whole(value: Any, name: str) -> int:
     Raises:
         InputError: If it is not one.
     """
+    is_decimal = isinstance(value, str) and len(value) < 20 and value.strip().isdecimal()
     try:
-        number = parse_integer(value, name)
+        number = parse_integer(int(value) if is_decimal else value, name)  # digits of any script
     except InputError:
         number = -1
     if number < 0:
