@@ -143,7 +143,7 @@ def test_no_process_of_a_finished_job_starts_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose_config(["record=null"])
-    results = {"experiment": fingerprint(config)["experiment"], "splits": {"val": {"mIoU": 0.5}}}
+    results = {**fingerprint(config), "config": config, "splits": {"val": {"mIoU": 0.5}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     monkeypatch.setattr(subprocess, "Popen", None)
     for process in ("0", "1"):  # of a job on two nodes
