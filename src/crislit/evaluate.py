@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.errors import require
 from crislit.training import hydra_command
 
 
@@ -18,11 +16,6 @@ def main(config: DictConfig) -> None:
 
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    require(
-        hydra.mode != RunMode.MULTIRUN or not (folder / "results.json").exists(),
-        f"{folder} holds an earlier evaluation; choose another hydra.sweep.dir, nothing is "
-        "overwritten",
-    )
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     evaluate_checkpoint(plain, folder, hydra.overrides.task)
 

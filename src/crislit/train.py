@@ -1,5 +1,6 @@
 """``python -m crislit.train``: train a network and evaluate every split."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from crislit.training import hydra_command
+from crislit.errors import require
+from crislit.training import SWEEP_JOB, hydra_command
 
 PASSED_ON = ("hydra.searchpath", "hydra/job_logging", "hydra.job_logging", "hydra.verbose")
 """Hydra's overrides that a sweep passes on to its jobs: they change composition or logging."""
@@ -27,6 +29,11 @@ def main(config: DictConfig) -> float:
     if hydra.mode == RunMode.MULTIRUN:
         # By default, these parts of the path are the date and the time.
         return run_job(plain, job_arguments(hydra), folder, group="-".join(folder.parts[-3:-1]))
+    is_recorded = any(text.lstrip("+").startswith("record=") for text in hydra.overrides.task)
+    require(
+        not (is_recorded and plain["record"]) or SWEEP_JOB in os.environ,
+        "record=FILE records the runs of a sweep: add -m, or leave it out",
+    )
     return run(plain, folder, hydra.overrides.task)
 
 

@@ -270,18 +270,18 @@ def test_a_sweep_whose_earlier_jobs_still_run_is_refused_before_it_writes(
 ) -> None:
     job = reserve(tmp_path / "sweep" / "0", "hydra.run.dir")
     run_folder._reserved.remove(job)  # as if another process had reserved it
+    overrides = [f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        overrides = [f"hydra.sweep.dir={tmp_path / 'sweep'}"]
         config = compose("train", overrides, return_hydra_config=True)
-    with pytest.raises(SystemExit):
-        RunGuard("train").on_multirun_start(config)
-    assert f"{tmp_path / 'sweep/0'} is in use by process" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["0"]
-    job.release()
-    RunGuard("train").on_multirun_start(config)  # its jobs have ended: it may go on
-    with pytest.raises(SystemExit):
-        RunGuard("train").on_multirun_start(config)
-    assert "choose another hydra.sweep.dir" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            RunGuard("train").on_multirun_start(config)
+        assert f"{tmp_path / 'sweep/0'} is in use by process" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["0"]
+        job.release()
+        RunGuard("train").on_multirun_start(config)  # its jobs have ended: it may go on
+        with pytest.raises(SystemExit):
+            RunGuard("train").on_multirun_start(config)
+        assert "choose another hydra.sweep.dir" in capsys.readouterr().err
     run_folder.release_all()
 
 
@@ -538,7 +538,7 @@ def test_bad_checkpoints_have_different_errors(
 
     assert "checkpoint=PATH" in error()
     assert "damaged" in error(f"checkpoint={tmp_path / 'truncated.ckpt'}")
-    assert "damaged" in error(f"checkpoint={tmp_path / 'text.ckpt'}")
+    assert "not a checkpoint but text" in error(f"checkpoint={tmp_path / 'text.ckpt'}")
     assert "is not the released CRIS network" in error(f"checkpoint={tmp_path / 'other.ckpt'}")
     assert "no split 'testC'" in error(f"checkpoint={good}", "split=testC")
     message = error(*SMALL, "decoder.layers=2", f"resume={good}", program="train")

@@ -24,7 +24,7 @@ from crislit.models.optimized import (
     upsample2_and_convolve,
 )
 from crislit.models.recompute import Recomputable, recompute_activations
-from crislit.training.build import apply_training_form
+from crislit.training.build import apply_training_form, check_values
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.provenance import fingerprint
 from crislit.training.task import CRISTask
@@ -252,4 +252,4 @@ def test_the_switches_do_not_change_the_fingerprint(dataset: str, rearrange: boo
 @pytest.mark.parametrize("name", ["rearrange", "recompute"])
 def test_a_switch_that_is_not_true_or_false_raises_input_error(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be true or false, got 'yes please'"):
-        apply_training_form(tiny(), compose_config([f"{name}=yes please"]))
+        check_values(compose_config([f"{name}=yes please"]))

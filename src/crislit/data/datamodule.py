@@ -82,6 +82,7 @@ class ReferDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_integer("image_size", image_size, 32, multiple_of=32)
+        check_integer("seed", seed, 0, maximum=2**32 - 1)  # NumPy's limit
         required = {
             "dataset.max_words": (max_tokens, 3),
             "dataset.sentences_per_image": (sentences_per_image, 1),

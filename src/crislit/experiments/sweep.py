@@ -28,6 +28,7 @@ from crislit.training import (
     FULL_ERROR,
     SWEEP_JOB,
     build_data,
+    check_values,
     fingerprint,
     is_main_process,
     reserve,
@@ -35,6 +36,21 @@ from crislit.training import (
 )
 
 log = logging.getLogger(__name__)
+
+
+def check_job(config: dict[str, Any], folder: Path) -> None:
+    """Check the values of a job before the sweep starts, and that its folder holds no other run.
+
+    Whether its data have changed is checked when its turn comes.
+
+    Raises:
+        InputError: If a value cannot be used, or the folder holds another run.
+    """
+    check_values(config)
+    if (folder / "results.json").is_file():
+        read_results(folder / "results.json", config)
+    else:
+        check_checkpoints(folder, config)
 
 
 def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, group: str) -> float:
@@ -68,12 +84,12 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
     is_main = is_main_process()  # of a job on several nodes
     if not results.is_file():
         if is_main:
-            clear_interrupted(folder, prints, keep=config["resume"] == "auto")
+            clear_interrupted(folder, config, prints["data"])
         code = run_process(arguments, folder, group)
         require(code == 0, f"the job in {folder} failed with exit code {code}; see its output")
         if not is_main:
             return 0.0  # the job's main process has the results
-    measured = read_results(results, prints)
+    measured = read_results(results, config, prints["data"])
     if record and is_main:
         add_run(record, measured)
         log.info("recorded in %s", record)
@@ -91,13 +107,13 @@ def data_digest(config: dict[str, Any]) -> str:
     return data.index.digest
 
 
-def clear_interrupted(folder: Path, prints: Mapping[str, str], keep: bool) -> None:
-    """Remove the checkpoints that an interrupted run of the same job left in its folder.
+def clear_interrupted(folder: Path, config: Mapping[str, Any], data: str) -> None:
+    """Remove the checkpoints that an interrupted run of the same job left, unless it continues.
 
     Args:
         folder: The job's folder.
-        prints: The job's fingerprint.
-        keep: Whether the job continues from them.
+        config: The job's configuration.
+        data: The digest of its data.
 
     Raises:
         InputError: If the folder is in use, or holds the checkpoints of another run.
@@ -107,39 +123,44 @@ def clear_interrupted(folder: Path, prints: Mapping[str, str], keep: bool) -> No
         return
     reserved = reserve(folder, "hydra.sweep.dir")  # its process does so again
     try:
-        for path in sorted(checkpoints.glob("*.ckpt")):
-            require(
-                stored_experiment(path, prints["data"]) in (None, prints["experiment"]),
-                f"{folder} holds another run, see {path}; choose another hydra.sweep.dir, nothing "
-                "is overwritten",
-            )
-        if not keep:
+        check_checkpoints(folder, config, data)
+        if config["resume"] != "auto":
             log.warning("%s holds an interrupted run without results: running it again", folder)
             shutil.rmtree(checkpoints)
     finally:
         reserved.release()
 
 
-def stored_experiment(path: Path, data: str) -> str | None:
-    """Return the experiment that wrote a checkpoint; None if the file is damaged.
+def check_checkpoints(folder: Path, config: Mapping[str, Any], data: str | None = None) -> None:
+    """Check that the checkpoints in a job's folder are its own.
 
     Args:
-        path: The checkpoint.
-        data: The digest of the data here, since version 0.1 did not store one.
+        folder: The job's folder.
+        config: The job's configuration.
+        data: The digest of its data; None takes the ones that are stored.
 
     Raises:
-        InputError: If it is not a checkpoint of crislit.
+        InputError: If one is of another run, or not a checkpoint of crislit.
     """
-    try:
-        checkpoint = read_checkpoint(path)
-    except DamagedFileError:  # the process was killed while it wrote
-        return None
-    stored = stored_fingerprint(checkpoint.fingerprint, checkpoint.config, data)
-    return str(stored["experiment"])
+    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+        try:
+            checkpoint = read_checkpoint(path)
+        except DamagedFileError:  # the process was killed while it wrote
+            continue
+        require(
+            is_same_run(checkpoint.fingerprint, checkpoint.config, config, data),
+            f"{folder} holds another run, see {path}; choose another hydra.sweep.dir, nothing is "
+            "overwritten",
+        )
 
 
-def read_results(path: Path, prints: Mapping[str, str]) -> dict[str, Any]:
+def read_results(path: Path, config: Mapping[str, Any], data: str | None = None) -> dict[str, Any]:
     """Read what a job measured.
+
+    Args:
+        path: Its ``results.json``.
+        config: The job's configuration.
+        data: The digest of its data; None takes the one that is stored.
 
     Raises:
         InputError: If the file is damaged, or another run's.
@@ -149,12 +170,22 @@ def read_results(path: Path, prints: Mapping[str, str]) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged: remove its folder, and the job runs again") from error
     require(
-        "config" in results
-        and stored_fingerprint(results, results["config"], prints["data"])["experiment"]
-        == prints["experiment"],
+        "config" in results and is_same_run(results, results["config"], config, data),
         f"{path.parent} holds another run; choose another hydra.sweep.dir, nothing is overwritten",
     )
     return results
+
+
+def is_same_run(
+    stored: Mapping[str, Any],
+    stored_config: Mapping[str, Any],
+    config: Mapping[str, Any],
+    data: str | None,
+) -> bool:
+    """Whether what a run has stored is of a configuration, on the same data if they are given."""
+    data = stored.get("data", "") if data is None else data
+    before = stored_fingerprint(stored, stored_config, data)
+    return bool(before["experiment"] == fingerprint(config, data)["experiment"])
 
 
 def run_process(arguments: Sequence[str], folder: Path, group: str) -> int:

@@ -6,7 +6,7 @@ from crislit import import_on_use
 
 if TYPE_CHECKING:
     from crislit.training.allocator import keep_freed_memory
-    from crislit.training.build import build_data, build_model
+    from crislit.training.build import build_data, build_model, check_values
     from crislit.training.callbacks import draw_mask
     from crislit.training.evaluation import evaluate_checkpoint
     from crislit.training.fonts import readable_text
@@ -27,6 +27,7 @@ __all__ = [
     "SegmentationMetric",
     "build_data",
     "build_model",
+    "check_values",
     "commit",
     "draw_mask",
     "evaluate_checkpoint",
@@ -47,7 +48,7 @@ __all__ = [
 __getattr__ = import_on_use(
     __name__,
     {
-        **{"build_data": "build", "build_model": "build"},
+        **{"build_data": "build", "build_model": "build", "check_values": "build"},
         **{"draw_mask": "callbacks", "evaluate_checkpoint": "evaluation", "CRISTask": "task"},
         **{"hydra_command": "program", "FULL_ERROR": "program", "SWEEP_JOB": "program"},
         **{"commit": "provenance", "fingerprint": "provenance", "hardware": "provenance"},

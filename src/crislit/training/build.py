@@ -29,7 +29,7 @@ from crislit.models import (
     recompute_activations,
 )
 from crislit.training.settings import Config, check_keys
-from crislit.training.task import CRISTask
+from crislit.training.task import CRISTask, check_task_options
 from crislit.transforms.augmentation import Augmentation
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,27 @@ LOADER_KEYS = (
 SOURCE_KEYS = (
     *("folder", "refs", "embedded", "file", "sentences", "images", "val_share", "mask_value"),
 )
+
+
+OPTIMIZER_KEYS = ("learning_rate", "encoder_factor", "encoder_from", "milestones", "gamma")
+
+
+def check_values(config: Config) -> None:
+    """Check the values of a training's settings, before any file is read.
+
+    Raises:
+        InputError: If one cannot be used.
+    """
+    check_integer("callbacks.pictures", config["callbacks"]["pictures"], 0)
+    check_integer("checkpoint_every", config["checkpoint_every"], 1)
+    for name in ("rearrange", "recompute"):
+        require(
+            isinstance(config[name], bool), f"{name} must be true or false, got {config[name]!r}"
+        )
+    check_keys("recipe.optimizer", config["recipe"]["optimizer"], OPTIMIZER_KEYS)
+    check_task_options(**config["recipe"]["optimizer"], threshold=config["threshold"])
+    CRISConfig.from_run_config(config)
+    build_data(config)
 
 
 def build_model(config: Config) -> CRIS:
@@ -85,15 +106,7 @@ def load_initial_weights(model: CRIS, config: Config) -> str:
 
 
 def apply_training_form(model: CRIS, config: Config) -> CRIS:
-    """Return the form of the network that is trained: same weights, same names.
-
-    Raises:
-        InputError: If ``rearrange`` or ``recompute`` is neither true nor false.
-    """
-    for name in ("rearrange", "recompute"):
-        require(
-            isinstance(config[name], bool), f"{name} must be true or false, got {config[name]!r}"
-        )
+    """Return the form of the network that is trained: same weights, same names."""
     network = optimize_for_training(model) if config["rearrange"] else model
     recompute_activations(network, config["recompute"])
     return network
@@ -138,15 +151,13 @@ def build_augmentation(config: Config) -> Augmentation | None:
 
 
 def prepare_data(config: Config) -> ReferDataModule:
-    """Seed everything, build the data module, and write and index its data.
+    """Build the data module, seed everything, and write and index the data.
 
     Raises:
         InputError: If the data or a setting cannot be used.
     """
-    check_integer("seed", config["seed"], 0, maximum=2**32 - 1)  # NumPy's limit
-    check_integer("callbacks.pictures", config["callbacks"]["pictures"], 0)
+    data = build_data(config)  # checks the seed
     L.seed_everything(config["seed"], workers=True, verbose=False)
-    data = build_data(config)
     data.prepare_data()
     if config["dataset"].get("blind_control") and data.select_split in data.splits:
         data.blind_splits = [data.select_split]
@@ -160,17 +171,10 @@ def build_task(
     initial_weights: str,
     fingerprint: Mapping[str, str] | None = None,
 ) -> CRISTask:
-    """Build the LightningModule that trains a network.
-
-    Raises:
-        InputError: If a setting is unknown or out of its range.
-    """
-    optimizer = config["recipe"]["optimizer"]
-    known = ("learning_rate", "encoder_factor", "encoder_from", "milestones", "gamma")
-    check_keys("recipe.optimizer", optimizer, known)
+    """Build the LightningModule that trains a network."""
     return CRISTask(
         model,
-        **optimizer,
+        **config["recipe"]["optimizer"],
         threshold=config["threshold"],
         splits=loader_names(data),
         select_split=data.select_split,

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from crislit.checkpoints import Checkpoint, read_any
 from crislit.data import ReferDataModule, ReferEvaluationSet
-from crislit.errors import require
+from crislit.errors import check_integer, require
 from crislit.io import write_json
 from crislit.models import CRIS, check_max_tokens, count_parameters
 from crislit.training.build import loader_names, prepare_data
@@ -52,6 +52,7 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     commit()
     for name in ("max_time", "overfit_batches"):
         require(name not in config["trainer"], f"trainer.{name} is for training: leave it out")
+    check_integer("callbacks.pictures", config["callbacks"]["pictures"], 0)
     require(
         config["checkpoint"],
         "which checkpoint? evaluate needs checkpoint=PATH, such as "

@@ -41,7 +41,8 @@ from crislit.training.command_line import (
     explain_syntax,
 )
 from crislit.training.launch import check_launch, check_numbers, started_processes
-from crislit.training.settings import check_settings
+from crislit.training.settings import Config, check_settings
+from crislit.training.sweep_jobs import list_jobs
 from crislit.training.terminal import quiet_lightning
 from crislit.training.trainer_options import check_trainer, trainer_arguments
 
@@ -66,10 +67,13 @@ class RunGuard(Callback):
 
     Args:
         command: ``train`` or ``evaluate``.
+        job_check: Name of a function that checks configuration and folder of each job of a sweep;
+            None for one that refuses results. A name, since importing it takes seconds.
     """
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, job_check: str | None = None) -> None:
         self.command = command
+        self.job_check = job_check
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check settings, processes and the run's folder, and reserve the folder."""
@@ -86,7 +90,7 @@ class RunGuard(Callback):
             _exit_with_error(error)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Reserve the folder of a sweep. Each job checks its own settings."""
+        """Reserve the folder of a sweep, and check all of its jobs."""
         try:
             check_numbers()
             folder = Path(config.hydra.sweep.dir)
@@ -98,8 +102,14 @@ class RunGuard(Callback):
                     f"{lock.parent} is in use by {owner}: choose another hydra.sweep.dir, or wait "
                     "until it has ended",
                 )
-        except (InputError, OmegaConfBaseException) as error:
-            _exit_with_error(error)
+            check = hydra.utils.get_method(self.job_check) if self.job_check else check_unused
+            for overrides, job, job_folder in list_jobs(config):
+                try:
+                    check(check_config(job, self.command), job_folder)
+                except InputError as error:
+                    raise InputError(f"{error} (in the job {overrides})") from error
+        except (InputError, HydraException, OmegaConfBaseException) as error:
+            _exit_with_error(error, self.command)
 
     def _check_folder_name(self, config: DictConfig) -> None:
         """Check that processes and starts that belong together find the same folder."""
@@ -126,8 +136,20 @@ class RunGuard(Callback):
             )
 
 
-def check_config(config: DictConfig, command: str) -> None:
-    """Check the keys of a command's configuration.
+def check_unused(config: Config, folder: Path) -> None:
+    """Check that a folder has no results.
+
+    Raises:
+        InputError: If it has.
+    """
+    require(
+        not (folder / "results.json").exists(),
+        f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is overwritten",
+    )
+
+
+def check_config(config: DictConfig, command: str) -> Config:
+    """Check the keys of a command's configuration, and return it as plain dictionaries.
 
     Raises:
         InputError: If a key is unknown or missing, or if the program sets it itself.
@@ -136,6 +158,7 @@ def check_config(config: DictConfig, command: str) -> None:
     plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, names), resolve=True)
     check_settings(plain, command)
     check_trainer(plain["trainer"])
+    return plain  # type: ignore[no-any-return]
 
 
 def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -195,7 +218,7 @@ def _run_job(
     logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print its messages
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if is_sweep:
+        if is_sweep:  # of a sweeper that chooses its jobs as it runs
             check_config(config, command)
         return function(config)
     except (InputError, OmegaConfBaseException) as error:

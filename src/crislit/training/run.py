@@ -14,14 +14,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.data import ReferDataModule
-from crislit.errors import check_integer, require
-from crislit.models import CRISConfig, count_parameters
+from crislit.errors import require
+from crislit.models import count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.build import (
     apply_training_form,
     build_model,
     build_task,
+    check_values,
     find_initial_weights,
     load_initial_weights,
     prepare_data,
@@ -114,12 +115,11 @@ def start(config: Config, folder: Path) -> Start | float:
     began = time.perf_counter()
     keep_freed_memory()
     commit()
-    check_integer("checkpoint_every", config["checkpoint_every"], 1)
+    check_values(config)
     require(
         config["init_from"] is None or config["resume"] in (None, AUTO),
         "resume=PATH continues a run and init_from=NETWORK starts one: set one of them",
     )
-    CRISConfig.from_run_config(config)  # checks the sizes of the network
     is_finished = config["resume"] == AUTO and (folder / "results.json").is_file()
     resume = None if is_finished else find_checkpoint(config["resume"], folder)
     if resume is None and not is_finished:

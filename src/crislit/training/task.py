@@ -57,23 +57,14 @@ class CRISTask(L.LightningModule):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        require(
-            isinstance(threshold, (int, float)) and 0 <= threshold < 1,
-            f"threshold must be a number in [0, 1), got {threshold!r}",
+        check_task_options(
+            threshold=threshold,
+            learning_rate=learning_rate,
+            encoder_factor=encoder_factor,
+            encoder_from=encoder_from,
+            milestones=milestones,
+            gamma=gamma,
         )
-        rates = {"learning_rate": learning_rate, "encoder_factor": encoder_factor, "gamma": gamma}
-        for name, value in rates.items():
-            require(
-                isinstance(value, (int, float)) and 0 < value < float("inf"),
-                f"recipe.optimizer.{name} must be a positive number, got {value!r}",
-            )
-        check_integer("recipe.optimizer.encoder_from", encoder_from, 0)
-        if isinstance(milestones, str) or not isinstance(milestones, Sequence):
-            raise InputError(
-                f"recipe.optimizer.milestones must be a list of epochs, got {milestones!r}"
-            )
-        for milestone in milestones:
-            check_integer("each of recipe.optimizer.milestones", milestone, 1)
         # Convolutions are faster in channels-last layout, on CPUs and GPUs alike.
         self.model = model.to(memory_format=torch.channels_last)
         self.learning_rate = learning_rate
@@ -212,3 +203,36 @@ class CRISTask(L.LightningModule):
         metric.reset()
         for name, value in values.items():
             self.log(f"{split}/{name}", value.float(), prog_bar=prog_bar and name == "mIoU")
+
+
+def check_task_options(
+    *,
+    threshold: Any,
+    learning_rate: Any,
+    encoder_factor: Any,
+    encoder_from: Any,
+    milestones: Any,
+    gamma: Any,
+) -> None:
+    """Check the values of :class:`CRISTask` that come from a configuration.
+
+    Raises:
+        InputError: If one is out of its range.
+    """
+    require(
+        isinstance(threshold, (int, float)) and 0 <= threshold < 1,
+        f"threshold must be a number in [0, 1), got {threshold!r}",
+    )
+    rates = {"learning_rate": learning_rate, "encoder_factor": encoder_factor, "gamma": gamma}
+    for name, value in rates.items():
+        require(
+            isinstance(value, (int, float)) and 0 < value < float("inf"),
+            f"recipe.optimizer.{name} must be a positive number, got {value!r}",
+        )
+    check_integer("recipe.optimizer.encoder_from", encoder_from, 0)
+    if isinstance(milestones, str) or not isinstance(milestones, Sequence):
+        raise InputError(
+            f"recipe.optimizer.milestones must be a list of epochs, got {milestones!r}"
+        )
+    for milestone in milestones:
+        check_integer("each of recipe.optimizer.milestones", milestone, 1)
