@@ -1,5 +1,6 @@
 """CLIP's weights, from files in the formats of OpenAI and open_clip."""
 
+import re
 import time
 import warnings
 from pathlib import Path
@@ -279,6 +280,10 @@ def test_the_error_without_a_network_is_immediate_and_says_what_to_download(home
     assert "HF_HUB_OFFLINE is set" in str(caught.value)
     assert f"put it at {home / '.cache/clip/RN50.pt'}" in str(caught.value)
     assert f"{checksum}/RN50.pt" in str(caught.value)
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("needs OpenAI's RN50, which is not on this machine")
+    assert all(len(re.sub(r"\S*/\S*", "", line)) < 80 for line in lines), "but for addresses"
+    assert lines[-1] == "  to train from random weights instead: model.clip_weights=null"
 
 
 def test_a_server_that_does_not_answer_is_an_error_at_once(
@@ -286,7 +291,7 @@ def test_a_server_that_does_not_answer_is_an_error_at_once(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"127\.0\.0\.1:9 does not answer.*RN101\.pt"):
+    with pytest.raises(InputError, match=r"(?s)127\.0\.0\.1:9 does not answer.*RN101\.pt"):
         find_openai("RN101-quickgelu")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import crislit
-from crislit.checkpoints.checkpoint import CONFIG, read_checkpoint
+from crislit.checkpoints.checkpoint import read_checkpoint
+from crislit.checkpoints.paths import CONFIG
 from crislit.data import shapes
 from crislit.data.dataset import ReferEvaluationSet
 from crislit.data.refer_index import ReferIndex

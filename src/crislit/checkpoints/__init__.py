@@ -1,9 +1,7 @@
 """Trained networks on disk."""
 
 from crislit.checkpoints.checkpoint import (
-    CONFIG,
     KEY,
-    WEIGHTS,
     Checkpoint,
     checkpoint_metadata,
     read_any,
@@ -20,6 +18,7 @@ from crislit.checkpoints.clip_weights import (
     unreachable,
 )
 from crislit.checkpoints.initial_weights import find_start, fingerprint_start, load_start
+from crislit.checkpoints.paths import CONFIG, WEIGHTS
 from crislit.checkpoints.released import load_released
 
 __all__ = [

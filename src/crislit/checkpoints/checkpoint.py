@@ -5,6 +5,7 @@ A run writes Lightning checkpoints. Networks are shared as a folder with ``model
 """
 
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import torch
 from open_clip.model import CLIPTextCfg
 from torch import Tensor
 
+from crislit.checkpoints.paths import CONFIG, WEIGHTS, find_network
 from crislit.checkpoints.released import parse_released, to_released
 from crislit.config import VERSION
 from crislit.errors import InputError, check_integer, first_line, require
@@ -29,19 +31,18 @@ from crislit.io import (
     read_torch,
     refuse_existing,
     save_tensors,
-    shipped_networks,
     text_writer,
     to_state_dict,
     write_files,
 )
 from crislit.models import CRIS, CRISConfig, build_cris
 
+log = logging.getLogger(__name__)
 KEY = "crislit"
 """Key of :func:`checkpoint_metadata` in Lightning checkpoints, and of the version of crislit in
 ``config.json``."""
 MAX_IMAGE_SIZE = 2048
 """Largest side of the square input in pixels; more would exhaust the memory."""
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 GROUPS = {"model", "decoder", "loss", "projector", "recipe", "dataset", "trainer", "callbacks"}
 """Groups of a run's configuration."""
 RESULTS = (
@@ -171,7 +172,35 @@ def read_any(
         default_max_tokens if max_tokens is None else max_tokens,
         8 if decoder_heads is None else decoder_heads,
     )
-    return Checkpoint(network, weights, size, 0.35, f"released checkpoint {path.name}")
+    sizes = {
+        "--decoder-heads": (decoder_heads, f"{network.decoder_heads} heads in the decoder"),
+        "--image-size": (image_size, f"images of {size} pixels"),
+        "--max-words": (max_tokens, f"{network.max_tokens} tokens per sentence"),
+    }
+    warn_of_assumptions(
+        path, {option: text for option, (value, text) in sizes.items() if value is None}
+    )
+    return Checkpoint(
+        network, weights, size, 0.35, f"released checkpoint {path.name}", source=str(path)
+    )
+
+
+def warn_of_assumptions(path: Path, assumed: Mapping[str, str]) -> None:
+    """Log the sizes of a released network that were assumed.
+
+    Args:
+        path: Its file.
+        assumed: The sizes in words, by the option of ``crislit.convert`` that sets each of them.
+    """
+    if assumed:
+        log.warning(
+            "%s does not store all of its sizes; assumed: %s. For others: "
+            "python -m crislit.convert %s FOLDER %s",
+            path,
+            ", ".join(assumed.values()),
+            path,
+            " ".join(f"{option} N" for option in assumed),
+        )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -196,11 +225,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> Any:
     """Read a file once: return a :class:`Checkpoint` if crislit wrote it, else its content."""
-    path = find_network(path.expanduser())
-    require(
-        path.is_dir() or path.is_file(),
-        f"no checkpoint at {path}; a run keeps checkpoints/best.ckpt and checkpoints/last.ckpt",
-    )
+    path = find_network(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return _read_shared(path)
     content = read_torch(path)
@@ -266,23 +291,6 @@ def _read_shared(path: Path) -> Any:
     except (*MALFORMED, OSError) as error:
         reason = str(error) if isinstance(error, InputError) else repr(error)
         raise InputError(f"{config} does not describe a network of crislit: {reason}") from error
-
-
-def find_network(path: Path) -> Path:
-    """Return the folder of a shipped network if a bare name means one, else the path itself.
-
-    Raises:
-        InputError: If a bare name is neither a file here nor a shipped network.
-    """
-    if path.name != str(path) or path.suffix or path.exists():
-        return path
-    shipped = shipped_networks()
-    require(
-        path.name in shipped,
-        f"no network {path.name!r}: neither a file here nor one of the shipped "
-        f"{', '.join(shipped) or '(none)'}",
-    )
-    return shipped[path.name]
 
 
 def require_dict(value: Any) -> dict[str, Any]:

@@ -171,11 +171,13 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
         except (OSError, RuntimeError) as error:
             reason = first_line(error)
     raise InputError(
-        f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine and cannot "
-        f"be downloaded ({reason}). Download {url} (or {HF_SAFE_WEIGHTS_NAME} of "
-        f"{constants.ENDPOINT}/{repository}) on a machine with a network, and put it at {archive}, "
-        "or anywhere with model.clip_weights=PATH. To train from random weights instead: "
-        "model.clip_weights=null"
+        f"model.clip_weights=openai needs OpenAI's {name}, which is not on this machine\n"
+        f"  and cannot be downloaded: {reason}\n"
+        f"  on a machine with a network, download {url}\n"
+        f"    (or {HF_SAFE_WEIGHTS_NAME} of {constants.ENDPOINT}/{repository})\n"
+        f"  and put it at {archive}\n"
+        "    (or anywhere, with model.clip_weights=PATH)\n"
+        "  to train from random weights instead: model.clip_weights=null"
     )
 
 

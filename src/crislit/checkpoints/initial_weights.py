@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from crislit.checkpoints.checkpoint import WEIGHTS, find_network, read_any
+from crislit.checkpoints.checkpoint import read_any
 from crislit.checkpoints.clip_weights import identify_weights
+from crislit.checkpoints.paths import WEIGHTS, find_network
 from crislit.errors import InputError, require
 from crislit.io import check_finite, sha256
 from crislit.models import CRIS
@@ -26,13 +27,12 @@ def find_start(source: str) -> Path:
     Raises:
         InputError: If there is none.
     """
-    path = find_network(Path(source).expanduser())
+    try:
+        path = find_network(Path(source))
+    except InputError as error:
+        raise InputError(f"init_from={source}: {error}") from error
     file = path / WEIGHTS if path.is_dir() else path
-    require(
-        file.is_file(),
-        f"init_from={source}: there is no file {file}. It takes RUN/checkpoints/best.ckpt, a "
-        "converted folder, a .pth of the authors' code, or the name of a shipped network",
-    )
+    require(file.is_file(), f"init_from={source}: there is no file {file}")
     return file
 
 
