@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from crislit.errors import InputError
+from crislit.io import read_upright_size
 from crislit.io.images import ImageSource, open_image
 
 
@@ -59,6 +60,32 @@ def test_grey_images_of_8_and_16_bits_have_three_equal_channels() -> None:
     assert np.array_equal(open_image(photo().astype(np.uint16) * 257), photo())
     one_bit = open_image(PIL.Image.fromarray(grey > 128))
     assert np.array_equal(one_bit, np.where(expected > 128, 255, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
+def test_of_several_frames_prediction_takes_the_first_and_data_sets_none(
+    kind: str, tmp_path: Path
+) -> None:
+    first, second = (PIL.Image.new("RGB", (70, 50), colour) for colour in ("red", "blue"))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = saved(first, kind, save_all=True, append_images=[second], **options)
+    (tmp_path / "two").write_bytes(file.getvalue())
+    with pytest.warns(UserWarning, match="two has several frames: the first is read"):
+        assert (open_image(tmp_path / "two") == (255, 0, 0)).all()
+    with pytest.raises(InputError, match="two has several frames or pages: save the one"):
+        read_upright_size(tmp_path / "two")
+    single = saved(first, kind, **options)
+    (tmp_path / "one").write_bytes(single.getvalue())
+    assert (open_image(single) == (255, 0, 0)).all()
+    assert read_upright_size(tmp_path / "one") == (50, 70)
+
+
+def test_the_preview_in_a_jpeg_of_a_phone_is_not_a_frame(tmp_path: Path) -> None:
+    image = PIL.Image.fromarray(photo())
+    file = saved(image, "MPO", save_all=True, append_images=[image.resize((35, 25))])
+    (tmp_path / "photo.jpg").write_bytes(file.getvalue())
+    assert open_image(file).shape == (50, 70, 3)
+    assert read_upright_size(tmp_path / "photo.jpg") == (50, 70)
 
 
 def test_transparency_is_shown_on_white() -> None:

@@ -91,6 +91,88 @@ def test_webp_and_soft_edges_are_cut_in_the_middle(tmp_path: Path) -> None:
     assert np.array_equal(read(save(tmp_path, blurred, "m.webp", quality=70)), DISC)
 
 
+def with_alpha(grey: Array, opaque: Array) -> PIL.Image.Image:
+    bands = [PIL.Image.fromarray(255 * band.astype(np.uint8)) for band in (grey, opaque)]
+    return PIL.Image.merge("LA", bands)
+
+
+ALL: Array = np.ones(SIZE, dtype=bool)
+GREY = PIL.Image.fromarray(255 * DISC.astype(np.uint8))
+BLACK_WHITE = palette_image(DISC, [0, 0, 0, 255, 255, 255])
+BLACK_ON_WHITE = palette_image(DISC, [255, 255, 255, 0, 0, 0])
+DEEP: Array = (65535 * DISC.astype(np.uint16)).astype(np.uint16)
+OPAQUE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "L, unused value": (GREY, {"transparency": 7}),
+    "LA": (with_alpha(DISC, ALL), {}),
+    "I;16": (DEEP, {}),
+    "P, unused entry": (BLACK_WHITE, {"transparency": b"\xff\xff\0"}),
+    "P, unused index": (BLACK_WHITE, {"transparency": 2}),
+    "P, opaque entries": (BLACK_WHITE, {"transparency": b"\xff\xff"}),
+    "RGB, unused colour": (GREY.convert("RGB"), {"transparency": (1, 0, 0)}),
+    "RGBA": (GREY.convert("RGBA"), {}),
+}
+TRANSPARENT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "1": (DISC, {"transparency": 0}),
+    "L": (GREY, {"transparency": 0}),
+    "LA, white": (with_alpha(ALL, DISC), {}),
+    "LA, black": (with_alpha(~ALL, DISC), {}),
+    "I;16": (DEEP, {"transparency": 0}),
+    "P, index": (BLACK_WHITE, {"transparency": 0}),
+    "P, index of the object": (BLACK_WHITE, {"transparency": 1}),
+    "P, entries": (BLACK_WHITE, {"transparency": b"\x80\xff"}),
+    "P, black on transparent white": (BLACK_ON_WHITE, {"transparency": 0}),
+    "P, one colour": (palette_image(DISC, [0] * 6), {"transparency": b"\0\xff"}),
+    "RGB": (GREY.convert("RGB"), {"transparency": (0, 0, 0)}),
+    "RGBA": (PIL.Image.merge("RGBA", [GREY.point([99] * 256)] * 3 + [GREY]), {}),
+}
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_transparency_that_no_pixel_has_changes_nothing(name: str, tmp_path: Path) -> None:
+    image, options = OPAQUE[name]
+    assert np.array_equal(read(save(tmp_path, image, **options)), DISC)
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_transparent_pixels_are_an_error_in_every_mode(name: str, tmp_path: Path) -> None:
+    """They may be the background, or an object that was cut out."""
+    image, options = TRANSPARENT[name]
+    with pytest.raises(InputError, match=r"the mask .*m\.png has transparent pixels: save it"):
+        read(save(tmp_path, image, **options))
+
+
+@pytest.mark.parametrize("transparency", [0, 1, b"\0\xff", b"\xff\0"])
+def test_an_index_of_the_palette_chooses_whatever_is_transparent(
+    transparency: Any, tmp_path: Path
+) -> None:
+    path = save(tmp_path, BLACK_ON_WHITE, transparency=transparency)
+    assert np.array_equal(read(path, 1), DISC)
+    assert np.array_equal(read(path, 0), ~DISC)
+    with pytest.raises(InputError, match="has transparent pixels"):
+        read(path, "#000000")
+
+
+FRAMES = {"png": {}, "gif": {}, "tiff": {}, "webp": {"lossless": True}}
+
+
+@pytest.mark.parametrize("suffix", FRAMES)
+def test_a_mask_of_several_frames_is_an_error(suffix: str, tmp_path: Path) -> None:
+    first, second = (PIL.Image.fromarray(255 * mask.astype(np.uint8)) for mask in (DISC, ~DISC))
+    single = save(tmp_path, first, f"one.{suffix}", **FRAMES[suffix])
+    assert np.array_equal(read(single), DISC)
+    options = {"save_all": True, "append_images": [second], **FRAMES[suffix]}
+    with pytest.raises(InputError, match="has several frames or pages: save the one"):
+        read(save(tmp_path, first, f"two.{suffix}", **options))
+
+
+def test_floating_point_masks_are_rounded_and_nan_is_an_error(tmp_path: Path) -> None:
+    soft = np.where(DISC, 0.9, 0.1).astype(np.float32)
+    assert np.array_equal(read(save(tmp_path, soft, "m.tiff")), DISC)
+    soft[0, 0] = np.nan
+    with pytest.raises(InputError, match=r"the mask .*m\.tiff has values that are not numbers"):
+        read(save(tmp_path, soft, "m.tiff"))
+
+
 def test_an_all_white_and_an_inverted_mask_are_legal(tmp_path: Path) -> None:
     assert read(save(tmp_path, np.full(SIZE, 255, dtype=np.uint8))).all()
     assert np.array_equal(read(save(tmp_path, ~DISC)), ~DISC)

@@ -195,14 +195,74 @@ def test_costly_exif_after_the_pixels_is_refused(tmp_path: Path) -> None:
         assert open_image(path).shape == (HEIGHT, WIDTH, 3)
 
 
+# -- Images of REFER sets
+
+IN_HEADER = ("JPEG, EXIF", "JPEG, XMP", "PNG, eXIf", "PNG, XMP", "WebP, EXIF")
+
+
+def write(folder: Path, place: str, orientation: int) -> Path:
+    content = PLACES[place](orientation)
+    path = folder / f"{place} {orientation}"
+    path.write_bytes(content if isinstance(content, bytes) else content.getvalue())
+    return path
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
-@pytest.mark.parametrize("place", ["JPEG, EXIF", "PNG, eXIf", "WebP, EXIF", "PNG, XMP"])
+@pytest.mark.parametrize("place", IN_HEADER)
 def test_images_of_refer_sets_are_decoded_as_stored(
     place: str, orientation: int, tmp_path: Path
 ) -> None:
-    """Their annotations refer to the stored pixels, whatever the EXIF says."""
-    content = PLACES[place](orientation)
-    path = tmp_path / "image"
-    path.write_bytes(content if isinstance(content, bytes) else content.getvalue())
+    """COCO's annotations were drawn on the stored pixels."""
+    path = write(tmp_path, place, orientation)
     image = decode_image(path, (HEIGHT, WIDTH))
     assert np.abs(image.astype(int) - photo(HEIGHT, WIDTH)).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+@pytest.mark.parametrize("place", IN_HEADER)
+def test_an_annotation_of_the_upright_size_gets_the_image_that_prediction_sees(
+    place: str, orientation: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path, place, orientation)
+    upright = decode_image(path, (WIDTH, HEIGHT))
+    assert upright.shape == (WIDTH, HEIGHT, 3)
+    assert np.abs(upright.astype(int) - open_image(path)).max() < 4, "two decoders of JPEG"
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_annotation_that_fits_neither_orientation_is_an_error(
+    orientation: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "JPEG, EXIF", orientation)
+    sizes = [(HEIGHT, HEIGHT), (WIDTH, WIDTH), *([] if orientation == 6 else [(WIDTH, HEIGHT)])]
+    for size in sizes:
+        with pytest.raises(InputError, match=r"has \(40, 60\) pixels .*, its annotation \("):
+            decode_image(path, size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", IN_HEADER)
+def test_an_annotation_that_fits_both_orientations_is_warned_about_once(
+    place: str, orientation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, place, orientation)
+    for _ in range(2):
+        decode_image(path, (HEIGHT, WIDTH))
+    warned = [record for record in caplog.records if "the stored one is used" in record.message]
+    assert len(warned) == (orientation in (2, 3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_of_a_refer_image_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    for exif_bytes in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", exif(6)[:-9]):
+        path.write_bytes(saved(stored(), "JPEG", exif=exif_bytes).getvalue())
+        assert decode_image(path, (HEIGHT, WIDTH)).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_refer_image_without_exif_is_not_searched_for_its_orientation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "none", 1)
+    monkeypatch.setattr(PIL.Image.Image, "getexif", lambda _: pytest.fail("it was searched"))
+    assert decode_image(path, (HEIGHT, WIDTH)).shape == (HEIGHT, WIDTH, 3)

@@ -3,6 +3,7 @@
 import errno
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,29 @@ def test_other_errors_do_not_call_the_file_damaged(
     with pytest.raises(InputError, match=message) as raised:
         check_checksums(archive)
     assert type(raised.value) is InputError
+
+
+@pytest.mark.parametrize("fault", [AttributeError("no such method"), TypeError("3 arguments")])
+@pytest.mark.parametrize("read", [read_torch, check_checksums])
+def test_a_fault_of_the_program_is_not_called_damage(
+    read: Callable[[Path], Any], fault: Exception, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("crislit.io.tensors.check_torch_pickle", fail)
+    monkeypatch.setattr(zipfile, "ZipFile", fail)
+    with pytest.raises(type(fault), match=str(fault)):
+        read(archive)
+
+
+def test_errors_within_pytorch_and_zipfile_are_damage(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged bytes lead libraries to errors of any type, here to a call of None."""
+    monkeypatch.setattr("torch.serialization._load", None)
+    with pytest.raises(DamagedFileError, match=r"not a PyTorch checkpoint .*NoneType"):
+        read_torch(archive)
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)
+    with pytest.raises(DamagedFileError, match=r"is damaged .*NoneType"):
+        check_checksums(archive)

@@ -1,20 +1,34 @@
 """Reads images of data sets strictly, and decodes them with OpenCV, which is faster than PIL."""
 
+import functools
+import logging
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from crislit.errors import InputError, require
-from crislit.io.images import DAMAGED, Image, image_errors, is_transparent, open_image_file
+from crislit.errors import InputError, printable, require
+from crislit.io.images import (
+    DAMAGED,
+    Image,
+    image_errors,
+    is_transparent,
+    open_image_file,
+    require_one_frame,
+)
 from crislit.io.libraries import require_opencv
-from crislit.io.orientation import require_upright
+from crislit.io.orientation import read_tag, require_upright, turn_upright
 
+log = logging.getLogger(__name__)
 FIX = "fetch it again, or save it as PNG or JPEG"
 
 
 def decode_image(path: Path, size: tuple[int, int]) -> Image:
-    """Read an image of this (height, width).
+    """Read an image of this (height, width), which its annotation states.
+
+    COCO's annotations were drawn on the stored pixels: browsers ignored the EXIF orientation then.
+    It is not applied, unlike in prediction, unless only the upright image has the stated size.
+    Where both have the same size, a warning is logged.
 
     Raises:
         InputError: If it is missing, damaged or of another size.
@@ -36,12 +50,14 @@ def read_image_file(path: Path, size: tuple[int, int]) -> bytes:
     with image_errors(f"image {path} {DAMAGED}; {FIX}"):
         content = path.read_bytes()
         with open_image_file(content) as image:
-            width, height = image.size
+            stored = image.height, image.width
+            orientation = read_tag(image)
             is_truncated = image.format in ("JPEG", "MPO") and not has_end(content)
-    if (height, width) != size:
-        raise InputError(
-            f"image {path} has {(height, width)} pixels (height, width), its annotation {size}"
-        )
+    upright = stored[::-1] if orientation > 4 else stored
+    if size not in (stored, upright):
+        raise InputError(f"image {path} has {stored} pixels (height, width), its annotation {size}")
+    if orientation > 1 and stored == upright:
+        _warn_once(path, orientation)
     if is_truncated:
         raise InputError(f"image {path} is truncated; {FIX}")
     return content
@@ -60,8 +76,21 @@ def decode_pixels(content: bytes, path: Path, size: tuple[int, int]) -> Image:
             np.frombuffer(content, np.uint8),
             cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
         )
+        if image is not None and image.shape[:2] != size:
+            with open_image_file(content) as header:
+                image = turn_upright(image, read_tag(header))  # type: ignore[arg-type]
     require(image is not None and image.shape[:2] == size, damaged)
     return image  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=1000)
+def _warn_once(path: Path, orientation: int) -> None:
+    log.warning(
+        "image %s has EXIF orientation %d, and its annotation does not tell whether it was drawn "
+        "on the stored or the upright image: the stored one is used, as in COCO",
+        printable(str(path)),
+        orientation,
+    )
 
 
 def has_end(jpeg: bytes) -> bool:
@@ -83,13 +112,14 @@ def read_upright_size(path: Path) -> tuple[int, int]:
 
     Raises:
         InputError: If it cannot be read; if it is stored rotated, since its mask may or may not be;
-            or if it has transparent pixels, since their colour is unknown.
+            or if it has several frames, or transparent pixels, since their colour is unknown.
     """
     with (
         image_errors(f"{path} is not an image that can be read", f"no image at {path}"),
         open_image_file(path) as image,
     ):
         width, height = image.size
+        require_one_frame(image, str(path))
         require_upright(image, str(path))
         transparent = is_transparent(image)
     require(

@@ -52,6 +52,8 @@ DAMAGED = "is damaged, or in a format that cannot be read"
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     """Read an image upright according to its EXIF, and lay transparency over white.
 
+    Of several frames, the first is read, with a warning.
+
     Args:
         source: The image.
         max_pixels: Maximum number of pixels of a file.
@@ -70,6 +72,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
             rgb = to_rgb(source)
         elif is_path or isinstance(source, (bytes, bytearray)) or hasattr(source, "read"):
             with open_image_file(source, max_pixels) as image:
+                if has_several_frames(image):
+                    warnings.warn(f"{name} has several frames: the first is read", stacklevel=2)
                 rgb = to_rgb(image)
         else:
             raise InputError(
@@ -247,6 +251,22 @@ def iterate_strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Imag
     rows = max(1, STRIP_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def has_several_frames(image: PIL.Image.Image) -> bool:
+    """Whether an opened file is an animation or has several pages.
+
+    The further frames of a JPEG (MPO) do not count: phones store previews and depth there.
+    """
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def require_one_frame(image: PIL.Image.Image, name: str) -> None:
+    """Raise an :class:`InputError` if an opened file of a data set has several frames."""
+    require(
+        not has_several_frames(image),
+        f"{name} has several frames or pages: save the one that counts as a file of its own",
+    )
 
 
 def is_transparent(image: PIL.Image.Image) -> bool:

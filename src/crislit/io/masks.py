@@ -12,7 +12,7 @@ import PIL.Image
 from pycocotools import mask as coco_mask
 
 from crislit.errors import InputError, require
-from crislit.io.images import image_errors, is_transparent, open_image_file
+from crislit.io.images import image_errors, is_transparent, open_image_file, require_one_frame
 from crislit.io.orientation import require_upright
 
 MaskValue = int | tuple[int, int, int]
@@ -55,7 +55,8 @@ def read_mask(
 
     Without a value, a mask has two: 0 and 1, or dark and bright (above 127), with soft edges or
     not; or two colours, of which black is the background, or else white. A colour palette counts
-    by its colours, not by the order of its entries.
+    by its colours, not by the order of its entries. Transparent pixels are an error, since they may
+    be the object or the background, unless the value is an index of the palette.
 
     Args:
         path: The file.
@@ -66,8 +67,8 @@ def read_mask(
         The run lengths, and the values of the mask in words.
 
     Raises:
-        InputError: If it cannot be read, is not of this size, marks no pixel, or has several
-            values and none is named.
+        InputError: If it cannot be read, is not of this size, has transparent pixels or several
+            frames, marks no pixel, or has several values and none is named.
     """
     with (
         image_errors(f"{path} is not a mask that can be read", f"no mask at {path}"),
@@ -78,15 +79,20 @@ def read_mask(
         require(
             found == size, f"the mask {path} has {found} pixels (height, width), its image {size}"
         )
+        require_one_frame(image, f"the mask {path}")
         require_upright(image, f"the mask {path}")
-        transparent = image.mode != "P" and is_transparent(image)
-        labels, colours = _labels(image, by_index=isinstance(value, int))
+        is_index = image.mode == "P" and isinstance(value, int)
+        transparent = not is_index and is_transparent(image)
+        labels, colours = _labels(image, by_index=is_index)
         is_lossy = image.format in LOSSY
     require(
         not transparent,
         f"the mask {path} has transparent pixels: save it in black and white, without them",
     )
     try:
+        if labels.dtype.kind == "f":
+            require(np.isfinite(labels).all(), "has values that are not numbers")
+            labels = np.rint(labels).astype(np.int64)
         if value is not None:
             marked, values = _select(labels, colours, value)
         elif colours is not None:
@@ -113,12 +119,8 @@ def _labels(image: PIL.Image.Image, by_index: bool) -> tuple[Array, Array | None
         if (used != used[0]).any() and (used.min(axis=1) == used.max(axis=1)).all():
             return palette[indices, 0], None  # shades of grey, as in an image without a palette
         return indices, palette
-    if image.mode in ("1", "L") or image.mode.startswith("I"):
+    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
         return np.array(image), None
-    if image.mode == "F":
-        values = np.array(image)
-        require(np.isfinite(values).all(), "has values that are not numbers")
-        return np.rint(values).astype(np.int64), None
     if image.mode in ("LA", "La"):
         return np.array(image.convert("LA").getchannel("L")), None
     rgb = np.array(image.convert("RGB"))

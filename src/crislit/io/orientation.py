@@ -1,11 +1,15 @@
 """Decides in one place whether an image is stored rotated, for users' images and data sets."""
 
 import io
+import warnings
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from crislit.errors import require
+from crislit.io.libraries import is_damage
 
 ORIENTATION = 0x0112
 """The EXIF tag of the orientation; 1 is upright, 2 to 8 are mirrored or rotated."""
@@ -13,6 +17,13 @@ MAX_EXIF_WORK = 2**24
 """Bytes times entries of EXIF, 250 entries in 64 kB. PIL copies each, and each may be all of it."""
 KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Types and keywords of the chunks of a PNG in which PIL looks for an orientation."""
+TURNS = {
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright whose orientation swaps height and width."""
 MAX_CHUNKS = 10_000
 """Chunks of a PNG that are looked at; of more than that, PIL decodes the pixels."""
 
@@ -31,10 +42,38 @@ def read_orientation(image: PIL.Image.Image) -> int:
     """
     if image.format == "PNG" and _may_follow_pixels(image):
         image.load()
+    return _find_orientation(image)
+
+
+def read_tag(image: PIL.Image.Image) -> int:
+    """Return the orientation of an opened file from its header, in no time if it has no EXIF.
+
+    Returns:
+        1 to 8; 1 if it has no orientation, or EXIF that cannot be read.
+    """
+    if not {"exif", "xmp"} & image.info.keys():
+        return 1
+    try:
+        with warnings.catch_warnings(action="ignore"):  # PIL warns about damaged EXIF
+            return _find_orientation(image)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return 1
+
+
+def _find_orientation(image: PIL.Image.Image) -> int:
     _check_exif(image)
     # A PNG's own method decodes the pixels.
     orientation = PIL.Image.Image.getexif(image).get(ORIENTATION, 1)
     return int(orientation) if orientation in range(2, 9) else 1
+
+
+def turn_upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Return pixels whose orientation swaps height and width (5 to 8) upright, others as stored."""
+    if orientation not in TURNS:
+        return pixels
+    return np.array(PIL.Image.fromarray(pixels).transpose(TURNS[orientation]))
 
 
 def require_upright(image: PIL.Image.Image, name: str) -> None:

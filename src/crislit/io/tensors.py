@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crislit.errors import DamagedFileError, InputError, first_line, require
+from crislit.io.libraries import is_damage
 from crislit.io.pickles import check_torch_pickle
 
 DTYPES = {
@@ -97,8 +98,8 @@ def read_torch(path: Path) -> Any:
         check_torch_pickle(path, zipped)
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged file raises whatever its bytes lead PyTorch to
-        _raise_if_unreadable(path, error)
+    except Exception as error:
+        _raise_unless_damaged(path, error)
         reason = first_line(error)
         if str(error).startswith("Weights only load failed"):  # PyTorch advises to run its code
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -122,20 +123,31 @@ def check_checksums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-    except Exception as error:  # zipfile raises whatever damaged bytes lead it to
-        _raise_if_unreadable(path, error)
+    except Exception as error:
+        _raise_unless_damaged(path, error)
         raise DamagedFileError(f"{path} is damaged ({first_line(error)})") from error
     if record is not None:
         raise DamagedFileError(f"{path} is damaged (the checksum of {record} is wrong)")
 
 
-def _raise_if_unreadable(path: Path, error: Exception) -> None:
-    """Raise an :class:`InputError` if it was the disk that failed, which says nothing of the file.
+def _raise_unless_damaged(path: Path, error: Exception) -> None:
+    """Raise an error again unless it comes from the bytes of a PyTorch file.
 
-    Damaged archives raise EINVAL, by seeking to before the file's beginning.
+    Damaged bytes lead PyTorch, pickle and zipfile to errors of any type, and PyTorch's part in C++
+    to a RuntimeError.
+
+    Raises:
+        InputError: If the disk failed, which says nothing of the file. Damaged archives raise
+            EINVAL, by seeking to before the file's beginning.
+        Exception: The error, if it does not come from the bytes.
     """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    libraries = ("torch", "pickle", "zipfile")
+    if not isinstance(error, (RuntimeError, zipfile.BadZipFile)) and not any(
+        is_damage(error, library) for library in libraries
+    ):
+        raise error
 
 
 # -- Writing
