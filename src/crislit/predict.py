@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -145,11 +146,17 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             f"{text!r} names a file or an image, but comes after the sentence {sentences[0]!r}: "
             "images come first, and a sentence like this one goes into a file for --sentences",
         )
+    require(all(images), f"the name of an image is empty; expected, for example: {example()}")
     for name, is_image in zip(images, are_images, strict=False):
-        hint = "" if is_image or not any(are_images) else "; images come first, then sentences"
+        hint = "" if is_image else f"; images come first, then sentences: {example()}"
         check_exists(name, hint)
     require(images.count("-") <= 1, "the standard input holds one image: give - only once")
     return images, sentences
+
+
+def example(image: str = "photo.jpg") -> str:
+    """Return a command line that segments an image."""
+    return f'python -m crislit.predict {shlex.quote(image)} "the man in red"'
 
 
 def check_exists(image: str, hint: str) -> None:
@@ -171,11 +178,13 @@ def read_sentences(sentences: Sequence[str], file: str | None, images: Sequence[
     """
     from crislit.inference import check_sentences
 
-    hint = f"; {images[-1]!r} is taken for an image" if len(images) > 1 else ""
     require(
-        bool(sentences) != (file is not None),
-        "expected either sentences after the image, or --sentences FILE, not both" + hint,
+        not sentences or file is None,
+        "expected either sentences after the image, or --sentences FILE, not both",
     )
+    if file is None and not any(map(str.strip, sentences)):
+        hint = f" ({images[-1]!r} is taken for an image)" if len(images) > 1 else ""
+        raise InputError(f"what to segment? Add a sentence{hint}: {example(images[0])}")
     if file == "-" and "-" in images:
         raise InputError("the standard input holds either the image or the sentences, not both")
     if file is not None:

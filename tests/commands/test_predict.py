@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -294,7 +295,13 @@ def test_truncated_words_are_reported_once(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["IMAGE"], "expected either sentences after the image, or --sentences FILE"),
+        (["IMAGE"], 'Add a sentence: python -m crislit.predict .*photo.png "the man in red"$'),
+        (["IMAGE", ""], 'Add a sentence: python -m crislit.predict .*photo.png "the man in red"$'),
+        (["IMAGE", "  ", "\t"], 'Add a sentence: python -m crislit.predict .*photo.png "the man'),
+        (["-"], 'Add a sentence: python -m crislit.predict - "the man in red"$'),
+        (["FOLDER"], 'Add a sentence: python -m crislit.predict folder "the man in red"$'),
+        (["", "star"], "the name of an image is empty; .* python -m crislit.predict photo.jpg"),
+        (["star"], "no image at star; images come first, .* python -m crislit.predict photo.jpg"),
         (["IMAGE", "star", "--sentences", "-"], "not both"),
         (["-", "--sentences", "-"], "the standard input holds either"),
         (["IMAGE", "--sentences", "nowhere.txt"], "cannot read the sentences in nowhere.txt"),
@@ -308,7 +315,7 @@ def test_truncated_words_are_reported_once(
         (["IMAGE", "star", "--threshold", "2"], "threshold must be"),
         (["IMAGE", "star", "--threshold", "35"], "got 35.0; 35 percent is 0.35"),
         (["IMAGE", "star", "--threshold", "nan"], "threshold must be"),
-        (["IMAGE", "IMAGE"], "expected either sentences .* is taken for an image"),
+        (["IMAGE", "IMAGE"], r"Add a sentence \(.*photo.png' is taken for an image\): python -m"),
         (["IMAGE", "99.png", "star"], "no image at 99.png"),
         (["IMAGE", "star", "IMAGE"], "comes after the sentence 'star': images come first"),
         (["IMAGE", "star", "99.JPG"], "'99.JPG' names a file or an image, but comes after"),
@@ -355,8 +362,45 @@ def test_paint_colours_and_outlines_the_mask_only() -> None:
     assert painted[15, 20].tolist() == [round((100 + channel) / 2) for channel in COLOURS[0]]
     assert painted[30, 20].tolist() == [round((100 + channel) / 2) for channel in COLOURS[1]]
     assert painted[10, 15].tolist() == list(COLOURS[0])
-    assert (painted[:9] == 100).all()
+    assert (painted[9, 15] == 255).all()
+    assert (painted[7:9, 15] == 0).all()
+    assert (painted[:7] == 100).all()
     assert np.array_equal(paint(image, [np.zeros_like(mask)]), image)
+
+
+OBJECTS = [(255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255), (128, 128, 128), *COLOURS]
+
+
+@pytest.mark.parametrize("object_colour", OBJECTS)
+@pytest.mark.parametrize("number", range(len(COLOURS)))
+def test_a_mask_is_visible_on_an_object_of_any_colour(
+    object_colour: tuple[int, int, int], number: int
+) -> None:
+    image = np.full((60, 80, 3), object_colour, dtype=np.uint8)
+    y, x = np.mgrid[:60, :80]
+    masks = {
+        "disc": np.hypot(x - 40, y - 30) < 15,
+        "ring": (np.hypot(x - 40, y - 30) < 20) & (np.hypot(x - 40, y - 30) > 10),
+        "line": (x == 40) & (y > 10) & (y < 50),
+        "corner": (x > 50) & (y > 40),
+        "all of the image": np.ones((60, 80), dtype=bool),
+    }
+    for name, mask in masks.items():
+        painted = paint(image, [mask], first=number)
+        black, white = ((painted == value).all(axis=2) for value in (0, 255))
+        around = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+        assert (painted[~around] == object_colour).all(), f"{name}: beyond the lines"
+        border = np.ones_like(mask)
+        border[1:-1, 1:-1] = False
+        nearest = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(1, (3, 3))) > 0
+        assert white[nearest & ~mask & ~border].all(), f"{name}: the white line closes"
+        assert black[mask & border].all(), f"{name}: the line along the image's border"
+        assert black[around].any(), name
+    centre = paint(image, [masks["disc"]], first=number)[30, 40]
+    mixed = (np.array(object_colour) + COLOURS[number]) / 2
+    assert np.abs(centre - mixed).max() <= 0.5
+    thin = paint(image, [masks["line"]], first=number)[30, 40]
+    assert thin.tolist() == list(COLOURS[number]), "a thin mask keeps its colour"
 
 
 def test_an_image_of_another_format_comes_from_the_standard_input(

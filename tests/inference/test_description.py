@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import crislit
-from crislit.checkpoints.checkpoint import Checkpoint
+from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_released
 from crislit.inference.description import (
     Description,
     describe_network,
@@ -78,3 +78,26 @@ def test_most_photos_look_like_photos() -> None:
 def test_a_description_fits_a_line() -> None:
     description = Description("shapes-tiny", "shapes", "drawn", "5.5 million parameters", 192)
     assert len(str(description)) < 120
+
+
+def test_a_segmenter_is_shown_as_one_line_with_its_network_and_device(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    shown = repr(crislit.load("shapes-tiny", device="cpu", threshold=0.5))
+    assert shown == (
+        "Segmenter(shapes-tiny, trained on shapes (knows drawn shapes only); 5.5 million "
+        "parameters, images of 192 pixels; cpu, float32, threshold 0.5)"
+    )
+    assert repr(segmenter) == (
+        "Segmenter(training data unknown; 5.0 million parameters, images of 64 pixels; cpu, "
+        "float32, threshold 0.35)"
+    )
+    segmenter.save_pretrained(tmp_path / "mine")
+    assert repr(Segmenter.from_pretrained(tmp_path / "mine", device="cpu")).startswith(
+        "Segmenter(mine, training data unknown; 5.0 million parameters"
+    )
+    released = tmp_path / "cris.pth"
+    write_released(read_checkpoint(tmp_path / "mine"), released)
+    assert repr(crislit.load(released, device="cpu")).startswith(
+        "Segmenter(cris.pth, training data unknown; 5.0 million parameters, images of 416 pixels"
+    )

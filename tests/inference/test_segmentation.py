@@ -77,9 +77,15 @@ def test_a_mask_is_saved_as_png(tmp_path: Path) -> None:
     for name in ("mask.jpg", "mask"):
         with pytest.raises(InputError, match=r"a file name that ends in \.png, found .*mask"):
             result().save(tmp_path / name)
-    with pytest.raises(InputError, match=r"cannot write .*nowhere"):
-        result().save(str(tmp_path / "nowhere/mask.png"))
+    with pytest.raises(InputError, match=r"cannot write .*mask\.png.x\.png: "):
+        result().save(tmp_path / "mask.png/x.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["MASK.PNG", "mask.png"]
+
+
+def test_saving_creates_the_folder_as_all_commands_do(tmp_path: Path) -> None:
+    result().save(str(tmp_path / "new/deep/mask.png"))
+    saved = np.array(PIL.Image.open(tmp_path / "new/deep/mask.png"))
+    assert np.array_equal(saved, np.where(result().mask, 255, 0))
 
 
 def test_the_public_names_of_the_package_are_listed() -> None:

@@ -70,11 +70,11 @@ class Checkpoint:
         fingerprint: Digests of its run's settings and data, empty if unknown.
         results: What its run measured (``splits``, ``blind``, ``ceiling``, ... of
             ``results.json``), empty if unknown.
-        source: Its file's name, for errors.
+        source: Its file, for errors and descriptions.
     """
 
     network: CRISConfig
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(repr=False)
     image_size: int
     threshold: float
     initial_weights: str

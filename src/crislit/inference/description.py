@@ -4,16 +4,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 
 from crislit.inference.onnx_network import OnnxNetwork
-from crislit.inference.segmentation import Segmentation
-from crislit.inference.segmenter import Segmenter, shorten
+from crislit.inference.segmentation import Segmentation, shorten
 from crislit.io import Image
 from crislit.models import count_parameters
+
+if TYPE_CHECKING:
+    from crislit.inference.segmenter import Segmenter
 
 PHOTO_COLOURS = 32
 """Colours above which an image looks like a photo. One of the 3,900 training scenes of ``shapes``
@@ -25,7 +27,7 @@ class Description:
     """Describes a network to its users: its training data and its input.
 
     Attributes:
-        name: A short name of the network.
+        name: A short name of the network, empty if it has none.
         data: The data set of its training, empty if it is unknown.
         images: The kind of images that it was trained on.
         model: Its encoder, or its number of parameters.
@@ -42,15 +44,16 @@ class Description:
         training = f"trained on {self.data}" if self.data else "training data unknown"
         if self.images == "drawn":
             training += " (knows drawn shapes only)"
-        return f"{self.name}, {training}; {self.model}, images of {self.image_size} pixels"
+        name = f"{self.name}, " if self.name else ""
+        return f"{name}{training}; {self.model}, images of {self.image_size} pixels"
 
 
-def describe_network(segmenter: Segmenter, source: str | os.PathLike[str]) -> Description:
+def describe_network(segmenter: "Segmenter", source: str | os.PathLike[str]) -> Description:
     """Describe a network.
 
     Args:
         segmenter: The network.
-        source: Where it was loaded from.
+        source: Where it was loaded from, empty if unknown.
     """
     model = segmenter.model
     if isinstance(model, OnnxNetwork):
@@ -71,6 +74,8 @@ def describe_network(segmenter: Segmenter, source: str | os.PathLike[str]) -> De
 
 def short_name(source: str | os.PathLike[str]) -> str:
     """Return a name without the folders of this machine: ``RUN/best.ckpt``, ``shapes-tiny``."""
+    if not source:
+        return ""
     path = Path(source).expanduser().absolute()
     run = path.parents[1].name if path.parent.name == "checkpoints" else ""
     return f"{run}/{path.name}" if run else path.name

@@ -18,6 +18,7 @@ COLOURS = (
     *((204, 121, 167), (0, 114, 178), (213, 94, 0)),
 )
 """Okabe and Ito's palette without black, which the colour-blind can distinguish."""
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 """Characters that Windows forbids in file names, and bytes of Linux's that are not text."""
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\.", re.IGNORECASE)
@@ -34,7 +35,8 @@ def paint(
 ) -> Image:
     """Return a copy of an image with masks painted over it, each in its colour with an outline.
 
-    Later masks cover earlier ones.
+    A white and a black line around the outline keep it visible on an object of any colour. Where a
+    mask ends with the image, they lie inside. Later masks cover earlier ones.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -43,13 +45,25 @@ def paint(
         strength: Opacity of the colour, in [0, 1].
     """
     painted = image.copy()
-    thickness = max(round(max(image.shape[:2]) / 300), 1)
+    width = max(round(max(image.shape[:2]) / 300), 1)
     for number, mask in enumerate(masks, start=first):
         colour = np.array(colour_of(number))
-        painted[mask] = ((1 - strength) * painted[mask] + strength * colour).round()
+        inside = ((1 - strength) * painted[mask] + strength * colour).round()
         outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(painted, outlines, -1, colour.tolist(), thickness)
+        cv2.drawContours(painted, outlines, -1, BLACK, 5 * width)
+        cv2.drawContours(painted, outlines, -1, WHITE, 3 * width - 1)
+        painted[mask] = inside
+        cv2.drawContours(painted, outlines, -1, colour.tolist(), width)
+        painted[mask & frame(mask.shape, 2 * width)] = WHITE
+        painted[mask & frame(mask.shape, width)] = BLACK
     return painted
+
+
+def frame(shape: tuple[int, ...], width: int) -> npt.NDArray[np.bool_]:
+    """Return (h, w) bool that is True where the border of an image is nearer than the width."""
+    pixels = np.ones(shape, dtype=bool)
+    pixels[width:-width, width:-width] = False
+    return pixels
 
 
 def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:

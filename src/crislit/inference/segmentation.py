@@ -35,7 +35,7 @@ class Segmentation:
     image: Image | None = None
 
     def __repr__(self) -> str:
-        sentence = self.sentence if len(self.sentence) <= 60 else f"{self.sentence[:60]}..."
+        sentence = shorten(self.sentence, 60)
         height, width = self.mask.shape
         return (
             f"Segmentation({sentence!r}, {height} x {width}, score={self.score:.3f}, "
@@ -87,7 +87,9 @@ class Segmentation:
         return paint(below, [self.mask], first=number)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask as a PNG file of 0 and 255. An existing file is replaced.
+        """Write the mask as a PNG file of 0 and 255.
+
+        A missing folder is created, and an existing file is replaced.
 
         Raises:
             InputError: If the name does not end in ``.png``, or the file cannot be written.
@@ -129,12 +131,18 @@ def write_images(base: Path, result: Segmentation, number: int) -> dict[str, str
 
 
 def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write an array as a PNG file.
+    """Write an array as a PNG file, whose folder is created.
 
     Raises:
         InputError: If it cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(pixels).save(path, "PNG")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
+
+
+def shorten(text: str, maximum: int = 200) -> str:
+    """Return a text, or the beginning of a long one."""
+    return text if len(text) <= maximum else f"{text[:maximum]}..."

@@ -17,10 +17,11 @@ from huggingface_hub import HfApi, snapshot_download
 
 from crislit.checkpoints import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
 from crislit.errors import InputError, check_integer, first_line, require
+from crislit.inference.description import describe_network
 from crislit.inference.forks import check_process, prepare_forked_process
 from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
-from crislit.inference.segmentation import Segmentation
+from crislit.inference.segmentation import Segmentation, shorten
 from crislit.io import Image, ImageSource, open_image
 from crislit.models import CRIS, check_max_tokens, optimize_for_inference
 from crislit.transforms import (
@@ -101,6 +102,13 @@ class Segmenter:
             self.network = optimize_for_inference(
                 model.to(self.device).to(memory_format=torch.channels_last).eval()
             )
+
+    def __repr__(self) -> str:
+        """Return what the network is, where it computes, and its threshold, in one line."""
+        network = describe_network(self, self.about.source if self.about else "")
+        return (
+            f"Segmenter({network}; {self.device}, {self.precision}, threshold {self.threshold:g})"
+        )
 
     def __call__(self, image: ImageSource, sentences: str | Sequence[str]) -> list[Segmentation]:
         """Segment what each sentence refers to in one image, which is encoded once.
@@ -384,11 +392,6 @@ def choose_device(name: str | None) -> torch.device:
             f"this machine cannot compute on device {name!r}: {first_line(error)}"
         ) from error
     return device
-
-
-def shorten(text: str, maximum: int = 200) -> str:
-    """Return a text, or the beginning of a long one."""
-    return text if len(text) <= maximum else f"{text[:maximum]}..."
 
 
 def group_by_sentences(counts: Sequence[int], maximum: int) -> list[list[int]]:
