@@ -85,6 +85,9 @@ ACCUMULATED = (
         # one only at the end of the run.
         pytest.param((), [3, 6, 9, 12], id="default"),
         pytest.param(ACCUMULATED, [3, 7, 10, 12], marks=pytest.mark.slow, id="accumulated"),
+        pytest.param(
+            ("trainer.max_steps=12",), [3, 6, 9, 12], marks=pytest.mark.slow, id="steps"
+        ),
     ],
 )
 def test_a_run_ends_the_same_from_whichever_checkpoint_it_continues(
@@ -120,6 +123,19 @@ def test_a_run_ends_the_same_from_whichever_checkpoint_it_continues(
         assert results["steps"] == expected["steps"]
         if "logger=none" not in options:
             assert metrics(folder) == metrics(whole), step
+
+
+@pytest.mark.parametrize("stop", [6, 8])  # at the end of the first epoch, and within the second
+def test_a_run_whose_limit_of_steps_is_raised_ends_as_if_it_had_been_higher_from_the_start(
+    stop: int, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*SHORT, f"data_root={small_shapes}")
+    run(monkeypatch, tmp_path / "whole", *overrides, "trainer.max_steps=11")
+    run(monkeypatch, tmp_path / "first", *overrides, f"trainer.max_steps={stop}")
+    last = tmp_path / "first/checkpoints" / LAST
+    run(monkeypatch, tmp_path / "second", *overrides, "trainer.max_steps=11", f"resume={last}")
+    ends = [tmp_path / name / "checkpoints" / LAST for name in ("second", "whole")]
+    assert same_state(*ends)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

@@ -167,6 +167,10 @@ class LastCheckpoint(L.Callback):
             f"epoch has {batches}: continue with its data, batch size and number of devices",
         )
         self._batches = batches
+        epochs = trainer.fit_loop.epoch_progress.current
+        if epochs.ready == epochs.processed:
+            # With max_steps, Lightning would continue the finished epoch, of which nothing is left.
+            trainer.fit_loop.epoch_loop.restarting = False
         self._saved = (trainer.global_step, False)
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
@@ -212,6 +216,18 @@ class LastCheckpoint(L.Callback):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             for counts in (progress["total"], progress["current"]):
                 counts["started"] = counts["ready"]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Finish the epoch that the last step ended: its validation may not have run."""
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+        is_unfinished = batches["is_last_batch"] and epochs["processed"] < epochs["ready"]
+        if is_unfinished and checkpoint["global_step"] == trainer.max_steps:
+            # Lightning would end at once. A limit of epochs gives it the validation.
+            trainer.fit_loop.epoch_loop.max_steps = -1
+            trainer.fit_loop.max_epochs = epochs["ready"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after the last validation, or within an epoch that ``max_steps`` ends."""
