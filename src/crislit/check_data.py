@@ -67,6 +67,7 @@ def check(options: argparse.Namespace) -> None:
     """
     # Imported here, because it takes seconds and the help does not need it.
     from crislit.data import (
+        counted,
         draw_sheets,
         find_remarks,
         measure_targets,
@@ -97,7 +98,7 @@ def check(options: argparse.Namespace) -> None:
     require(data.refs or problems, f"{options.file} has no sentence")
     require(
         not problems,
-        f"{len(problems)} problems in {options.sentences or options.file}, see above",
+        f"{counted(len(problems), 'problem')} in {options.sentences or options.file}, see above",
     )
 
 

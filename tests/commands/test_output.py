@@ -39,15 +39,15 @@ def test_check_data_prints_names_and_sentences_in_any_encoding(
     (tmp_path / "d.jsonl").write_text(content)
     output = Output(encoding)
     monkeypatch.setattr(sys, "stdout", output)
-    with pytest.raises(SystemExit, match="error: 1 problems"):
+    with pytest.raises(SystemExit, match="error: 1 problem in"):
         check_data.main([str(tmp_path / "d.jsonl")])
     text = output.text()
     if encoding == "utf-8":
         assert "\u56fe\xe9.png" in text
-        assert "\u8bad\u7ec3: 1 objects" in text
+        assert "\u8bad\u7ec3: 1 object," in text
     else:
         assert (r"\u56fe\xe9.png" if encoding == "ascii" else "\\u56fe\xe9.png") in text
-        assert r"\u8bad\u7ec3: 1 objects, 1 sentences, 1 images" in text
+        assert r"\u8bad\u7ec3: 1 object, 1 sentence, 1 image" in text
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

@@ -197,10 +197,19 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "sentence": ""}, "must be non-empty text"),
     ({**GOOD, "sentence": 5}, "must be non-empty text"),
     ({**GOOD, "sentence": " &nbsp;"}, "must be non-empty text"),
-    ({**GOOD, "sentences": ["dog"]}, "either sentence or sentences"),
-    (NO_SENTENCE, "either sentence or sentences"),
-    ({**NO_SENTENCE, "sentences": []}, "must be non-empty text"),
-    ({**NO_SENTENCE, "sentences": "dog"}, "must be non-empty text"),
+    ({**GOOD, "sentences": ["dog"]}, "either sentence or sentences, found both"),
+    (NO_SENTENCE, "either sentence or sentences, found neither"),
+    ({**NO_SENTENCE, "sentences": None}, "either sentence or sentences, found neither"),
+    ({**NO_SENTENCE, "sentences": "dog"}, 'must be a list, found text: write "sentences": ["..."]'),
+    ({**NO_SENTENCE, "sentences": ""}, "sentences must be a list, found text"),
+    ({**NO_SENTENCE, "sentences": 5}, "sentences must be a list of at least one text, found 5"),
+    ({**NO_SENTENCE, "sentences": {}}, "sentences must be a list of at least one text, found {}"),
+    ({**NO_SENTENCE, "sentences": []}, "sentences must be a list of at least one text, found []"),
+    ({**NO_SENTENCE, "sentences": ["dog", 5]}, "a sentence must be non-empty text, found 5"),
+    ({**NO_SENTENCE, "sentences": ["dog", None]}, "must be non-empty text, found None"),
+    ({**NO_SENTENCE, "sentences": ["dog", ["a"]]}, "must be non-empty text, found ['a']"),
+    ({**NO_SENTENCE, "sentences": ["dog", " "]}, "a sentence must be non-empty text, found ' '"),
+    ({**NO_SENTENCE, "sentence": ["dog"]}, 'found a list: write "sentences" for several'),
     ({**GOOD, "split": 3}, "split must be a name"),
     ({**GOOD, "split": " "}, "split must be a name"),
     (NO_MASK, "expected one of mask, polygons and rle, found none"),
@@ -211,7 +220,12 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "polygons": [["a", 2, 3, 4, 5, 6]]}, POLYGON),
     ({**GOOD, "polygons": [[1, 2, 9, 2]]}, "marks no pixel"),
     ({**GOOD, "polygons": []}, "marks no pixel"),
-    ({**GOOD, "polygons": [[100, 100, 120, 100, 120, 120]]}, "marks no pixel"),
+    (
+        {**GOOD, "polygons": [[100, 90, 120.5, 90, 120, 120]]},
+        "at x 100 to 120.5 and y 90 to 120: were",
+    ),
+    ({**GOOD, "polygons": [[-9, 5, -1, 5, -1, 9]]}, "outside of the image of 60 x 40 pixels"),
+    ({**GOOD, "polygons": [[5, 40, 9, 40, 9, 50]]}, "outside of the image of 60 x 40 pixels"),
     ({**GOOD, "polygons": [[1e9, 2, 3, 4, 5, 6]]}, "far outside"),
     ({**GOOD, "polygons": 5}, "neither COCO polygons nor run lengths"),
     ({**NO_MASK, "rle": {"size": [40, 60]}}, "neither COCO polygons nor run lengths"),
@@ -249,7 +263,7 @@ def test_bad_lines_are_reported_with_their_numbers_and_good_lines_are_kept(tmp_p
 def test_training_refuses_bad_lines_and_names_the_command_that_lists_them(tmp_path: Path) -> None:
     save_image(tmp_path, "a.png")
     source = CustomSource(write_lines(tmp_path, GOOD, {**GOOD, "sentence": ""}))
-    expected = r"1 lines of .*mine\.jsonl cannot be used: line 2: a sentence.*check_data` lists all"
+    expected = r"1 line of .*mine\.jsonl cannot be used: line 2: a sentence.*check_data` lists all"
     with pytest.raises(InputError, match=expected):
         source.open()
 
@@ -284,8 +298,11 @@ def test_folder_and_file_exclude_each_other(tmp_path: Path) -> None:
     for dataset in (both, {}):
         with pytest.raises(InputError, match=r"either dataset\.file"):
             build_source(dataset, tmp_path)
-    with pytest.raises(InputError, match="for COCO files"):
-        read_custom("mine.jsonl", images="photos")
+    file = write_lines(tmp_path, GOOD)
+    with pytest.raises(InputError, match=r"dataset\.images is for COCO files; "):
+        read_custom(file, images="photos")
+    with pytest.raises(InputError, match=r"dataset\.sentences is for COCO files; "):
+        read_custom(file, sentences="s.csv")
 
 
 # -- check_data
@@ -299,18 +316,18 @@ def test_check_data_counts_each_split_and_notes_pitfalls(
     long = {**GOOD, "image": "b.png", "sentence": "word " * 30, "split": "val"}
     check_data.main([write_lines(tmp_path, GOOD, {**GOOD, "split": "val"}, long)])
     assert capsys.readouterr().out.splitlines() == [
-        "train: 1 objects, 1 sentences, 1 images",
+        "train: 1 object, 1 sentence, 1 image",
         "val: 2 objects, 2 sentences, 2 images",
         "split  sentences/image  target area: min   median      max  sentences cut off",
         "train              1.0           16.67 %  16.67 %  16.67 %                  0",
         "val                1.0           16.67 %  16.67 %  16.67 %                  1",
-        "note: 1 images of val are also in train, so metrics on val will be too high",
-        "note: 1 images of val have the same content as images of train (b.png and a.png), so "
+        "note: 1 image of val is also in train, so metrics on val will be too high",
+        "note: 1 image of val has the same content as images of train (b.png and a.png), so "
         "metrics on val will be too high",
         "note: val has few images (2), so its scores depend on chance",
-        "note: 1 masks are those of other objects of their image (lines 2): list all sentences of "
-        "one object together, each object once",
-        "note: 1 sentences longer than 22 tokens are truncated (lines 3): raise dataset.max_words",
+        "note: 1 mask is that of another object of the image (line 2): list all sentences of one "
+        "object together, each object once",
+        "note: 1 sentence is longer than 22 tokens and truncated (line 3): raise dataset.max_words",
     ]
     check_data.main([write_lines(tmp_path, GOOD)])
     assert "note: split 'val' is missing, which training needs" in capsys.readouterr().out
@@ -347,7 +364,7 @@ def test_check_data_escapes_control_characters(
 def test_check_data_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, table, folder = write_coco(tmp_path, [[6, "dog", "val"], [5, "cat", "train"]])
     check_data.main([file, "--sentences", table, "--images", folder])
-    assert "val: 1 objects, 1 sentences, 1 images" in capsys.readouterr().out
+    assert "val: 1 object, 1 sentence, 1 image" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: nowhere\.jsonl not found"):
         check_data.main(["nowhere.jsonl"])
 

@@ -77,15 +77,15 @@ def test_unsuspicious_data_have_no_remark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "expected", "rows"),
     [
-        ([sample(90, polygons=box(0, 0, 60, 35))], "1 masks cover more than half", (10,)),
-        ([sample(90, polygons=box(3, 3, 6, 6))], "1 masks cover less than 0.1% of", (10,)),
-        ([sample(90), sample(90, polygons=box(1, 1, 9, 9))], "1 sentences also describe", (11,)),
-        ([sample(90), sample(90, "cat")], "1 masks are those of other objects of their", (11,)),
-        ([sample(90, "left_shoe")], "1 sentences look like labels or names of files (", (10,)),
-        ([sample(90, "IMG001"), sample(91, "p0.jpg")], "2 sentences look like labels", (10, 11)),
-        ([TWICE], "1 sentences are listed twice", (10,)),
-        ([sample(90, "word " * 30)], "1 sentences longer than 22 tokens", (10,)),
-        ([sample(0, "cat", split="val")], "1 images of val are also in train", ()),
+        ([sample(90, polygons=box(0, 0, 60, 35))], "1 mask covers more than half", (10,)),
+        ([sample(90, polygons=box(3, 3, 6, 6))], "1 mask covers less than 0.1%", (10,)),
+        ([sample(90), sample(90, polygons=box(1, 1, 9, 9))], "1 sentence also describes", (11,)),
+        ([sample(90), sample(90, "cat")], "1 mask is that of another object", (11,)),
+        ([sample(90, "left_shoe")], "1 sentence looks like a label or the name of a file", (10,)),
+        ([sample(90, "IMG001"), sample(91, "p0.jpg")], "2 sentences look like a label", (10, 11)),
+        ([TWICE], "1 sentence is listed twice for the same object (line 11)", (10,)),
+        ([sample(90, "word " * 30)], "1 sentence is longer than 22 tokens and", (10,)),
+        ([sample(0, "cat", split="val")], "1 image of val is also in train, so", ()),
     ],
 )  # fmt: skip
 def test_what_is_suspicious_is_remarked(
@@ -112,8 +112,67 @@ def test_the_same_sentence_everywhere_and_a_small_or_missing_val_are_remarked(
 def test_images_of_equal_content_in_two_splits_are_remarked(tmp_path: Path) -> None:
     samples = [*spread(10), sample("copy.png", split="val")]
     remarks = remarks_of(read_custom(write(tmp_path, *samples, equal=("0.png", "copy.png"))))
-    expected = "1 images of val have the same content as images of train (copy.png and 0.png)"
+    expected = "1 image of val has the same content as images of train (copy.png and 0.png)"
     assert {text.split(", so")[0]: rows for text, rows in remarks.items()} == {expected: (10,)}
+
+
+@pytest.mark.parametrize(
+    ("split", "meant"),
+    [
+        ("trian", "train"),
+        ("Trains", "train"),
+        ("vali", "val"),
+        ("eval", "val"),
+        ("validate", "val"),
+        ("tset", "test"),
+        ("testa", "testA"),
+        ("fold 1", None),
+        ("7", None),
+    ],
+)
+def test_an_unusual_split_is_remarked_with_the_usual_one(
+    split: str, meant: str | None, tmp_path: Path
+) -> None:
+    file = write(tmp_path, *spread(10), sample(90, split=split), sample(91, "cat", split=split))
+    hint = "" if meant is None else f": did you mean {meant!r}?"
+    assert remarks_of(read_custom(file)) == {
+        f"split {split!r} (2 objects) is not one of train, val, test, testA, testB, so it is only "
+        f"evaluated{hint}": (10, 11)
+    }
+
+
+@pytest.mark.parametrize("split", ["Training", "VALID", "validation", "test", "testA", "testB"])
+def test_usual_splits_are_not_remarked(split: str, tmp_path: Path) -> None:
+    assert remarks_of(read_custom(write(tmp_path, *spread(10), sample(90, split=split)))) == {}
+
+
+def test_a_missing_split_names_the_one_that_is_like_it(tmp_path: Path) -> None:
+    samples = [sample(0, split="trian"), sample(1, split="val"), sample(2, split="testA")]
+    index = build_source({"file": write(tmp_path, *samples)}, tmp_path).open()
+    for asked, hint in (
+        ("train", ": is 'trian' misspelt in it?"),
+        ("vall", ": did you mean 'val'?"),
+        ("testa", ": did you mean 'testA'?"),
+        ("fold 1", ""),
+    ):
+        with pytest.raises(InputError) as error:
+            index.split_refs(asked)
+        expected = f"this data set has no split {asked!r}, only val, testA, trian{hint}"
+        assert str(error.value) == expected
+
+
+def test_polygons_that_reach_out_of_the_image_are_remarked_with_their_share(
+    tmp_path: Path,
+) -> None:
+    inexact = box(-1, 5, 30, 25), box(40, 5, 61, 40.5)
+    half, quarter = box(30, 5, 90, 25), [[10, 5, 30, 5, 30, 25, -20, 25]]
+    samples = [*spread(10), *(sample(90 + i, polygons=p) for i, p in enumerate(inexact))]
+    assert remarks_of(read_custom(write(tmp_path, *samples))) == {}
+    samples += [sample(92, "cat", polygons=half), sample(93, "fox", polygons=quarter)]
+    assert remarks_of(read_custom(write(tmp_path, *samples))) == {
+        "2 masks have up to 50% of the points of polygons outside of the image, where they are cut "
+        "off (lines 13, 14): drawn on an image of another size?": (12, 13)
+    }
 
 
 def test_measures_are_those_of_the_drawn_mask(tmp_path: Path) -> None:
@@ -259,7 +318,7 @@ def test_check_data_draws_what_can_be_read(
     file = write(tmp_path, *spread(10), sample("cut.png", "cat"))
     content = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(SystemExit, match="error: 1 problems in"):
+    with pytest.raises(SystemExit, match="error: 1 problem in"):
         check_data.main([file, "--figures", str(tmp_path / "sheets")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(tmp_path / "sheets/crislit-sheet-1.png")

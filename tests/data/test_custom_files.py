@@ -1,6 +1,8 @@
 """Files of custom data: usual mistakes are named with their cure, or the file is found."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from crislit.data import read_custom
+from crislit.data import build_source, read_custom
 from crislit.errors import InputError
 
 BOX = [[10, 5, 30, 5, 30, 25, 10, 25]]
@@ -80,6 +82,102 @@ def test_an_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
     data = read_custom(write(tmp_path, json.dumps([GOOD, 5, {**GOOD, "sentence": ""}])))
     assert data.unit == "item"
     assert [problem.line for problem in data.problems] == [2, 3]
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (60, 40)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"ann_id,sentence,split\n5,the dog,train\n", r"is a CSV table \(ann_id,sentence,split\)"),
+        (b"image;sentence\na.png;a dog\n", r"is a CSV table .*name that file here, and the table"),
+        (b"<?xml version='1.0'?>\n<annotations>\n", "but is XML: export COCO 1.0 from CVAT"),
+        (b"images: [a.png]\n- b\n", "neither JSON nor JSON lines, but starts with 'images: "),
+        (b"PK\x03\x04\x14\0\0\0", "not a text file but a zip archive or a spreadsheet"),
+        (b"PAR1\0\0", "not a text file but a table in Parquet"),
+        (png(), "not a text file but an image: expected JSON lines"),
+        (b"\x93NUMPY\x01\0", "not a text file but binary"),
+        (b" \n\n", "is empty, expected one JSON object per line"),
+    ],
+)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d"])
+def test_a_file_of_another_kind_is_one_error_that_tells_which(
+    name: str, content: bytes, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for sentences in (None, "s.csv"):
+        with pytest.raises(InputError, match=expected):
+            read_custom(str(tmp_path / name), sentences)
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.txt", "d", "d.JSONL"])
+@pytest.mark.parametrize("content", [json.dumps(GOOD), json.dumps([GOOD])])
+def test_samples_are_read_whatever_the_name_of_their_file(
+    content: str, name: str, tmp_path: Path
+) -> None:
+    save_image(tmp_path, "a.png")
+    (tmp_path / name).write_text(content)
+    data = read_custom(str(tmp_path / name))
+    assert (len(data.refs), data.problems) == (1, [])
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json"])
+@pytest.mark.parametrize("option", ["sentences", "images"])
+def test_options_of_coco_files_are_refused_for_json_lines_of_any_name(
+    option: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n")
+    sentences, images = ("x", None) if option == "sentences" else (None, "x")
+    with pytest.raises(InputError, match=rf"dataset\.{option} is for COCO files; .* JSON-lines"):
+        read_custom(str(tmp_path / name), sentences, images)
+
+
+@pytest.mark.parametrize("name", ["coco.json", "coco.jsonl"])
+def test_a_coco_file_of_any_name_takes_its_table(name: str, tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
+    annotation = {"id": 5, "image_id": 1, "segmentation": BOX}
+    content = {"images": [image], "annotations": [annotation]}
+    (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "s.csv").write_text("ann_id,sentence\n5,the dog\n")
+    assert len(read_custom(str(tmp_path / name), str(tmp_path / "s.csv")).refs) == 1
+    for text in (json.dumps(GOOD), json.dumps(GOOD, indent=1), json.dumps([GOOD])):
+        (tmp_path / "s.csv").write_text(text)
+        with pytest.raises(InputError, match=r"s\.csv holds JSON, expected a CSV table with the"):
+            read_custom(str(tmp_path / name), str(tmp_path / "s.csv"))
+
+
+def test_a_folder_with_a_list_names_the_list(tmp_path: Path) -> None:
+    save_image(tmp_path, "a.png")
+    file = write(tmp_path, json.dumps(GOOD))
+    with pytest.raises(InputError, match=rf"is a folder: name the file in it, {re.escape(file)}$"):
+        read_custom(str(tmp_path))
+    Path(file).rename(tmp_path / "export.json")
+    with pytest.raises(InputError, match=r"holds neither .* name .*export\.json, see"):
+        read_custom(str(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["file", "sentences", "images", "folder", "refs"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_name_is_one_error(option: str, text: str, tmp_path: Path) -> None:
+    file = write(tmp_path, json.dumps(GOOD))
+    with pytest.raises(InputError, match=rf"^dataset\.{option} is empty: expected "):
+        build_source({"file": file, option: text}, tmp_path)
+    texts: dict[str, Any] = {"file": file, option: text}
+    if option not in ("folder", "refs"):
+        with pytest.raises(InputError, match=rf"^dataset\.{option} .* is empty"):
+            read_custom(**texts)
+
+
+def test_a_missing_file_tells_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not found: expected a JSON-lines file .*check_data"):
+        read_custom(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"either dataset\.file=FILE .*check_data --help"):
+        build_source({}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -338,13 +338,54 @@ def test_own_sentences_of_a_single_file_need_no_table(tmp_path: Path) -> None:
     data = read_custom(write_json(tmp_path / "instances.json", content))
     assert listed(data) == [("a.jpg", "train", ["one"]), ("b.jpg", "val", ["two", "2"])]
     assert [(problem.line, problem.reason) for problem in data.problems] == [
-        (3, "a sentence must be non-empty text, found [3]"),
-        (4, "it has no sentence: expected a key or an attribute named sentence or sentences or "
-            "caption"),
+        (3, "a sentence must be non-empty text, found 3"),
+        (4, "it has no sentence: name a key or an attribute sentence, sentences or caption"),
     ]  # fmt: skip
     file = write_json(tmp_path / "bare.json", coco(["a.jpg"]))
-    with pytest.raises(InputError, match="no annotation has a sentence: pass a CSV"):
+    with pytest.raises(InputError, match=r"no annotation has a sentence: pass .* of categories$"):
         read_custom(file)
+
+
+def test_attributes_of_other_names_are_listed(tmp_path: Path) -> None:
+    """An attribute of CVAT may be called anything."""
+    names = ["a.jpg", "b.jpg"]
+    for name in names:
+        save_image(tmp_path, name)
+    content = coco(names)
+    first, second = content["annotations"]
+    first["attributes"] = {"description": "the box", "occluded": False}
+    second["phrase"] = "the box"
+    file = write_json(tmp_path / "c.json", content)
+    expected = "name a key or an attribute sentence, sentences or caption; found "
+    with pytest.raises(InputError, match="no annotation has a sentence: pass a CSV") as error:
+        read_custom(file)
+    assert str(error.value).endswith(f". Or {expected}description, occluded, phrase")
+    content["annotations"].append({**second, "id": 3, "sentence": "the box"})
+    problems = read_custom(write_json(tmp_path / "c.json", content)).problems
+    assert [(problem.line, problem.reason) for problem in problems] == [
+        (1, f"it has no sentence: {expected}description, occluded"),
+        (2, f"it has no sentence: {expected}phrase"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["COCO", "Label Studio", "JSON lines"])
+def test_polygons_outside_of_the_image_are_a_problem_in_every_format(
+    kind: str, tmp_path: Path
+) -> None:
+    save_image(tmp_path, "a.png")
+    far = [x + 100 for x in POLYGON]
+    drawn = polygon("a")
+    drawn["value"]["points"] = [[100 * x / WIDTH + 200, y] for x, y in ((10, 5), (30, 5), (30, 25))]
+    content = {
+        "COCO": coco(["a.png"], sentence="the box", segmentation=[far]),
+        "Label Studio": [task(1, "a.png", [drawn, text("a", "the box")])],
+        "JSON lines": {"image": "a.png", "sentence": "the box", "polygons": [far]},
+    }[kind]
+    [problem] = read_custom(write_json(tmp_path / "c.json", content)).problems
+    assert problem.reason.startswith(
+        "its polygons lie outside of the image of 60 x 40 pixels (width x height), at x 1"
+    )
+    assert problem.reason.endswith("were they drawn on an image of another size?")
 
 
 def test_parts_of_a_segmentation_are_united(tmp_path: Path) -> None:
@@ -384,7 +425,7 @@ def test_training_can_skip_annotations_of_train_but_not_of_val(tmp_path: Path) -
     assert (len(index), len(index.skipped)) == (2, 2)
     content["annotations"][3]["sentence"] = ""
     write_json(tmp_path / "c.json", content)
-    with pytest.raises(InputError, match=r"1 annotations of .* annotation 4: it has no sentence"):
+    with pytest.raises(InputError, match=r"1 annotation of .* annotation 4: it has no sentence"):
         source.open(skip_unusable=True)
 
 

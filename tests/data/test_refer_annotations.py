@@ -97,7 +97,7 @@ def test_a_ref_with_an_empty_mask_is_reported(
     assert index.mask(0).sum() == 36, "the ref before it keeps its pixels"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage().endswith("1 refs have an empty mask: ref_id 4711")
+    assert record.getMessage().endswith("1 ref has an empty mask: ref_id 4711")
 
 
 def test_a_ref_with_pixels_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -231,7 +231,7 @@ def test_training_on_empty_masks_is_logged_at_every_start(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = empty_mask(root)
-    message = f"training on 1 refs whose mask is empty: ref_id {bad.split()[1]}"
+    message = f"training on 1 ref whose mask is empty: ref_id {bad.split()[1]}"
     for _ in range(2):  # indexed, then read from the cache
         caplog.clear()
         module(root, on_error="raise").setup("fit")
@@ -374,7 +374,7 @@ def test_bad_lines_of_custom_data_are_skipped_if_they_are_for_training(tmp_path:
     assert [skipped.sample for skipped in data.never_usable()] == names
     for line in (NO_SENTENCE | {"split": "val"}, "{"):  # for evaluation, and possibly for it
         file = write_lines(tmp_path, LINE, *bad, line)
-        with pytest.raises(InputError, match=r"1 lines of .* line 5"):
+        with pytest.raises(InputError, match=r"1 line of .* line 5"):
             _ = custom_module(file, on_error="skip").index
 
 
@@ -385,7 +385,7 @@ def test_bad_training_lines_are_an_error_where_train_is_evaluated(tmp_path: Path
         {"select_split": "train"},
     )
     for options in strict:
-        with pytest.raises(InputError, match=r"1 lines of .* line 2"):
+        with pytest.raises(InputError, match=r"1 line of .* line 2"):
             _ = custom_module(file, on_error="skip", **options).index
 
 

@@ -23,6 +23,7 @@ from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import ImageGroupedBatchSampler, TrainSampler, evaluation_share
 from crislit.data.sources import DataSource
+from crislit.data.wording import counted
 from crislit.data.workers import init_worker
 from crislit.errors import InputError, check_integer, printable, require
 from crislit.transforms.augmentation import Augmentation
@@ -166,12 +167,13 @@ class ReferDataModule(L.LightningDataModule):
         if len(empty) and self.on_error == "raise":
             ids = ", ".join(str(self.index.ref_id(int(ref))) for ref in empty[:20])
             ids += ", ..." if len(empty) > 20 else ""
-            log.warning("training on %d refs whose mask is empty: ref_id %s", len(empty), ids)
+            refs = counted(len(empty), "ref")
+            log.warning("training on %s whose mask is empty: ref_id %s", refs, ids)
         sentences = len(self.train_set()) * self.sentences_per_image
         require(
             sentences >= self.batch_size,
-            f"no training batch: an epoch of the train split has {sentences} sentences, fewer "
-            f"than batch_size={self.batch_size}. Set batch_size={sentences} or smaller",
+            f"no training batch: an epoch of the train split has {counted(sentences, 'sentence')}, "
+            f"fewer than batch_size={self.batch_size}. Set batch_size={sentences} or smaller",
         )
 
     @property
@@ -210,7 +212,8 @@ class ReferDataModule(L.LightningDataModule):
         given = " and ".join(f"{name}={value}" for name, value in limits.items() if value)
         require(
             steps > 0 and rest == 0 and per_device % self.sentences_per_image == 0,
-            f"batch_size={self.batch_size} does not divide over {processes} devices with {given}",
+            f"batch_size={self.batch_size} does not divide over {counted(processes, 'device')} "
+            f"with {given}",
         )
         require(
             per_device > 1,

@@ -23,6 +23,7 @@ from crislit.data.refer_annotations import (
     parse_text,
 )
 from crislit.data.refer_cache import MAX_INDEX, IndexArrays, SkippedSample, join_arrays
+from crislit.data.wording import counted
 from crislit.errors import InputError, first_line, require
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ def build_index(
     empty = [str(i) for i, ref in parsed.items() if not ref.polygons and not len(ref.runs)]
     if empty:
         ids = ", ".join(empty[:20])
-        log.warning("%s: %d refs have an empty mask: ref_id %s", source, len(empty), ids)
+        refs_have = counted(len(empty), "ref has", "refs have")
+        log.warning("%s: %s an empty mask: ref_id %s", source, refs_have, ids)
     return _to_arrays(list(parsed.values()))
 
 

@@ -24,13 +24,13 @@ from crislit.data.refer_cache import (
     read_cache,
     write_cache,
 )
-from crislit.errors import require
+from crislit.data.wording import SPLIT_ORDER, find_similar
+from crislit.errors import InputError, require
 from crislit.io import load_pickle, read_json
 
 log = logging.getLogger(__name__)
 
 IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
-SPLIT_ORDER = ("train", "val", "test", "testA", "testB")
 TREE = """  {root}/
     images/train2014/COCO_train2014_*.jpg   (or images/mscoco/images/train2014/)
     {folder}/instances.json
@@ -138,10 +138,18 @@ class ReferIndex:
         Raises:
             InputError: If there is no such split.
         """
-        require(
-            split in self._split_names,
-            f"this data set has no split {split!r}, only {', '.join(self.splits)}",
-        )
+        if split not in self._split_names:
+            similar = find_similar(split, self.splits)
+            is_misspelt = split in SPLIT_ORDER and similar not in SPLIT_ORDER
+            hint = (
+                f": is {similar!r} misspelt in it?"
+                if is_misspelt
+                else f": did you mean {similar!r}?"
+            )
+            raise InputError(
+                f"this data set has no split {split!r}, only {', '.join(self.splits)}"
+                f"{hint if similar else ''}"
+            )
         return np.flatnonzero(self._arrays.split == self._split_names.index(split))
 
     def ref_id(self, ref: int) -> int:

@@ -9,7 +9,18 @@ from crislit.data.custom import read_custom
 from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.shapes import write_shapes
+from crislit.data.wording import counted
 from crislit.errors import InputError, require
+
+WANTED = {
+    "folder": "the folder of a REFER data set",
+    "refs": "its refs file",
+    "file": "a JSON-lines file, or what a labelling tool wrote; see `python -m crislit.check_data "
+    "--help`",
+    "sentences": "a CSV, categories or null",
+    "images": "the folder of the images, or null",
+}
+"""What the texts of the group ``dataset`` name."""
 
 
 class DataSource(Protocol):
@@ -102,7 +113,7 @@ class CustomSource:
         reasons = "; ".join(f"{data.unit} {p.line}: {p.reason[:250]}" for p in problems[:3])
         require(
             not problems,
-            f"{len(problems)} {data.unit}s of {table} cannot be used: {reasons}. "
+            f"{counted(len(problems), data.unit)} of {table} cannot be used: {reasons}. "
             "`python -m crislit.check_data` lists all",
         )
         samples = [SkippedSample(f"{data.unit} {p.line} of {table}", p.reason) for p in skipped]
@@ -124,11 +135,17 @@ def build_source(dataset: Mapping[str, Any], root: Path) -> DataSource:
     for name, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise InputError(f"dataset.{name} must be text, got {text!r:.200}")
+        is_empty = text is not None and not text.strip()
+        require(not is_empty, f"dataset.{name} is empty: expected {WANTED[name]}")
     folder, refs, file = texts["folder"], texts["refs"], texts["file"]
     if file is not None and folder is None and refs is None:
         options = dataset.get("val_share"), dataset.get("mask_value")
         return CustomSource(file, texts["sentences"], texts["images"], *options)
     if file is not None or folder is None or refs is None:
-        raise InputError("expected either dataset.file (custom data), or dataset.folder and refs")
+        raise InputError(
+            "expected either dataset.file=FILE (custom data: a JSON-lines file, or what a "
+            "labelling tool wrote; see `python -m crislit.check_data --help`), or dataset.folder "
+            "and dataset.refs"
+        )
     is_embedded = dataset.get("embedded")
     return EmbeddedSource(root, folder) if is_embedded else ReferSource(root, folder, refs)

@@ -12,6 +12,7 @@ from crislit.data.custom.files import FileFinder
 from crislit.data.custom.label_studio_runs import decode_runs
 from crislit.data.custom.values import check_polygons, parse_path
 from crislit.data.refer_annotations import parse_segmentation
+from crislit.data.wording import counted
 from crislit.errors import InputError
 from crislit.io import MaskValue, parse_mask_value, read_mask, read_upright_size
 
@@ -156,7 +157,7 @@ class RefBuilder:
                 f"its mask is neither COCO polygons nor run lengths ({error})"
             ) from error
         if not polygons and not runs:
-            raise InputError("its mask marks no pixel of the image")
+            raise InputError(_explain_empty(segmentation, image))
         return segmentation
 
     def add(
@@ -189,8 +190,8 @@ class RefBuilder:
         """Return the collected data, with problems sorted by line."""
         respelled = self._files.respelled
         notes = [
-            f"{len(respelled)} names of files are spelled differently on disk, for example "
-            f"{name} as {found}"
+            f"{counted(len(respelled), 'name of a file is', 'names of files are')} spelled "
+            f"differently on disk, for example {name} as {found}"
             for name, found in list(respelled.items())[:1]
         ]
         return CustomData(
@@ -202,6 +203,22 @@ class RefBuilder:
             mask_values=dict(self._mask_values),
             notes=[*self.notes, *notes],
         )
+
+
+def _explain_empty(segmentation: Any, image: dict[str, Any]) -> str:
+    """Return why a mask marks no pixel: its polygons may lie outside of the image."""
+    is_polygons = isinstance(segmentation, list) and not _has_parts(segmentation)
+    points = [x for polygon in segmentation for x in polygon] if is_polygons else []
+    ranges = [(min(values), max(values)) for values in (points[::2], points[1::2]) if values]
+    sides = image["width"], image["height"]
+    if any(high <= 0 or low >= side for (low, high), side in zip(ranges, sides, strict=False)):
+        (left, right), (top, bottom) = ranges
+        return (
+            f"its polygons lie outside of the image of {sides[0]} x {sides[1]} pixels (width x "
+            f"height), at x {left:g} to {right:g} and y {top:g} to {bottom:g}: were they drawn on "
+            "an image of another size?"
+        )
+    return "its mask marks no pixel of the image"
 
 
 def _has_parts(segmentation: list[Any]) -> bool:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from crislit.data.custom.builder import CustomData, Problem
 from crislit.data.refer_annotations import Mask, parse_segmentation, rasterize
+from crislit.data.wording import counted
 from crislit.errors import InputError
 from crislit.io import decode_pixels, read_image_file
 from crislit.transforms import truncated_words
@@ -52,8 +53,8 @@ def summarize(data: CustomData) -> list[str]:
     sentences = Counter(ref["split"] for ref in data.refs for _ in ref["sentences"])
     images = images_by_split(data)
     return [
-        f"{split}: {objects[split]} objects, {sentences[split]} sentences, "
-        f"{len(images[split])} images"
+        f"{split}: {counted(objects[split], 'object')}, {counted(sentences[split], 'sentence')}, "
+        f"{counted(len(images[split]), 'image')}"
         for split in sorted(objects)
     ] or ["no line can be used"]
 
@@ -90,8 +91,12 @@ def tabulate(data: CustomData, areas: list[float], max_tokens: int) -> list[str]
         for row in (rows if data.refs else [])
     ]
     masks = sorted(data.mask_values.items(), key=lambda item: -item[1])
-    lines += [f"{count} mask files have the values {values}" for values, count in masks[:8]]
-    return lines + ([f"and {len(masks) - 8} other combinations"] if len(masks) > 8 else [])
+    lines += [
+        f"{counted(count, 'mask file has', 'mask files have')} the values {values}"
+        for values, count in masks[:8]
+    ]
+    others = [f"and {counted(len(masks) - 8, 'other combination')}"]
+    return lines + (others if len(masks) > 8 else [])
 
 
 def images_by_split(data: CustomData) -> defaultdict[str, set[int]]:

@@ -1,6 +1,7 @@
 """Reads COCO instances as custom data, with the sentences in a CSV, in the file, or categories."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ NO_SENTENCES = (
     "no annotation has a sentence: pass a CSV with the columns ann_id,sentence,split "
     "(dataset.sentences=FILE), or dataset.sentences=categories to use the names of categories"
 )
+EXPECTED = "name a key or an attribute sentence, sentences or caption"
 
 
 def read_coco(
@@ -119,7 +121,9 @@ def add_coco(
         if categories is not None and CATEGORY_NOTE not in builder.notes:
             builder.notes.append(CATEGORY_NOTE)
         has_sentences = categories is not None or any(map(_attributes, annotations.values()))
-        require(has_sentences or not annotations, f"{path}: {NO_SENTENCES}")
+        if annotations and not has_sentences:
+            found = _list_texts(annotations.values())
+            raise InputError(f"{path}: {NO_SENTENCES}{found and f'. Or {EXPECTED}{found}'}")
         groups = _own_sentences(annotations, images, categories, builder.problems, split)
     for ann_id, (name, sentences) in groups.items():
         try:
@@ -182,8 +186,8 @@ def _own_sentences(
             split = parse_split(_image_of(annotation, images).get("split"), default_split)
             if categories is None:
                 sentences = _attributes(annotation)
-                expected = f"expected a key or an attribute named {' or '.join(SENTENCE_KEYS)}"
-                require(sentences, f"it has no sentence: {expected}")
+                if not sentences:
+                    raise InputError(f"it has no sentence: {EXPECTED}{_list_texts([annotation])}")
             else:
                 number = parse_whole(annotation.get("category_id"), "category_id")
                 require(number in categories, f"category {number} is not listed")
@@ -205,6 +209,17 @@ def _attributes(annotation: dict[str, Any]) -> list[str]:
             if value not in (None, ""):
                 return value if isinstance(value, list) else [value]
     return []
+
+
+def _list_texts(annotations: Iterable[dict[str, Any]]) -> str:
+    """Return the attributes and texts of annotations, among which the sentences may be."""
+    names: dict[str, None] = {}
+    for annotation in annotations:
+        attributes = annotation.get("attributes")
+        names |= dict.fromkeys(attributes if isinstance(attributes, dict) else ())
+        names |= {key: None for key, value in annotation.items() if isinstance(value, str)}
+    listed = ", ".join(name[:40] for name in list(names)[:10])
+    return f"; found {listed}" if names else ""
 
 
 def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
@@ -232,12 +247,17 @@ def _find_splits(folder: Path) -> list[tuple[Path, str, str]]:
 
 
 def _read_sam_folder(folder: Path, sentences: str | None, images: Path | None) -> CustomData:
+    lists = sorted(folder.glob("*.jsonl"))
+    require(
+        not lists, f"{folder} is a folder: name the file in it, {', '.join(map(str, lists[:3]))}"
+    )
     paths = sorted(folder.glob("*.json"))
     contents = [read_json(path) for path in paths]
     require(
         contents and all(map(_is_sam, contents)),
         f"{folder} holds neither train/_annotations.coco.json, annotations/instances_*.json and "
-        "the like, nor SAM's *.json only: name a file, see `python -m crislit.check_data --help`",
+        f"the like, nor SAM's *.json only: name {paths[0] if paths else 'a file'}, see "
+        "`python -m crislit.check_data --help`",
     )
     require(
         sentences not in (None, CATEGORIES),

@@ -12,6 +12,7 @@ from crislit.data.custom.builder import CustomData
 from crislit.data.custom.check import draw_target
 from crislit.data.custom.remarks import Remark
 from crislit.data.refer_annotations import Mask
+from crislit.data.wording import counted
 from crislit.errors import InputError, printable, require
 from crislit.io import Image, decode_image, write_files
 
@@ -115,7 +116,7 @@ def _caption(data: CustomData, row: int) -> str:
     for place, sentence in enumerate(ref["sentences"]):
         wrapped = textwrap.wrap(printable(sentence["sent"]), LETTERS, max_lines=2)
         if len(lines) + len(wrapped) > MAX_LINES:
-            lines.append(f"and {len(ref['sentences']) - place} more sentences")
+            lines.append(f"and {counted(len(ref['sentences']) - place, 'more sentence')}")
             break
         lines += wrapped
     return "\n".join(lines)

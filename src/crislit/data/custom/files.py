@@ -22,6 +22,12 @@ def read_text(path: Path) -> str:
     require(path.is_file(), f"{path} not found")
     content = path.read_bytes()
     is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff") or (b"\0" in content[:2] and content[2:])
+    is_binary = b"\0" in content[:4096] and not is_utf16
+    require(
+        not is_binary,
+        f"{path} is not a text file but {_guess_kind(content)}: expected JSON lines, or an export "
+        "of a labelling tool as JSON",
+    )
     try:
         if is_utf16:
             raise InputError(f"{path} is not UTF-8 text but UTF-16: save it as UTF-8")
@@ -32,6 +38,17 @@ def read_text(path: Path) -> str:
             f"{path} is not UTF-8 text ({error.reason} in line {line}): save it as UTF-8"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _guess_kind(content: bytes) -> str:
+    """Return what a binary file looks like."""
+    kinds = {
+        b"PK\x03\x04": "a zip archive or a spreadsheet (unpack it, or save it as text)",
+        b"\x89PNG": "an image",
+        b"\xff\xd8\xff": "an image",
+        b"PAR1": "a table in Parquet",
+    }
+    return next((kind for start, kind in kinds.items() if content.startswith(start)), "binary")
 
 
 # -- JSON

@@ -26,9 +26,14 @@ from crislit.data.custom.coco import read_coco, read_coco_folder
 from crislit.data.custom.files import parse_json, read_text
 from crislit.data.custom.label_studio import is_label_studio, read_label_studio
 from crislit.data.custom.values import parse_path, parse_sentences, parse_split
+from crislit.data.wording import counted
 from crislit.errors import InputError, require
 from crislit.io import MaskValue, parse_mask_value, read_json
 
+EXPECTED = (
+    "expected a JSON-lines file of images, masks and sentences, or what a labelling tool wrote; "
+    "`python -m crislit.check_data --help` describes both"
+)
 KEYS = ("image", "sentence", "sentences", "split", "mask", "mask_value", "polygons", "rle")
 COCO_KEYS = {"images", "annotations"}
 
@@ -55,18 +60,12 @@ def read_custom(
     Raises:
         InputError: If a file is missing or is not of the expected format.
     """
+    for name, text in (("file", file), ("sentences", sentences), ("images", images)):
+        require(text is None or text.strip(), f"dataset.{name} (check_data: {name}) is empty")
     path = Path(file).expanduser()
+    require(path.exists(), f"{path} not found: {EXPECTED}")
     folder = None if images is None else Path(images).expanduser()
     value = parse_mask_value(mask_value)
-    if path.suffix == ".jsonl":
-        require(
-            images is None,
-            "dataset.images is for COCO files; image paths in a JSON-lines file are relative to it",
-        )
-        require(
-            sentences is None,
-            "dataset.sentences is for COCO files; a JSON-lines file has its sentences itself",
-        )
     if path.is_dir():
         data = read_coco_folder(path, sentences, folder)
     else:
@@ -85,10 +84,18 @@ def _read_file(
     document = _parse_document(text, path)
     if is_label_studio(document):
         return read_label_studio(document, path, sentences, images)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    require(lines, f"{path} is empty, expected one JSON object per line")
+    _check_starts([line for _, line in lines], path)
     is_coco = isinstance(document, dict) and _is_coco(document)
-    if is_coco or sentences is not None:
+    if is_coco or (sentences is not None and not _is_sample_line(lines[0][1])):
         return read_coco(document if is_coco else read_json(path), path, sentences, images)
-    require(images is None, f"dataset.images is for COCO files, and {path} is not one")
+    for name, value in (("sentences", sentences), ("images", images)):
+        require(
+            value is None,
+            f"dataset.{name} is for COCO files; {path} is a JSON-lines file, which has its "
+            "sentences itself and paths of images that are relative to it",
+        )
     if document is not None:
         require(
             isinstance(document, list),
@@ -96,9 +103,36 @@ def _read_file(
             "or COCO instances with a CSV of sentences (see check_data --help)",
         )
         return _read_samples(enumerate(document, 1), path, "item", len(document), mask_value)
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    require(lines, f"{path} is empty, expected one JSON object per line")
     return _read_samples(lines, path, "line", len(lines), mask_value)
+
+
+def _check_starts(lines: list[str], path: Path) -> None:
+    """Check that lines start like JSON: else one error is better than one per line.
+
+    Raises:
+        InputError: If none does.
+    """
+    if any(line.lstrip()[0] in "{[" for line in lines):
+        return
+    first = lines[0].strip()
+    found = f"starts with {first!r:.60}"
+    if first.startswith("<"):
+        found = "is XML: export COCO 1.0 from CVAT, or write the masks as images"
+    elif any(mark in first for mark in ",;\t"):
+        found = (
+            f"is a CSV table ({first:.60}): its sentences belong to a COCO file, so name that file "
+            "here, and the table as dataset.sentences (check_data: --sentences)"
+        )
+    raise InputError(f"{path} is neither JSON nor JSON lines, but {found}")
+
+
+def _is_sample_line(line: str) -> bool:
+    """Whether a line is an object of a JSON-lines file."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not _is_coco(value) and bool(value.keys() & set(KEYS))
 
 
 def _is_coco(document: dict[str, Any]) -> bool:
@@ -204,5 +238,6 @@ def split_by_image(data: CustomData, share: float) -> CustomData:
         {**ref, "split": "val"} if ref["split"] == "train" and ref["image_id"] in val else ref
         for ref in data.refs
     ]
-    note = f"{count} of {len(train)} training images were moved to val (val_share={share})"
+    images = f"{count} of {counted(len(train), 'training image')}"
+    note = f"{images} {'was' if count == 1 else 'were'} moved to val (val_share={share})"
     return replace(data, refs=refs, notes=[*data.notes, note])

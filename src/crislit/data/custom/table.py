@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crislit.data.custom.builder import Problem
 from crislit.data.custom.values import parse_sentences, parse_split, parse_whole
+from crislit.data.wording import counted
 from crislit.errors import InputError, require
 
 COLUMNS = ("ann_id", "sentence", "split")
@@ -59,6 +60,10 @@ def _read_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
+            require(
+                not first.lstrip().startswith(("{", "[")),
+                f"{path} holds JSON, expected a CSV table with the columns ann_id, sentence, split",
+            )
             file.seek(0)
             separator = next((mark for mark in ",;\t" if mark in first), ",")
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
@@ -102,4 +107,4 @@ def _length_error(row: list[str], header: list[str], separator: str) -> str:
         if len(row) > len(header)
         else "write every column"
     )
-    return f"the line has {len(row)} fields, the header {len(header)}: {cure}"
+    return f"the line has {counted(len(row), 'field')}, the header {len(header)}: {cure}"

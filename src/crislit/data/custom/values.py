@@ -63,11 +63,20 @@ def parse_sentences(sample: dict[str, Any]) -> list[str]:
     """
     sentence, sentences = sample.get("sentence"), sample.get("sentences")
     if (sentence is None) == (sentences is None):
-        raise InputError("expected either sentence or sentences")
+        found = "neither" if sentence is None else "both"
+        raise InputError(f"expected either sentence or sentences, found {found}")
+    if isinstance(sentence, list):
+        raise InputError('sentence must be text, found a list: write "sentences" for several')
+    if isinstance(sentences, str):
+        raise InputError(
+            'sentences must be a list, found text: write "sentences": ["..."], or "sentence": "..."'
+        )
     sentences = [sentence] if sentences is None else sentences
-    is_list = isinstance(sentences, list) and len(sentences) > 0
-    if not is_list or not all(isinstance(s, str) and has_words(s) for s in sentences):
-        raise InputError(f"a sentence must be non-empty text, found {sentences!r}"[:200])
+    if not isinstance(sentences, list) or not sentences:
+        raise InputError(f"sentences must be a list of at least one text, found {sentences!r:.60}")
+    for sentence in sentences:
+        if not isinstance(sentence, str) or not has_words(sentence):
+            raise InputError(f"a sentence must be non-empty text, found {sentence!r:.100}")
     try:
         "".join(sentences).encode()
     except UnicodeEncodeError as error:
