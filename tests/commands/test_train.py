@@ -186,6 +186,29 @@ def test_debug_switches_of_lightning_work(
     assert (results["steps"], results["splits"]["val"]["samples"]) == (steps, samples)
 
 
+def test_the_smallest_share_of_the_evaluated_batches_is_one_batch(
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = (*SMALL, f"data_root={small_shapes}", "trainer.max_steps=1")
+    with pytest.raises(SystemExit):  # before it trains
+        run(monkeypatch, tmp_path / "run", *options, "+trainer.limit_test_batches=0.01")
+    message = "limit_test_batches=0.01 is less than a batch: the smallest split has 3 of 16"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["max_time={seconds: 9}", "overfit_batches=1"])
+def test_what_only_training_has_is_refused_in_an_evaluation(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "run", f"+trainer.{name}", program="evaluate")
+    assert f"trainer.{name.partition('=')[0]} is for training: leave it" in capsys.readouterr().err
+
+
 def test_overfitting_repeats_the_same_samples_in_every_epoch(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,8 +347,7 @@ def test_mixed_precision_is_for_training_only(
 
     monkeypatch.setattr(CRIS, "forward", recorded_forward)
     options = ("trainer.max_steps=1", "trainer.precision=bf16-mixed")
-    summary = "+trainer.enable_model_summary=false"
-    run(monkeypatch, tmp_path / "run", *SMALL, f"data_root={small_shapes}", *options, summary)
+    run(monkeypatch, tmp_path / "run", *SMALL, f"data_root={small_shapes}", *options)
     assert set(calls) == {(True, True, torch.bfloat16), (False, False, torch.float32)}
 
 

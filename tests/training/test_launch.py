@@ -55,6 +55,11 @@ BROKEN: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "a negative rank": ({"LOCAL_RANK": "-1"}, ONE, "LOCAL_RANK must be a whole number"),
     "a local rank set by hand": ({"LOCAL_RANK": "0"}, TWO, "sets LOCAL_RANK, but lacks WORLD_SIZE"),
     "a port that is not a number": ({"MASTER_PORT": "http"}, TWO, "MASTER_PORT must be a whole"),
+    "two nodes without a launcher": (
+        {},
+        TWO | {"num_nodes": 2},
+        "num_nodes=2 needs a process on every node: start with torchrun or srun",
+    ),
     "torchrun with another size": (TORCHRUN, ONE, "torchrun has started 2 processes.*make 1"),
 }
 

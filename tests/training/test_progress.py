@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from crislit.config import compose_config
 from crislit.training import progress
 from crislit.training.build import build_model
 from crislit.training.progress import format_seconds
-from crislit.training.terminal import IGNORED_MESSAGES, TerminalFormatter, quiet_lightning
+from crislit.training.terminal import (
+    IGNORED_MESSAGES,
+    TerminalFormatter,
+    log_warnings,
+    quiet_lightning,
+)
 from crislit.training.threads import choose_threads
 from tests.runs import run
 
@@ -88,6 +94,18 @@ def test_warnings_are_marked_on_the_terminal() -> None:
     assert [re.sub(r"^\d\d:\d\d:\d\d ", "", x) for x in lines] == [
         *("text 1", "warning: text 1", "error: text 1")
     ]
+
+
+def test_warnings_of_libraries_are_messages_without_a_place(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        log_warnings()
+        warnings.simplefilter("always")
+        warnings.warn("precision=16 is discouraged", stacklevel=1)
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.WARNING, "precision=16 is discouraged")
+    assert capsys.readouterr().err == ""
 
 
 def test_messages_that_a_user_cannot_act_on_are_not_printed(

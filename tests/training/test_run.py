@@ -19,7 +19,7 @@ from crislit.training.settings import Config
 from tests.runs import QUICK, run
 from tests.training.test_resume import SHORT, same_weights
 
-ONE_EPOCH = (*SHORT, "recipe.epochs=1", "+trainer.enable_model_summary=false")
+ONE_EPOCH = (*SHORT, "recipe.epochs=1")
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_every_argument_of_the_trainer_is_passed_on_or_refused_with_a_reason() -
         *("max_epochs", "max_steps", "max_time", "fast_dev_run", "overfit_batches"),
         *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
         *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps"),
-        *("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler"),
+        *("log_every_n_steps", "enable_progress_bar", "profiler"),
         *("gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly", "deterministic"),
         *("benchmark", "inference_mode"),
     }, "a new argument of Lightning needs a decision"

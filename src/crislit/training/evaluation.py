@@ -64,6 +64,7 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     )
     config = complete_config(config, checkpoint)
     data = prepare_data(config)
+    check_test_share(config["trainer"], data)
     model = checkpoint.build()
     check_max_tokens(model, data.max_tokens)
     task = CRISTask(
@@ -150,6 +151,22 @@ def training_config(config: Config, checkpoint: Checkpoint) -> Config:
         | {name: trained.get(name) for name in ("recipe", "batch_size", "batch_size_per_device")}
         | {name: trained[name] for name in ("resume",) if name in trained}
     )
+
+
+def check_test_share(trainer: Mapping[str, Any], data: ReferDataModule) -> None:
+    """Check that a share of the evaluation's batches is at least one batch of every split.
+
+    Raises:
+        InputError: If it is less.
+    """
+    share = trainer.get("limit_test_batches")
+    if isinstance(share, float):
+        fewest = min(map(len, data.test_dataloader()))
+        require(
+            int(share * fewest) >= 1,
+            f"trainer.limit_test_batches={share} is less than a batch: the smallest split has "
+            f"{fewest} of {data.eval_batch_size} sentences. Set 1 for one batch",
+        )
 
 
 def evaluate_splits(

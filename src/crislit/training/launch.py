@@ -14,6 +14,8 @@ COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES", "MAS
 """Environment variables that hold a positive number."""
 RENDEZVOUS = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables by which the processes of a run find each other."""
+NODE_LAUNCH = ("MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables of other ways to start a run on several nodes."""
 INTERACTIVE = ("bash", "interactive")
 """Names of Slurm's jobs in which Lightning starts the processes itself."""
 
@@ -34,6 +36,12 @@ def check_launch(trainer: Mapping[str, Any]) -> None:
     _check_complete()
     wanted = count_processes(trainer)
     started = started_processes()
+    nodes = trainer.get("num_nodes", 1)
+    require(
+        nodes == 1 or started is not None or any(name in os.environ for name in NODE_LAUNCH),
+        f"trainer.num_nodes={nodes} needs a process on every node: start with torchrun or srun, or "
+        "set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node",
+    )
     if started is not None and wanted is not None:
         check_size(wanted, trainer)
     is_first_node = os.environ.get("NODE_RANK", "0") == "0"

@@ -43,7 +43,7 @@ from crislit.training.command_line import (
 from crislit.training.launch import check_launch, check_numbers, started_processes
 from crislit.training.settings import Config, check_settings
 from crislit.training.sweep_jobs import list_jobs
-from crislit.training.terminal import quiet_lightning
+from crislit.training.terminal import log_warnings, quiet_lightning
 from crislit.training.trainer_options import check_trainer, trainer_arguments
 
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
@@ -185,6 +185,7 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
             escape_unencodable()
             processes.start_watchdog()
             quiet_lightning()
+            log_warnings()
             sys.argv = [sys.argv[0], *expand_home(sys.argv[1:])]
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()

@@ -36,7 +36,13 @@ from crislit.training.checkpointing import (
     StepSeeds,
     StoppedBySignal,
 )
-from crislit.training.evaluation import describe_run, evaluate_splits, public_part, report_results
+from crislit.training.evaluation import (
+    check_test_share,
+    describe_run,
+    evaluate_splits,
+    public_part,
+    report_results,
+)
 from crislit.training.loggers import close_loggers, log_checkpoint
 from crislit.training.nan_guard import NanGuard
 from crislit.training.progress import StartSummary
@@ -135,6 +141,7 @@ def build(started: Start) -> Training:
     """Build network, task, callbacks, logger and trainer."""
     folder, data, resume = started.folder / "checkpoints", started.data, started.resume
     config = choose_devices(started.config, data)
+    check_test_share(config["trainer"], data)
     model = build_model(config)
     prepare: Callable[[], None] | None = None
     if resume is None:
@@ -203,9 +210,11 @@ def evaluate(training: Training) -> dict[str, Any]:
     checkpoint = started.folder / "checkpoints" / BEST
     if not checkpoint.is_file():
         checkpoint = checkpoint.with_name(LAST)
-        log.warning(
-            "the run ended before a validation: there is no best.ckpt, evaluating the last weights"
-        )
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            log.warning(
+                "the run ended before a validation: there is no best.ckpt, evaluating the last "
+                "weights"
+            )
     training.task.model.load_state_dict(read_checkpoint(checkpoint).weights)
     figures, count = started.folder / "figures", started.config["callbacks"]["pictures"]
     results = {

@@ -3,6 +3,8 @@
 import logging
 import warnings
 
+log = logging.getLogger(__name__)
+
 IGNORED_WARNINGS = (
     ".*treespec, LeafSpec.*",  # within Lightning 2.6 on torch 2.14
     "Experiment logs directory",  # Hydra has just written to the run's folder
@@ -34,6 +36,15 @@ class TerminalFormatter(logging.Formatter):
         is_marked = record.levelno >= logging.WARNING
         record.mark = f"{record.levelname.lower()}: " if is_marked else ""
         return super().format(record)
+
+
+def log_warnings() -> None:
+    """Log Python's warnings as messages, without the place in the library that they come from."""
+
+    def show(message: Warning | str, *place: object) -> None:
+        log.warning("%s", message)
+
+    warnings.showwarning = show
 
 
 def quiet_lightning() -> None:

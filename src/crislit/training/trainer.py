@@ -58,8 +58,8 @@ def build_trainer(
     options |= {
         **{name: value for name, value in automatic.items() if options[name] == "auto"},
         **{"default_root_dir": folder, "use_distributed_sampler": False},
+        "enable_model_summary": False,
     }
-    options.setdefault("enable_model_summary", False)  # one line of StartSummary says as much
     own: list[L.Callback] = [ProcessGuard()]
     if options.get("enable_progress_bar", True):
         own.append(RunProgress())

@@ -16,6 +16,7 @@ OURS = {
     "default_root_dir": "choose the folder with hydra.run.dir=FOLDER",
     "enable_autolog_hparams": "logger=none logs no settings",
     "enable_checkpointing": "checkpoints are always written, every checkpoint_every=N steps",
+    "enable_model_summary": "a run logs how many parameters its network has",
     "limit_predict_batches": "a run predicts nothing; `python -m crislit.predict` does",
     "logger": "logger=none logs nothing, logger=csv and others choose one",
     "min_epochs": "nothing ends a training early but recipe.epochs and trainer.max_steps",
@@ -38,7 +39,7 @@ INTEGERS = {
 """Arguments that are integers, and their least values."""
 SWITCH = (True, False)
 CHOICES = {
-    **{"detect_anomaly": SWITCH, "enable_progress_bar": SWITCH, "enable_model_summary": SWITCH},
+    **{"detect_anomaly": SWITCH, "enable_progress_bar": SWITCH},
     **{"inference_mode": SWITCH, "benchmark": SWITCH, "deterministic": (*SWITCH, "warn")},
     "gradient_clip_algorithm": ("norm", "value"),
     "profiler": ("simple", "advanced", "pytorch"),
