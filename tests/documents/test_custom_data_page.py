@@ -11,7 +11,8 @@ import pytest
 
 from tests.runs import run_here
 
-PAGE = (Path(__file__).parents[2] / "docs/own_data.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/own_data.md").read_text()
 
 
 @pytest.mark.slow
@@ -41,7 +42,7 @@ def test_the_worked_example_ends_with_masks(
         assert line in summary
         assert line in PAGE
     run(commands[1])
-    results = json.loads((tmp_path / "runs/own/results.json").read_text())
+    results = json.loads((tmp_path / "outputs/own-run/results.json").read_text())
     assert results["splits"]["val"]["samples"] == 36
     assert results["splits"]["val"]["mIoU"] > 0.4
     predictions = [json.loads(line) for line in run(commands[2]).splitlines()]
@@ -50,3 +51,16 @@ def test_the_worked_example_ends_with_masks(
         assert np.array(PIL.Image.open(tmp_path / line["mask"])).shape == (120, 160)
     exec(predict, {})
     assert "pixels" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]  # git ignores it
+
+
+def test_everything_that_the_worked_example_writes_is_ignored_by_git() -> None:
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    lines = re.findall(r"^    python -m (.*)$", PAGE, re.MULTILINE)
+    options = ("--figures ", "hydra.run.dir=", "--output ")
+    written = [line.partition(o)[2].split()[0] for line in lines for o in options if o in line]
+    written += re.findall(r'^folder = Path\("(.*)"\)', code, re.MULTILINE)
+    written += re.findall(r"`python (\S+\.py)`", PAGE)
+    assert len(written) == 5
+    assert all(path.startswith("outputs/") for path in written), written
+    assert "/outputs/" in (ROOT / ".gitignore").read_text().splitlines()
