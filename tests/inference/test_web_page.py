@@ -24,13 +24,14 @@ from crislit import demo
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.errors import InputError
 from crislit.inference import describe_network, web_answers
-from crislit.inference.masks import COLOURS
+from crislit.inference.masks import COLOURS, outline
 from crislit.inference.segmenter import Segmenter
 from crislit.inference.web_answers import (
     DISPLAY_SIZE,
     MAX_SENTENCE_LENGTH,
     MAX_SENTENCES,
     label_colours,
+    marked_share,
     render,
     save_masks,
     segment,
@@ -82,7 +83,10 @@ def test_the_page_shows_the_segmenters_results(
     answer = segment(segmenter, str(image_path), " the man in red \n\nleftmost dog\nleftmost dog")
     (image, annotations), maps, file = render(answer, segmenter.threshold, tmp_path)
     expected = segmenter(image_path, [*SENTENCES, SENTENCES[1]])
-    assert np.array_equal(image, photo(120, 160))
+    shown = photo(120, 160)
+    for result in expected:
+        outline(shown, result.mask)
+    assert np.array_equal(image, shown), "a mask is visible on an object of any colour"
     assert [label for _, label in annotations] == [*SENTENCES, "leftmost dog (2)"]
     for (mask, _), result in zip(annotations, expected, strict=True):
         assert np.array_equal(mask, result.mask)
@@ -94,7 +98,7 @@ def test_the_page_shows_the_segmenters_results(
         saved = np.array(PIL.Image.open(io.BytesIO(archive.read("mask-the-man-in-red.png"))))
     assert np.array_equal(saved, np.where(expected[0].mask, 255, 0))
     _, maps, file = render(segment(segmenter, str(image_path), "star"), 0.999999, tmp_path)
-    assert maps[0][1] == "star: nothing"
+    assert maps[0][1] == "star: nothing marked"
     assert not np.array(PIL.Image.open(file)).any()
 
 
@@ -111,6 +115,24 @@ def test_a_large_image_is_shown_small_and_keeps_the_size_of_its_masks(
     assert annotations[0][0].shape == maps[0][0].shape[:2] == (30, DISPLAY_SIZE)
     assert np.array_equal(np.array(PIL.Image.open(file)), np.where(probability > threshold, 255, 0))
     assert maps[0][1].endswith(f"{100 * (probability > threshold).mean():.1f} % of the image")
+
+
+@pytest.mark.parametrize(
+    ("marked", "expected"),
+    [
+        (0, "nothing marked"),
+        (1, "less than 0.1 % of the image"),
+        (9, "less than 0.1 % of the image"),
+        (10, "0.1 % of the image"),
+        (100, "1.0 % of the image"),
+        (723, "7.2 % of the image"),
+        (9990, "99.9 % of the image"),
+        (9991, "more than 99.9 % of the image"),
+        (10_000, "all of the image"),
+    ],
+)
+def test_captions_read_well_for_any_share(marked: int, expected: str) -> None:
+    assert marked_share(np.arange(10_000).reshape(100, 100) < marked) == expected
 
 
 def test_colours_are_those_of_the_overlays() -> None:
@@ -145,8 +167,10 @@ def test_bad_requests_are_one_clear_message(
 ) -> None:
     with pytest.raises(InputError, match=expected):
         segment(segmenter, str(image_path), text)
-    with pytest.raises(InputError, match="Upload an image first"):
+    with pytest.raises(InputError, match=r"^Upload an image first\.$"):
         segment(segmenter, None, "star")
+    with pytest.raises(InputError, match=r"^Upload an image first\. Then write a sentence"):
+        segment(segmenter, None, " \n")
     (tmp_path / "notes.png").write_text("not an image")
     with pytest.raises(InputError, match=r"^The file is not an image that can be read$"):
         segment(segmenter, str(tmp_path / "notes.png"), "star")  # does not reveal the path
@@ -304,6 +328,31 @@ def assert_in_view(page: Any, selector: str) -> None:
     page.wait_for_function(script)
 
 
+CONTRASTS = """() => {
+  const numbers = (text) => [...text.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const level = (x) => x <= 10 ? x / 3295 : ((x / 255 + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * level(r) + 0.7152 * level(g) + 0.0722 * level(b) + 0.05;
+  const background = (node) => {
+    const colour = node ? numbers(getComputedStyle(node).backgroundColor) : [255, 255, 255, 1];
+    return colour[3] == 1 ? colour : background(node.parentElement);
+  };
+  const ratio = (node, style) => {
+    const [a, b] = [light(numbers(style.color)), light(background(node))];
+    return Math.max(a, b) / Math.min(a, b);
+  };
+  const texts = [...document.querySelectorAll('.gradio-container *')].filter((node) =>
+    node.checkVisibility({visibilityProperty: true}) &&
+    [...node.childNodes].some((x) => x.nodeType == Node.TEXT_NODE && x.data.trim()));
+  const fields = [...document.querySelectorAll('textarea')];
+  return [
+    ...texts.map((node) => [node.textContent, ratio(node, getComputedStyle(node))]),
+    ...fields.map((node) =>
+      [node.placeholder, ratio(node, getComputedStyle(node, '::placeholder'))]),
+  ];
+}"""
+"""Returns each text and placeholder on the page with its contrast, by the definition of WCAG 2."""
+
+
 def download(page: Any, name: str) -> bytes:
     """Download the offered file once it has this name."""
     link = page.locator(f"a[download='{name}']").first
@@ -332,6 +381,9 @@ def test_an_uploaded_image_gets_the_segmenters_mask(
     mask = np.array(PIL.Image.open(io.BytesIO(download(page, "mask-the-man-in-red.png"))))
     assert np.array_equal(mask > 0, expected.probability > another)
     assert not np.array_equal(mask > 0, expected.mask)
+    contrasts = page.evaluate(CONTRASTS)
+    assert "What do you want to see marked?" in dict(contrasts)
+    assert [text for text, contrast in contrasts if contrast < 4.5] == []
     wide = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
     assert not wide, "the page fits the width of the screen"
     assert page.get_by_text("Network: net, training data unknown; 5.0 million").is_visible()

@@ -35,8 +35,7 @@ def paint(
 ) -> Image:
     """Return a copy of an image with masks painted over it, each in its colour with an outline.
 
-    A white and a black line around the outline keep it visible on an object of any colour. Where a
-    mask ends with the image, they lie inside. Later masks cover earlier ones.
+    Later masks cover earlier ones.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -45,18 +44,35 @@ def paint(
         strength: Opacity of the colour, in [0, 1].
     """
     painted = image.copy()
-    width = max(round(max(image.shape[:2]) / 300), 1)
     for number, mask in enumerate(masks, start=first):
         colour = np.array(colour_of(number))
-        inside = ((1 - strength) * painted[mask] + strength * colour).round()
-        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(painted, outlines, -1, BLACK, 5 * width)
-        cv2.drawContours(painted, outlines, -1, WHITE, 3 * width - 1)
-        painted[mask] = inside
-        cv2.drawContours(painted, outlines, -1, colour.tolist(), width)
-        painted[mask & frame(mask.shape, 2 * width)] = WHITE
-        painted[mask & frame(mask.shape, width)] = BLACK
+        painted[mask] = ((1 - strength) * painted[mask] + strength * colour).round()
+        outline(painted, mask, colour_of(number))
     return painted
+
+
+def outline(
+    image: Image, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int] | None = None
+) -> None:
+    """Draw a white and a black line around a mask, on the image itself.
+
+    They make it visible on an object of any colour. Where it ends with the image, they lie inside.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        mask: (h, w) bool.
+        colour: Colour of a further line along the mask's own pixels; None for no such line.
+    """
+    inside = image[mask]
+    width = max(round(max(image.shape[:2]) / 300), 1)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(image, contours, -1, BLACK, 5 * width)
+    cv2.drawContours(image, contours, -1, WHITE, 3 * width - 1)
+    image[mask] = inside
+    if colour is not None:
+        cv2.drawContours(image, contours, -1, colour, width)
+    image[mask & frame(mask.shape, 2 * width)] = WHITE
+    image[mask & frame(mask.shape, width)] = BLACK
 
 
 def frame(shape: tuple[int, ...], width: int) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from crislit.errors import InputError, require
-from crislit.inference.masks import colour_of, number_repeated, safe_file_name
+from crislit.inference.masks import colour_of, number_repeated, outline, safe_file_name
 from crislit.inference.segmenter import Segmenter
 from crislit.io import Image, open_image
 
@@ -40,9 +40,10 @@ def segment(segmenter: Segmenter, path: str | None, text: str) -> Answer:
     Raises:
         InputError: If the image or the sentences are missing, too large, or cannot be read.
     """
-    if path is None:
-        raise InputError("Upload an image first.")
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
+    if path is None:
+        more = "" if sentences else " Then write a sentence, one per line."
+        raise InputError(f"Upload an image first.{more}")
     require(sentences, "Write a sentence first, one per line.")
     require(
         len(sentences) <= MAX_SENTENCES,
@@ -81,16 +82,32 @@ def render(
         labels.append(number_repeated(sentence, " ({})", labels))
     masks = [probability > threshold for probability in probabilities]
     small_image, small_maps = shrink(image), [shrink(x) for x in probabilities]
+    small_masks = [small > threshold for small in small_maps]
+    outlined = small_image.copy()
+    for mask in small_masks:
+        outline(outlined, mask)
     annotations = [
-        ((small > threshold).astype(np.float32), label)
-        for small, label in zip(small_maps, labels, strict=True)
+        (mask.astype(np.float32), label) for mask, label in zip(small_masks, labels, strict=True)
     ]
-    shares = [f"{100 * x.mean():.1f} % of the image" if x.any() else "nothing" for x in masks]
     maps = [
-        (draw_heat_map(small_image, small), f"{label}: {share}")
-        for small, label, share in zip(small_maps, labels, shares, strict=True)
+        (draw_heat_map(small_image, small), f"{label}: {marked_share(mask)}")
+        for small, label, mask in zip(small_maps, labels, masks, strict=True)
     ]
-    return (small_image, annotations), maps, str(save_masks(sentences, masks, folder))
+    return (outlined, annotations), maps, str(save_masks(sentences, masks, folder))
+
+
+def marked_share(mask: npt.NDArray[np.bool_]) -> str:
+    """Return in words how much of an image is marked."""
+    percent = 100 * mask.mean()
+    if not mask.any():
+        return "nothing marked"
+    if mask.all():
+        return "all of the image"
+    if percent < 0.1:
+        return "less than 0.1 % of the image"
+    if percent > 99.9:
+        return "more than 99.9 % of the image"
+    return f"{percent:.1f} % of the image"
 
 
 def label_colours(labels: Sequence[str]) -> dict[str, str]:

@@ -37,6 +37,13 @@ PLACEHOLDERS = {
     "unknown": "the man in red\nleftmost dog",
 }
 STYLE = """
+/* texts have a contrast of at least 4.5 : 1, which Gradio's gray and orange do not */
+:root {--body-text-color-subdued: #52525b !important; --block-info-text-color: #52525b !important;
+  --input-placeholder-color: #6b6b74 !important}
+.dark {--body-text-color-subdued: #d4d4d8 !important; --block-info-text-color: #d4d4d8 !important;
+  --input-placeholder-color: #a1a1aa !important}
+:root, .dark {--button-primary-background-fill: #c2410c !important;
+  --button-primary-background-fill-hover: #9a3412 !important}
 /* nothing is shown before the first result, and no "Error" in its place: a message says why */
 body:not(.has-result) #results > *:not(#hint), body.has-result #hint {display: none !important}
 @media (max-width: 799px) {#hint {display: none}}
