@@ -94,7 +94,7 @@ def png() -> bytes:
     ("content", "expected"),
     [
         (b"ann_id,sentence,split\n5,the dog,train\n", r"is a CSV table \(ann_id,sentence,split\)"),
-        (b"image;sentence\na.png;a dog\n", r"is a CSV table .*name that file here, and the table"),
+        (b"image;sentence\na.png;a dog\n", r"is a CSV table .*: write one JSON object per line"),
         (b"<?xml version='1.0'?>\n<annotations>\n", "but is XML: export COCO 1.0 from CVAT"),
         (b"images: [a.png]\n- b\n", "neither JSON nor JSON lines, but starts with 'images: "),
         (b"PK\x03\x04\x14\0\0\0", "not a text file but a zip archive or a spreadsheet"),
