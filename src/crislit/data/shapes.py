@@ -5,16 +5,12 @@ are drawn from a seed with NumPy alone, and annotated as in COCO: polygons, or r
 objects with holes. Other readers of the REFER format can read them, too.
 """
 
-import itertools
-import json
 import logging
 import os
-import pickle
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,8 +18,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from crislit.data.expressions import HEIGHT, SHAPES, WIDTH, Style, describe
-from crislit.data.scenes import Drawn, bounding_slices, draw_scene, encode_segmentation, is_eligible
+from crislit.data.expressions import Style, describe
+from crislit.data.scenes import Drawn, draw_scene, is_eligible
+from crislit.data.shapes_annotations import AnnotationFiles, Scene, to_annotation, to_target
 from crislit.data.workers import init_worker
 from crislit.errors import InputError, require
 from crislit.io import Image
@@ -130,39 +127,6 @@ def write_shapes(
     return target
 
 
-class TargetStatistics(NamedTuple):
-    """Statistics of a described object.
-
-    Attributes:
-        area: Its visible share of the image.
-        visible: The visible share of its own area.
-        is_alike: Whether another object of its scene has its shape or its colour.
-    """
-
-    area: float
-    visible: float
-    is_alike: bool
-
-
-@dataclass
-class Scene:
-    """A written image and its entries for the annotation files.
-
-    Attributes:
-        file_name: The image's file name.
-        annotations: The objects as COCO annotations, without ids.
-        described: The index and the sentences of each described object.
-        targets: Statistics of each described object.
-        is_written: Whether the image was written; False if the disk is full.
-    """
-
-    file_name: str
-    annotations: list[dict[str, Any]]
-    described: list[tuple[int, list[str]]]
-    targets: list[TargetStatistics]
-    is_written: bool
-
-
 SCENES_PER_WORKER = 200
 """Scenes for which starting another process is worthwhile."""
 
@@ -182,9 +146,9 @@ class _SceneWriter(Dataset[Scene]):
         file_name = f"COCO_train2014_{index + 1:012d}.jpg"
         return Scene(
             file_name=file_name,
-            annotations=[_to_annotation(d) for d in drawn],
+            annotations=[to_annotation(d) for d in drawn],
             described=described,
-            targets=[_to_target(drawn, i) for i, _ in described],
+            targets=[to_target(drawn, i) for i, _ in described],
             is_written=cv2.imwrite(
                 str(self.folder / file_name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
             ),
@@ -192,11 +156,7 @@ class _SceneWriter(Dataset[Scene]):
 
 
 def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    refs: list[dict[str, Any]] = []
-    targets: list[TargetStatistics] = []
-    sent_ids = itertools.count()
+    files = AnnotationFiles()
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     _link_mscoco(root / "images")
@@ -209,53 +169,15 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
         # Its own generator, so that writing a set does not advance the global one.
         generator=torch.Generator().manual_seed(0),
     )
-    for image_id, scene in enumerate(
-        tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5, disable=None), start=1
-    ):
+    progress = tqdm(loader, desc=f"writing {name}", unit="scene", mininterval=0.5, disable=None)
+    for scene, (split, _) in zip(progress, scenes.numbers, strict=True):
         require(
             scene.is_written,
             f"cannot write {folder / scene.file_name}: is the disk full? "
             "Free some space and start again",
         )
-        targets += scene.targets
-        images.append(
-            {"id": image_id, "file_name": scene.file_name, "height": HEIGHT, "width": WIDTH}
-        )
-        first_id = len(annotations) + 1
-        annotations += [
-            {"id": ann_id, "image_id": image_id, **annotation}
-            for ann_id, annotation in enumerate(scene.annotations, start=first_id)
-        ]
-        for i, sentences in scene.described:
-            entries = [
-                {"tokens": s.split(), "raw": s, "sent": s, "sent_id": next(sent_ids)}
-                for s in sentences
-            ]
-            refs.append(
-                {
-                    "ref_id": len(refs),
-                    "ann_id": first_id + i,
-                    "image_id": image_id,
-                    "category_id": scene.annotations[i]["category_id"],
-                    "file_name": f"{scene.file_name[:-4]}_{first_id + i}.jpg",
-                    "split": scenes.numbers[image_id - 1][0],
-                    "sent_ids": [entry["sent_id"] for entry in entries],
-                    "sentences": entries,
-                }
-            )
-    difficulty = _describe_difficulty(targets, refs)
-    instances = {
-        "info": {"version": VERSION, "seed": seed, "difficulty": difficulty},
-        "images": images,
-        "annotations": annotations,
-        "categories": [
-            {"id": i, "name": shape, "supercategory": "shape"}
-            for i, shape in enumerate(SHAPES, start=1)
-        ],
-    }
-    (root / name).mkdir()
-    (root / name / "instances.json").write_text(json.dumps(instances))
-    (root / name / "refs(crislit).p").write_bytes(pickle.dumps(refs, protocol=2))
+        files.add(scene, split)
+    difficulty = files.write(root / name, "refs(crislit).p", {"version": VERSION, "seed": seed})
     log.info("%s, version %d: %s", name, VERSION, difficulty)
 
 
@@ -267,38 +189,3 @@ def _link_mscoco(images: Path) -> None:
         link.symlink_to(Path("..", "..", "train2014"), target_is_directory=True)
     except (OSError, NotImplementedError) as error:  # Windows without developer mode, FAT
         log.info("no link from %s to train2014 (%s): point other readers at it", link, error)
-
-
-def _to_annotation(drawn: Drawn) -> dict[str, Any]:
-    """Return an object as a COCO annotation, without ids."""
-    rows, columns = bounding_slices(drawn.visible)
-    return {
-        "category_id": SHAPES.index(drawn.shape) + 1,
-        "segmentation": encode_segmentation(drawn.visible),
-        "area": int(np.count_nonzero(drawn.visible)),
-        "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-        "iscrowd": 0,
-    }
-
-
-def _to_target(drawn: list[Drawn], i: int) -> TargetStatistics:
-    """Return the statistics of a scene's object."""
-    target, others = drawn[i], drawn[:i] + drawn[i + 1 :]
-    pixels = np.count_nonzero(target.visible)
-    is_alike = any(d.shape == target.shape or d.colour == target.colour for d in others)
-    visible = pixels / np.count_nonzero(target.full)
-    return TargetStatistics(pixels / (WIDTH * HEIGHT), visible, is_alike)
-
-
-def _describe_difficulty(targets: list[TargetStatistics], refs: list[dict[str, Any]]) -> str:
-    # Part of instances.json: changing it changes the files of all sets.
-    areas = [target.area for target in targets]
-    visible = np.array([target.visible for target in targets])
-    is_alike = [target.is_alike for target in targets]
-    words = [len(sentence["tokens"]) for ref in refs for sentence in ref["sentences"]]
-    return (
-        f"{len(areas)} targets, {len(words)} sentences of {np.mean(words):.1f} words; a target "
-        f"covers {np.median(areas):.1%} of the picture (median), at least {visible.min():.0%} of "
-        f"each is visible and {np.mean(visible < 0.99):.0%} are partly hidden; "
-        f"{np.mean(is_alike):.0%} share their shape or colour with another object"
-    )
