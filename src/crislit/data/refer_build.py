@@ -81,23 +81,16 @@ def build_index(
     parse_name = parse_file_name if plain_names else parse_text
     parsed: dict[int, _Ref] = {}
     length = 0
-    for place, item in enumerate(
-        tqdm(
-            refs,
-            f"indexing {source.name}",
-            unit="ref",
-            mininterval=1,
-            disable=len(refs) < 5000 or None,
-        )
-    ):
+    is_short = len(refs) < 5000
+    name = f"indexing {source.name}"
+    progress = tqdm(refs, name, unit="ref", mininterval=1, disable=is_short or None)
+    for place, item in enumerate(progress):
         try:
             ref = _parse_ref(item, images, annotations, parse_name, MAX_INDEX - length)
             if ref.ref_id in parsed:
                 raise InputError("its ref_id occurs twice, and it would count twice")
         except MALFORMED as error:
-            malformed = f" or its image or annotation is malformed: {type(error).__name__}"
-            problem = ":" if isinstance(error, InputError) else malformed
-            message = f"ref {name_of_ref(item)}{problem} {first_line(error)}"
+            message = _explain(item, error)
             is_train = isinstance(item, dict) and item.get("split") in ("train", b"train")
             if skipped is None or not is_train:
                 raise InputError(f"{source}: {message}") from error
@@ -106,12 +99,23 @@ def build_index(
         else:
             length += ref.length
             parsed[ref.ref_id] = ref
+    _warn_of_empty(parsed, source)
+    return _to_arrays(list(parsed.values()))
+
+
+def _explain(item: Any, error: Exception) -> str:
+    """Return why a ref cannot be used."""
+    malformed = f" or its image or annotation is malformed: {type(error).__name__}"
+    problem = ":" if isinstance(error, InputError) else malformed
+    return f"ref {name_of_ref(item)}{problem} {first_line(error)}"
+
+
+def _warn_of_empty(parsed: dict[int, _Ref], source: Path) -> None:
+    """Log the refs whose mask has no pixel."""
     empty = [str(i) for i, ref in parsed.items() if not ref.polygons and not len(ref.runs)]
     if empty:
-        ids = ", ".join(empty[:20])
         refs_have = counted(len(empty), "ref has", "refs have")
-        log.warning("%s: %s an empty mask: ref_id %s", source, refs_have, ids)
-    return _to_arrays(list(parsed.values()))
+        log.warning("%s: %s an empty mask: ref_id %s", source, refs_have, ", ".join(empty[:20]))
 
 
 def _parse_ref(
