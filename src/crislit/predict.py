@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     raise
                 failures += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
+        others = "; the others were" if failures < len(images) else ""
         require(
             not failures,
-            f"{failures} of {len(images)} images could not be segmented, see above; the others "
-            "were",
+            f"{failures} of {len(images)} images could not be segmented, see above{others}",
         )
 
 

@@ -228,13 +228,17 @@ def test_a_bad_image_in_a_folder_does_not_stop_the_others(
     (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
     (folder / "notes.txt").write_text("not an image")
     (folder / "sub.png").mkdir()
-    with pytest.raises(SystemExit, match="1 of 4 images could not be segmented"):
+    message = "1 of 4 images could not be segmented, see above; the others were$"
+    with pytest.raises(SystemExit, match=message):
         run(capsys, network, folder, "star", "--output", tmp_path / "out")
     shown = capsys.readouterr()
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["a.jpg", "a.png", "c.webp"]
     assert "b.jpg" in shown.err
     assert len(list((tmp_path / "out").iterdir())) == 6, "a.jpg and a.png get different names"
+    broken = [folder / "b.jpg", folder / "b.jpg"]
+    with pytest.raises(SystemExit, match=r"2 of 2 images could not be segmented, see above$"):
+        run(capsys, network, *broken, "star", "--output", "-")
 
 
 def test_similar_sentences_get_different_files() -> None:

@@ -215,7 +215,9 @@ def test_a_bad_sentence_is_an_error(sentences: Any, expected: str, segmenter: Se
 
 
 def test_different_numbers_of_images_and_lists_are_an_error(segmenter: Segmenter) -> None:
-    with pytest.raises(InputError, match="a list of sentences for each of 2 images, got 1 lists"):
+    with pytest.raises(
+        InputError, match=r"as many lists of sentences as images, which is 2, got 1$"
+    ):
         segmenter.batch([photo(), photo()], [["star"]])
     with pytest.raises(InputError, match=r"write \['star'\]"):
         segmenter.batch([photo()], ["star"])
@@ -258,6 +260,11 @@ def test_the_text_that_is_not_read_is_named_to_the_character(end: str, unread: s
     kept = crislit.tokenize([read], 17)[0].tolist()
     full = crislit.tokenize([sentence], 17)[0].tolist()
     assert kept[:14] == full[:14]
+
+
+def test_a_network_that_reads_one_token_says_so_in_the_singular() -> None:
+    assert truncation_warning("red star", 3).startswith("the network reads 1 token per sentence")
+    assert truncation_warning("a red star", 4).startswith("the network reads 2 tokens per sentence")
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,18 @@ def test_a_card_grants_and_claims_only_what_is_known(trained: Path) -> None:
         assert "license: cc-by-4.0" in licensed
 
 
+@pytest.mark.parametrize(("count", "ending"), [(1, ""), (2, "s")])
+def test_a_card_counts_in_the_singular_and_the_plural(
+    count: int, ending: str, trained: Path
+) -> None:
+    checkpoint = read_checkpoint(trained)
+    recipe = checkpoint.config["recipe"] | {"epochs": count}
+    config = checkpoint.config | {"batch_size": count, "recipe": recipe}
+    card = model_card(replace(checkpoint, config=config, steps=count), "net")
+    for line in ("optimizer step{}\n", "sentence{} per step, ", "epoch{}, "):
+        assert f"{count} {line.format(ending)}" in card
+
+
 @pytest.mark.parametrize(
     "source", ["openai (sha256 1)", "RN50.pt (sha256 1)", "tiny-clip (sha256 1)", "unknown"]
 )

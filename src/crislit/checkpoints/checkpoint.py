@@ -410,8 +410,8 @@ def check_head_widths(clip: str | Mapping[str, Any]) -> None:
     expected = max(text.get("width", CLIPTextCfg.width) // 64, 1)
     require(
         heads == expected,
-        f"the released format cannot hold {heads} heads in the text encoder, only {expected} "
-        "of 64 channels each",
+        f"the released format cannot hold {heads} head{'s' * (heads != 1)} in the text encoder, "
+        f"only {expected} of 64 channels each",
     )
     require(
         clip["vision_cfg"].get("head_width", 64) == 64,

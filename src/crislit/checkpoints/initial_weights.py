@@ -80,7 +80,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
     require(
         # A file of the authors' code does not store its number.
         heads == model.config.decoder_heads or start.initial_weights.startswith("released"),
-        f"init_from={source} was trained with {heads} heads in the decoder, not "
+        f"init_from={source} was trained with decoder.heads={heads}, not "
         f"{model.config.decoder_heads}: set decoder.heads={heads}",
     )
     model.load_state_dict(fitting, strict=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 from crislit.checkpoints import Checkpoint, identify_weights
 from crislit.errors import InputError, require
+from crislit.inference.segmentation import counted
 from crislit.io import shipped_weights
 
 TEMPLATE = """---
@@ -166,13 +167,15 @@ def training_summary(checkpoint: Checkpoint) -> str:
     lines = [f"- encoders from: {checkpoint.initial_weights}"]
     config = checkpoint.config
     if checkpoint.steps:
-        lines.append(f"- {checkpoint.steps} optimizer steps")
+        lines.append(f"- {counted(checkpoint.steps, 'optimizer step')}")
     if config:
         size, batch_size, recipe = config["image_size"], config["batch_size"], config["recipe"]
         lines += [
             f"- data: `{config['dataset']['name']}`",
-            f"- images of {size} pixels, {batch_size} sentences per step, seed {config['seed']}",
-            f"- optimizer: Adam, {recipe['epochs']} epochs, {json.dumps(recipe['optimizer'])}",
+            f"- images of {size} pixels, {counted(batch_size, 'sentence')} per step, "
+            f"seed {config['seed']}",
+            f"- optimizer: Adam, {counted(recipe['epochs'], 'epoch')}, "
+            f"{json.dumps(recipe['optimizer'])}",
         ]
     network = {key: value for key, value in checkpoint.network.to_dict().items() if key != "clip"}
     return "\n".join([*lines, f"- network: {json.dumps(network)}"])

@@ -21,7 +21,7 @@ from crislit.inference.description import describe_network
 from crislit.inference.forks import check_process, prepare_forked_process
 from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
-from crislit.inference.segmentation import Segmentation, shorten
+from crislit.inference.segmentation import Segmentation, counted, shorten
 from crislit.io import Image, ImageSource, open_image
 from crislit.models import CRIS, check_max_tokens, optimize_for_inference
 from crislit.transforms import (
@@ -146,8 +146,8 @@ class Segmenter:
         """
         require(
             len(images) == len(sentences),
-            f"expected a list of sentences for each of {len(images)} images, "
-            f"got {len(sentences)} lists",
+            f"expected as many lists of sentences as images, which is {len(images)}, got "
+            f"{len(sentences)}",
         )
         if text := next((texts for texts in sentences if isinstance(texts, str)), None):
             raise InputError(
@@ -316,10 +316,11 @@ def truncation_warning(sentence: str, max_tokens: int) -> str:
     read, unread = split_at_limit(sentence, max_tokens)
     if not unread:
         return ""
+    tokens = max_tokens - 2
     begin, end = re.split(r"\s", read)[-1], re.split(r"\s", unread)[0]
     where = f", which begins inside {shorten(begin + end, 80)!r}" if begin and end else ""
     return (
-        f"the network reads {max_tokens - 2} tokens per sentence, and {shorten(sentence)!r} has "
+        f"the network reads {counted(tokens, 'token')} per sentence, and {shorten(sentence)!r} has "
         f"more: not read is {shorten(unread.lstrip())!r}{where}"
     )
 
