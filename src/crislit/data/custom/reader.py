@@ -120,8 +120,8 @@ def _check_starts(lines: list[str], path: Path) -> None:
         found = "is XML: export COCO 1.0 from CVAT, or write the masks as images"
     elif any(mark in first for mark in ",;\t"):
         found = (
-            f"is a CSV table ({first:.60}): write one JSON object per line. If it has the sentences "
-            "of a COCO file, name that file, and the table as dataset.sentences (check_data: "
+            f"is a CSV table ({first:.60}): write one JSON object per line. If it has the "
+            "sentences of a COCO file, name that file, and the table as dataset.sentences (check_data: "
             "--sentences)"
         )
     raise InputError(f"{path} is neither JSON nor JSON lines, but {found}")
