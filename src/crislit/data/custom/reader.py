@@ -121,8 +121,8 @@ def _check_starts(lines: list[str], path: Path) -> None:
     elif any(mark in first for mark in ",;\t"):
         found = (
             f"is a CSV table ({first:.60}): write one JSON object per line. If it has the "
-            "sentences of a COCO file, name that file, and the table as dataset.sentences (check_data: "
-            "--sentences)"
+            "sentences of a COCO file, name that file, and the table as dataset.sentences "
+            "(check_data: --sentences)"
         )
     raise InputError(f"{path} is neither JSON nor JSON lines, but {found}")
 
