@@ -15,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from crislit.config import compose_config, config_dir
-from crislit.experiments.sweep import quote_override, run_job
+from crislit.experiments.sweep import run_job
 from crislit.training.build import build_data
+from crislit.training.command_line import quote_value
 from crislit.training.provenance import fingerprint
 from tests.runs import command, environment
 
@@ -209,7 +210,7 @@ def test_a_terminated_sweep_leaves_no_job_running(
 )
 def test_any_path_reaches_the_job_unchanged(name: str) -> None:
     path = Path("/somewhere") / name
-    parsed = OverridesParser.create().parse_override(f"hydra.run.dir={quote_override(path)}")
+    parsed = OverridesParser.create().parse_override(f"hydra.run.dir={quote_value(str(path))}")
     assert parsed.value() == str(path)
 
 

@@ -54,7 +54,7 @@ def test_a_value_that_needs_quotes_is_shown_with_them(
     (shown,) = shlex.split(message.partition("shell: ")[2])
     assert shown == f'dataset.file="{name}"'
     again = error(monkeypatch, capsys, "dataset=custom", shown)
-    assert again == f"{name} not found"
+    assert again.startswith(f"{name} not found: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,6 +65,11 @@ def test_a_value_that_needs_quotes_is_shown_with_them(
         (["data.jsonl"], "cannot read the argument 'data.jsonl': expected KEY=VALUE"),
         (["trainer.gradient_clip_val=1"], "To append to your config use +trainer.gradient_clip_va"),
         (["decoder.layer=2"], "decoder.layer is not a setting, did you mean decoder.layers? dec"),
+        (["epochs=1"], "epochs is not a setting, did you mean recipe.epochs?"),
+        (["learning_rate=1"], "did you mean recipe.optimizer.learning_rate?"),
+        (["max_words=1"], "did you mean dataset.max_words?"),
+        (["--epochs", "1"], "--epochs is not an option: write recipe.epochs=VALUE"),
+        (["--batch-size=4"], "--batch-size is not an option: write batch_size=VALUE"),
         (["modle=rn50"], "modle is not a setting, did you mean model?"),
         (["model=rn5"], "Could not find 'model/rn5', did you mean model=rn50? model has rn101, "),
         (["logger=[csv,wand]"], "Could not find 'logger/wand', did you mean logger=wandb? logger"),
@@ -93,6 +98,8 @@ def test_a_wrong_key_of_an_evaluation_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    message = error(monkeypatch, capsys, "dataset.max_words=9", program="evaluate")
+    assert message.startswith("which data set? dataset=CHOICE, or +dataset.max_words=VALUE to")
     message = error(monkeypatch, capsys, "checkpoint=x", "splt=val", program="evaluate")
     assert message.startswith("splt is not a setting, did you mean split?")
     assert list(tmp_path.iterdir()) == []

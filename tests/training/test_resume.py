@@ -85,9 +85,7 @@ ACCUMULATED = (
         # one only at the end of the run.
         pytest.param((), [3, 6, 9, 12], id="default"),
         pytest.param(ACCUMULATED, [3, 7, 10, 12], marks=pytest.mark.slow, id="accumulated"),
-        pytest.param(
-            ("trainer.max_steps=12",), [3, 6, 9, 12], marks=pytest.mark.slow, id="steps"
-        ),
+        pytest.param(("trainer.max_steps=12",), [3, 6, 9, 12], marks=pytest.mark.slow, id="steps"),
     ],
 )
 def test_a_run_ends_the_same_from_whichever_checkpoint_it_continues(

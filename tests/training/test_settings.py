@@ -102,7 +102,10 @@ def test_what_the_program_sets_itself_is_refused_by_name(name: str) -> None:
     ("extra", "message"),
     [
         ({"max_epoch": 3}, r"trainer.max_epoch is not a setting, did you mean trainer.max_epochs"),
-        ({"max_epochs": "abc"}, "trainer.max_epochs must be a whole number, at least 0, got 'abc'"),
+        (
+            {"max_epochs": "abc"},
+            r"recipe.epochs \(trainer.max_epochs\) must be a whole number, at least 0, got 'abc'",
+        ),
         ({"num_sanity_val_steps": "abc"}, "num_sanity_val_steps must be a whole number"),
         ({"limit_test_batches": 0}, "limit_test_batches=0 leaves nothing to test: set 1"),
         ({"limit_train_batches": 0.0}, "limit_train_batches=0.0 leaves nothing to train"),

@@ -9,7 +9,6 @@ import json
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from crislit.training import (
     check_values,
     fingerprint,
     is_main_process,
+    quote_value,
     reserve,
     stored_fingerprint,
 )
@@ -190,7 +190,11 @@ def is_same_run(
 
 def run_process(arguments: Sequence[str], folder: Path, group: str) -> int:
     """Run a job in a process of its own; return its exit code."""
-    overrides = [*arguments, f"hydra.run.dir={quote_override(folder)}", "hydra.output_subdir=null"]
+    overrides = [
+        *arguments,
+        f"hydra.run.dir={quote_value(str(folder))}",
+        "hydra.output_subdir=null",
+    ]
     command = [sys.executable, "-m", "crislit.train", *overrides]
     environment = {
         "WANDB_RUN_GROUP": group,
@@ -216,15 +220,6 @@ def wait_for(child: subprocess.Popen[Any]) -> int:
         except subprocess.TimeoutExpired:
             if os.getppid() != sweep:
                 raise InputError("the sweep has ended, and its jobs with it") from None
-
-
-def quote_override(path: Path) -> str:
-    """Quote a path for Hydra's grammar, in which = and , have a meaning."""
-    # Backslashes count double before a quotation mark and at the end.
-    escaped = re.sub(
-        r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), str(path)
-    )
-    return f"'{escaped}'"
 
 
 @contextmanager

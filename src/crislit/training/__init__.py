@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from crislit.training.allocator import keep_freed_memory
     from crislit.training.build import build_data, build_model, check_values
     from crislit.training.callbacks import draw_mask
+    from crislit.training.command_line import quote_value
     from crislit.training.evaluation import evaluate_checkpoint
     from crislit.training.fonts import readable_text
     from crislit.training.from_python import train_network
@@ -38,6 +39,7 @@ __all__ = [
     "iou",
     "is_main_process",
     "keep_freed_memory",
+    "quote_value",
     "readable_text",
     "reserve",
     "stored_fingerprint",
@@ -56,6 +58,7 @@ __getattr__ = import_on_use(
         **{"is_main_process": "processes", "reserve": "run_folder"},
         "intersection_and_union": "metrics",
         "keep_freed_memory": "allocator",
+        "quote_value": "command_line",
         "stored_fingerprint": "provenance",
         "text_to_pixel_contrastive_loss": "losses",
         "readable_text": "fonts",

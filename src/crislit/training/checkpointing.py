@@ -167,7 +167,7 @@ class LastCheckpoint(L.Callback):
             f"epoch has {batches}: continue with its data, batch size and number of devices",
         )
         self._batches = batches
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.processed:
             # With max_steps, Lightning would continue the finished epoch, of which nothing is left.
             trainer.fit_loop.epoch_loop.restarting = False

@@ -2,12 +2,21 @@
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import (
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import InterpolationKeyError
+
 from crislit.config import known_settings, list_choices, settings_of_choice
+from crislit.errors import InputError
 from crislit.training.settings import did_you_mean, unknown_setting
+from crislit.training.trainer_options import trainer_arguments
 
 PATHS = (
     *("data_root", "dataset.file", "dataset.sentences", "dataset.images", "checkpoint", "record"),
@@ -16,6 +25,14 @@ PATHS = (
 """Settings that hold a path, in which ``~`` is the home folder."""
 KEY = re.compile(r"[+~]{0,2}[\w.@/:-]+")
 """A key of Hydra's overrides, as far as it can be set."""
+
+HYDRA_NOISE = (
+    *("Set the environment", "Config search path", "provider=", "full_key:", "object_type="),
+    "See https://hydra.cc",
+)
+"""Beginnings of the lines that Hydra's errors can do without."""
+NULL_GROUP = "Config group override must be a string or a list"
+"""Beginning of the ValueError that Hydra raises for GROUP=null."""
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
@@ -41,6 +58,34 @@ def quote_value(text: str) -> str:
     # Backslashes count double before a quotation mark and at the end.
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
+
+
+def check_options(arguments: Sequence[str], command: str) -> None:
+    """Check that no setting is written as an option, ``--epochs 1``.
+
+    Raises:
+        InputError: If one is.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and (found := find_setting(name[2:], command)):
+            raise InputError(f"{name} is not an option: write {found}=VALUE")
+
+
+def find_setting(name: str, command: str) -> str | None:
+    """Return the full name of the first setting with a last part, ``recipe.epochs`` for ``epochs``.
+
+    Args:
+        name: The last part of the name.
+        command: ``train`` or ``evaluate``.
+    """
+    last = name.rpartition(".")[2].replace("-", "_")
+    groups: list[tuple[str, Mapping[str, Any]]] = [("", known_settings(command))]
+    for path, settings in groups:  # those of a group before those of groups in it
+        if last in settings:
+            return f"{path}{last}"
+        groups += [(f"{path}{key}.", x) for key, x in settings.items() if isinstance(x, Mapping)]
+    return None
 
 
 def explain_syntax(override: str) -> str:
@@ -81,6 +126,47 @@ def explain_choice(missing: str, options: Sequence[str] | None) -> str:
     return f"Could not find '{missing}'{guess or ':'} {group} has {', '.join(options)}"
 
 
+def explain_error(error: Exception, command: str) -> str:
+    """Return the message about a command that cannot run, as one line.
+
+    Args:
+        error: An error of ours, of Hydra or of OmegaConf.
+        command: ``train`` or ``evaluate``.
+    """
+    if isinstance(error, InputError):  # a data worker's message includes its traceback
+        return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
+    if isinstance(error, OverrideParseException):
+        return explain_syntax(error.override)
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+        return explain_choice(str(error.missing_cfg_file), error.options)
+    message = _join_lines(error)
+    if isinstance(error, ConfigCompositionException):
+        first = str(error).splitlines()[0]
+        argument = first.partition("'")[2].rpartition("'")[0]
+        if first.startswith("Ambiguous value"):
+            return explain_commas(argument)
+        if first.startswith("Could not override") and argument:
+            hint = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            return explain_key(argument, hint, command)
+    key = getattr(error, "full_key", None)
+    line = f"{message} ({key})" if key and str(key) not in message else message
+    if isinstance(error, InterpolationKeyError):
+        line += ". For text with ${, such as a path, write \\${"
+    return line
+
+
+def _join_lines(error: Exception) -> str:
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
+    return " ".join(
+        dict.fromkeys(line for line in lines if line and not line.startswith(HYDRA_NOISE))
+    )
+
+
+def is_null_group(error: ValueError) -> bool:
+    """Whether Hydra refuses GROUP=null."""
+    return str(error).startswith(NULL_GROUP)
+
+
 def explain_null(arguments: Sequence[str]) -> str:
     """Return the message about GROUP=null, which is not a choice."""
     pairs = (argument.split("=") for argument in arguments if argument.endswith("=null"))
@@ -88,29 +174,36 @@ def explain_null(arguments: Sequence[str]) -> str:
     return f"{group}=null is not a choice: {group} has {', '.join(list_choices(group))}"
 
 
-def explain_key(key: str, hint: str, command: str, arguments: Callable[[], Collection[str]]) -> str:
+def explain_key(key: str, hint: str, command: str) -> str:
     """Return the message about a key that the configuration does not have.
 
     Args:
         key: The key, ``decoder.layer``.
         hint: Hydra's message, for keys that ``+`` may add.
         command: ``train`` or ``evaluate``.
-        arguments: Returns the names that Lightning's trainer takes.
     """
     *path, name = key.split(".")
     known: Any = known_settings(command)
-    if key.startswith("hydra.") or (path == ["trainer"] and name in arguments()):
+    if key.startswith("hydra.") or (path == ["trainer"] and name in trainer_arguments()):
         return hint
     for part in path:
         known = known.get(part) if isinstance(known, Mapping) else None
     group = ".".join(path)
     if not isinstance(known, Mapping):
         return f"{group} is a single setting without keys of its own: {group}=VALUE"
+    if path == ["dataset"] and command == "evaluate":
+        return (
+            f"which data set? dataset=CHOICE, or +{key}=VALUE to change the one that the network "
+            "was trained on"
+        )
     if path and name in known:  # a key of another choice
         choices = [choice for choice in list_choices(path[0]) if _sets(path[0], choice, key)]
         return f"{key} is a setting of {' and '.join(f'{path[0]}={c}' for c in choices)} only"
     if path == ["trainer"]:
-        known = {*known, *arguments()}
+        known = {*known, *trainer_arguments()}
+    found = find_setting(name, command)
+    if not path and found and found != name:
+        return f"{name} is not a setting, did you mean {found}?"
     return unknown_setting(group, name, known)
 
 

@@ -12,16 +12,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from crislit.config import config_dir
 from crislit.errors import (
@@ -33,18 +28,17 @@ from crislit.errors import (
 )
 from crislit.training import processes, run_folder
 from crislit.training.command_line import (
+    check_options,
     expand_home,
-    explain_choice,
-    explain_commas,
-    explain_key,
+    explain_error,
     explain_null,
-    explain_syntax,
+    is_null_group,
 )
 from crislit.training.launch import check_launch, check_numbers, started_processes
 from crislit.training.settings import Config, check_settings
 from crislit.training.sweep_jobs import list_jobs
 from crislit.training.terminal import log_warnings, quiet_lightning
-from crislit.training.trainer_options import check_trainer, trainer_arguments
+from crislit.training.trainer_options import check_trainer
 
 SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for its job, which need not be empty."""
@@ -53,13 +47,7 @@ FULL_ERROR = "CRISLIT_FULL_ERROR"
 DISK_FULL_MESSAGE = (
     "the disk is full: {}. What was written before is intact; make room, start again"
 )
-HYDRA_NOISE = (
-    *("Set the environment", "Config search path", "provider=", "full_key:", "object_type="),
-    "See https://hydra.cc",
-)
-"""Beginnings of the lines that Hydra's errors can do without."""
-NULL_GROUP = "Config group override must be a string or a list"
-"""Beginning of the ValueError that Hydra raises for GROUP=null."""
+CONTINUE = ". To continue a run that was interrupted: resume=auto"
 
 
 class RunGuard(Callback):
@@ -132,7 +120,7 @@ class RunGuard(Callback):
             reserved.release()
             raise InputError(
                 f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is "
-                "overwritten"
+                f"overwritten{CONTINUE if self.command == 'train' else ''}"
             )
 
 
@@ -188,13 +176,14 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
             log_warnings()
             sys.argv = [sys.argv[0], *expand_home(sys.argv[1:])]
             try:
+                check_options(sys.argv[1:], name)
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
             except (InputError, HydraException, OmegaConfBaseException) as error:
                 if verbose:
                     raise
                 _exit_with_error(error, name)
             except ValueError as error:
-                if not str(error).startswith(NULL_GROUP):
+                if not is_null_group(error):
                     raise
                 _exit_with_error(InputError(explain_null(sys.argv[1:])))
             except OSError as error:  # Hydra's own files
@@ -253,39 +242,9 @@ def _exit_with_error(error: Exception, command: str = "train") -> None:
     """Print an error as one line and exit; of several failing processes, the main one prints."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or processes.wait_for_main_process():
         sys.stdout.flush()
-        print(f"error: {printable(_to_line(error, command))}", file=sys.stderr, flush=True)
+        print(f"error: {printable(explain_error(error, command))}", file=sys.stderr, flush=True)
         run_folder.release_all(refused=True)
         if processes.kill_children():
             logging.shutdown()
             os._exit(1)  # before Lightning takes their end for the reason
     raise SystemExit(1)
-
-
-def _to_line(error: Exception, command: str) -> str:
-    if isinstance(error, InputError):  # a data worker's message includes its traceback
-        return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
-    if isinstance(error, OverrideParseException):
-        return explain_syntax(error.override)
-    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
-        return explain_choice(str(error.missing_cfg_file), error.options)
-    message = _join_lines(error)
-    if isinstance(error, ConfigCompositionException):
-        first = str(error).splitlines()[0]
-        argument = first.partition("'")[2].rpartition("'")[0]
-        if first.startswith("Ambiguous value"):
-            return explain_commas(argument)
-        if first.startswith("Could not override") and argument:
-            hint = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-            return explain_key(argument, hint, command, trainer_arguments)
-    key = getattr(error, "full_key", None)
-    line = f"{message} ({key})" if key and str(key) not in message else message
-    if isinstance(error, InterpolationKeyError):
-        line += ". For text with ${, such as a path, write \\${"
-    return line
-
-
-def _join_lines(error: Exception) -> str:
-    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
-    return " ".join(
-        dict.fromkeys(line for line in lines if line and not line.startswith(HYDRA_NOISE))
-    )

@@ -123,6 +123,8 @@ def check_resume(
         InputError: If it belongs to another network or data set or, with ``resume=auto``, to
             another run; or if another learning rate or fewer epochs are requested.
     """
+    if config["resume"] != AUTO:
+        check_same_data(checkpoint, config, prints)
     path, saved, wanted = checkpoint.source, checkpoint.network.to_dict(), network.to_dict()
     different = ", ".join(
         f"{name}={saved[name]} instead of {wanted[name]}"
@@ -137,8 +139,6 @@ def check_resume(
     trained = checkpoint.config or config
     if config["resume"] == AUTO:
         check_same_run(prints, config, checkpoint.fingerprint, trained, f"{path} belongs to")
-    else:
-        check_same_data(checkpoint, config, prints)
     before, now = (
         settings["recipe"]["optimizer"]["learning_rate"] for settings in (trained, config)
     )

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class TerminalFormatter(logging.Formatter):
 def log_warnings() -> None:
     """Log Python's warnings as messages, without the place in the library that they come from."""
 
-    def show(message: Warning | str, *place: object) -> None:
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
         log.warning("%s", message)
 
     warnings.showwarning = show

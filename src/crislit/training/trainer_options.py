@@ -37,6 +37,8 @@ INTEGERS = {
     **{"check_val_every_n_epoch": 1, "log_every_n_steps": 1},
 }
 """Arguments that are integers, and their least values."""
+LABELS = {"max_epochs": "recipe.epochs (trainer.max_epochs)"}
+"""Names of arguments that another setting sets."""
 SWITCH = (True, False)
 CHOICES = {
     **{"detect_anomaly": SWITCH, "enable_progress_bar": SWITCH},
@@ -68,7 +70,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             require(name in available, unknown_setting("trainer", str(name), available))
     for name, minimum in INTEGERS.items():
         if name in options:
-            check_integer(f"trainer.{name}", options[name], minimum)
+            check_integer(LABELS.get(name, f"trainer.{name}"), options[name], minimum)
     for name in BATCH_LIMITS:
         _check_limit(name, options.get(name))
     require(
