@@ -34,7 +34,7 @@ LIBRARIES_IN_THE_ROOT = {"__init__", "errors", "config"}
 KNOW_LIGHTNING = {"data", "training", "experiments", "benchmarks"}
 KNOW_HYDRA = {
     *("config", "train", "evaluate", "training/program", "training/build", "training/trainer"),
-    *("training/command_line", "training/sweep_jobs", "experiments/sweep"),
+    *("training/command_line", "training/sweep_jobs", "training/from_python", "experiments/sweep"),
 }
 JUNK_DRAWERS = {"utils", "util", "misc", "common", "helpers"}
 

@@ -144,9 +144,12 @@ def test_the_overfit_experiment_has_its_own_settings_on_any_data_set() -> None:
         ("+dataset.max_word=9", "dataset.max_word is not a setting"),
         ("+recipe.optimizer.momentum=0.9", "recipe.optimizer.momentum is not a setting"),
         ("+augment={flop: 1}", "augment.flop is not a setting"),
+        ("data_root=''", "data_root is empty: expected the folder of all data"),
+        ("data_root=' '", "data_root is empty"),
+        ("data_root=null", "data_root is empty"),
     ],
 )
-def test_unknown_keys_are_an_error(override: str, message: str) -> None:
+def test_settings_that_cannot_be_used_are_an_error(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_values(compose(override))
 

@@ -6,8 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crislit.errors import InputError
-
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -107,24 +105,3 @@ def compose_config(overrides: Sequence[str] = (), name: str = "train") -> dict[s
     return OmegaConf.to_container(  # type: ignore[return-value]
         load_config(overrides, name), resolve=True
     )
-
-
-def compose_complete(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compose the configuration of a training that lacks no value.
-
-    Raises:
-        InputError: If an override or the configuration is not valid.
-    """
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = load_config(overrides)
-        return OmegaConf.to_container(  # type: ignore[return-value]
-            config, resolve=True, throw_on_missing=True
-        )
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).partition("\n")[0]
-        place = getattr(error, "full_key", None) or " ".join(overrides)
-        raise InputError(f"{reason} (in {place})") from error

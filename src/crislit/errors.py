@@ -61,6 +61,17 @@ def first_line(error: BaseException) -> str:
     return message if len(message) <= 200 else f"{message[:200]}..."
 
 
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Return a number with its noun for a message, such as ``1 image`` and ``3 images``.
+
+    Args:
+        count: The number.
+        singular: The noun, perhaps with a verb.
+        plural: The same for other numbers than 1. Empty: the singular and an s.
+    """
+    return f"{count} {singular if count == 1 else plural or f'{singular}s'}"
+
+
 def require(condition: object, message: str) -> None:
     """Raise an :class:`InputError` with the message unless the condition holds."""
     if not condition:

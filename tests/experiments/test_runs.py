@@ -62,7 +62,7 @@ def test_rows_that_are_not_in_table_1_are_left_out_with_a_warning(
 def test_a_settings_name_has_kernel_size_and_weights() -> None:
     (setting,) = group(run("ablation=con", "projector.kernel_size=1"))
     assert str(setting).startswith(
-        "tiny at 128 pixels, from openai (sha256 0), threshold 0.35, k = 1, setting "
+        "tiny at 128 pixels, from openai (sha256 0), threshold 0.35, k = 1, settings "
     )
 
 

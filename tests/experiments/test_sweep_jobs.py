@@ -113,7 +113,7 @@ def test_every_combination_of_values_is_a_job(
         (["image_size=64,65"], "image_size must be .*multiple of 32"),
         (["seed=0,-1"], "seed must be"),
         (["rearrange=true,maybe"], "rearrange must be true or false"),
-        (["trainer.max_epochs=1,two"], "trainer.max_epochs must be"),
+        (["trainer.max_epochs=1,two"], "recipe.epochs \\(trainer.max_epochs\\) must be"),
         (["model=tiny,rn5"], "Could not find 'model/rn5', did you mean model=rn50"),
         (["+trainer.max_step=1,2"], "did you mean trainer.max_steps"),
         (["+dataset.max_word=1,2"], "dataset.max_word is not a setting"),

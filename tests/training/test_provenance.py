@@ -168,7 +168,7 @@ def test_embedded_data_keep_the_experiment_of_their_version() -> None:
 
 
 def test_the_network_that_a_run_starts_from_counts_by_its_content(tmp_path: Path) -> None:
-    for name, content in (("a.ckpt", b"1"), ("b.ckpt", b"1"), ("c.ckpt", b"2")):
+    for name, content in (("a.ckpt", b"\x801"), ("b.ckpt", b"\x801"), ("c.ckpt", b"\x802")):
         (tmp_path / name).write_bytes(content)
     a, b, c = (experiment(f"init_from={tmp_path}/{name}.ckpt") for name in "abc")
     assert a == b != c != experiment()

@@ -193,6 +193,23 @@ def test_a_network_without_its_optimizer_cannot_be_resumed(source: str, tmp_path
         find_checkpoint(path, tmp_path)
 
 
+def test_the_folder_of_a_run_is_answered_with_its_last_checkpoint(folder: Path) -> None:
+    last = folder / "checkpoints" / LAST
+    write_checkpoint(last, 3)
+    with pytest.raises(InputError, match=f"resume={folder} is the folder of a run: resume={last}"):
+        find_checkpoint(str(folder), folder)
+
+
+def test_the_time_of_a_run_includes_the_starts_that_it_continues_from(tmp_path: Path) -> None:
+    first = LastCheckpoint(tmp_path, 1, time.perf_counter() - 100)
+    second = LastCheckpoint(tmp_path, 1)
+    assert second.seconds() < 1
+    second.load_state_dict(first.state_dict())
+    assert 100 <= second.seconds() < 101
+    second.load_state_dict({"batches": 3})  # of version 0.1
+    assert second.seconds() < 1
+
+
 # -- Checkpoints are written completely or not at all
 
 

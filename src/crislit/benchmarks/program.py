@@ -21,11 +21,14 @@ from crislit.benchmarks.measurements import Measurement, measurement_table, writ
 from crislit.benchmarks.options import Options
 from crislit.benchmarks.parameters import count_table1_parameters, parameter_table
 from crislit.benchmarks.timing import Machine, measure_machine
+from crislit.checkpoints import find_network
 from crislit.training import hardware
 
 
 def run_benchmark(options: Options, chosen: Sequence[str], output: Path | None) -> None:
     """Measure the chosen parts, print their tables and append their rows to ``speed.csv``."""
+    if "agreement" in chosen:
+        find_network(Path(options.checkpoint))
     console = Console(width=max(Console().width, 120))
     timed = [part for part in chosen if part != "parameters"]
     if "parameters" in chosen:

@@ -18,7 +18,7 @@ from crislit.checkpoints.clip_weights import (
     unreachable,
 )
 from crislit.checkpoints.initial_weights import find_start, fingerprint_start, load_start
-from crislit.checkpoints.paths import CONFIG, WEIGHTS
+from crislit.checkpoints.paths import CONFIG, WEIGHTS, find_network
 from crislit.checkpoints.released import load_released
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "WEIGHTS",
     "Checkpoint",
     "checkpoint_metadata",
+    "find_network",
     "find_start",
     "find_weights",
     "fingerprint_source",

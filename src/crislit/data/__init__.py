@@ -19,7 +19,6 @@ from crislit.data.scenes import encode_segmentation
 from crislit.data.shapes import SETS, make_scene
 from crislit.data.shapes import VERSION as SHAPES_VERSION
 from crislit.data.sources import build_source
-from crislit.data.wording import counted
 
 if TYPE_CHECKING:
     from crislit.data.datamodule import ReferDataModule, completed_batches
@@ -37,7 +36,6 @@ __all__ = [
     "TrainKey",
     "build_source",
     "completed_batches",
-    "counted",
     "draw_sheets",
     "encode_segmentation",
     "evaluation_share",

@@ -23,9 +23,8 @@ from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import ImageGroupedBatchSampler, TrainSampler, evaluation_share
 from crislit.data.sources import DataSource
-from crislit.data.wording import counted
 from crislit.data.workers import init_worker
-from crislit.errors import InputError, check_integer, printable, require
+from crislit.errors import InputError, check_integer, counted, printable, require
 from crislit.transforms.augmentation import Augmentation
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,7 @@ from crislit.data.refer_annotations import (
     parse_text,
 )
 from crislit.data.refer_cache import MAX_INDEX, IndexArrays, SkippedSample, join_arrays
-from crislit.data.wording import counted
-from crislit.errors import InputError, first_line, require
+from crislit.errors import InputError, counted, first_line, require
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,7 @@ from crislit.data.custom import read_custom
 from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.shapes import write_shapes
-from crislit.data.wording import counted
-from crislit.errors import InputError, require
+from crislit.errors import InputError, counted, require
 
 WANTED = {
     "folder": "the folder of a REFER data set",

@@ -19,6 +19,7 @@ from crislit.experiments.tables import (
 )
 from crislit.io import write_csv, write_text
 
+APART = "They differ in data set, row of the table and seed."
 BESIDE = "In parentheses: the paper's value and the difference."
 
 
@@ -57,6 +58,8 @@ def _setting_parts(
     """Draw the plots of one setting and yield the lines of its tables."""
     published = is_in_table1(setting)
     yield from (f"## Table 1: {setting}", "")
+    if setting.setting:
+        yield from (f"Digest of the settings that its runs share: {setting.setting}. {APART}", "")
     if published:
         yield from (BESIDE, "")
     yield from (markdown(table1(runs, published, paper_rows), left=2), "")

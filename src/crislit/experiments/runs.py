@@ -40,7 +40,7 @@ class Setting:
             f"threshold {self.threshold}": True,
             self.protocol: self.protocol != "all_sentences",
             f"k = {self.kernel_size}": self.kernel_size != "3",
-            f"setting {self.setting[:6]}": self.setting != "",
+            f"settings {self.setting[:6]}": self.setting != "",
         }
         return ", ".join(part for part, is_shown in parts.items() if is_shown)
 

@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 from crislit.checkpoints import Checkpoint, identify_weights
-from crislit.errors import InputError, require
-from crislit.inference.segmentation import counted
+from crislit.errors import InputError, counted, require
 from crislit.io import shipped_weights
 
 TEMPLATE = """---

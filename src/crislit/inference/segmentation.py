@@ -146,8 +146,3 @@ def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 def shorten(text: str, maximum: int = 200) -> str:
     """Return a text, or the beginning of a long one."""
     return text if len(text) <= maximum else f"{text[:maximum]}..."
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun, such as ``1 epoch`` and ``3 epochs``."""
-    return f"{count} {noun}{'s' * (count != 1)}"

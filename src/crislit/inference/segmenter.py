@@ -16,12 +16,12 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 
 from crislit.checkpoints import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
-from crislit.errors import InputError, check_integer, first_line, require
+from crislit.errors import InputError, check_integer, counted, first_line, require
 from crislit.inference.description import describe_network
 from crislit.inference.forks import check_process, prepare_forked_process
 from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
-from crislit.inference.segmentation import Segmentation, counted, shorten
+from crislit.inference.segmentation import Segmentation, shorten
 from crislit.io import Image, ImageSource, open_image
 from crislit.models import CRIS, check_max_tokens, optimize_for_inference
 from crislit.transforms import (

@@ -118,7 +118,8 @@ def build_data(config: Config) -> ReferDataModule:
     Raises:
         InputError: If a setting is unknown or out of its range.
     """
-    dataset = config["dataset"]
+    dataset, root = config["dataset"], str(config["data_root"] or "").strip()
+    require(root, "data_root is empty: expected the folder of all data, such as data_root=data")
     check_keys("dataset", dataset, (*DATASET_KEYS, *SOURCE_KEYS, "name", "blind_control"))
     options = {
         **{name: dataset[name] for name in DATASET_KEYS if name in dataset},
@@ -127,7 +128,7 @@ def build_data(config: Config) -> ReferDataModule:
     if "max_words" in options:
         options["max_tokens"] = options.pop("max_words")
     return ReferDataModule(
-        build_source(dataset, Path(str(config["data_root"])).expanduser()),
+        build_source(dataset, Path(root).expanduser()),
         **options,
         augmentation=build_augmentation(config),
     )

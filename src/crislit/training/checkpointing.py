@@ -8,6 +8,7 @@ batch and process, which choose its samples, sentences and dropout. No random st
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -131,13 +132,16 @@ class LastCheckpoint(L.Callback):
     Args:
         folder: The folder of the checkpoints.
         every: N, optimizer steps between two checkpoints.
+        began: When this process started, by ``time.perf_counter``; None for now.
 
     Attributes:
         path: The last checkpoint.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, began: float | None = None) -> None:
         self.folder, self.path, self.every = folder, folder / LAST, every
+        self._began = time.perf_counter() if began is None else began
+        self._earlier_seconds = 0.0
         self._saved = (0, False)
         self._has_saved = False
         self._batches: int | None = None
@@ -145,12 +149,20 @@ class LastCheckpoint(L.Callback):
         self._handlers = ExitStack()  # restores the earlier ones
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the batches per epoch and process: a position in an epoch depends on them."""
-        return {"batches": self._batches}
+        """Return the batches per epoch and process, and the run's time.
+
+        A position in an epoch depends on the batches.
+        """
+        return {"batches": self._batches, "seconds": self.seconds()}
+
+    def seconds(self) -> float:
+        """Return the run's time, with that of the starts that it continues from."""
+        return self._earlier_seconds + time.perf_counter() - self._began
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the batches per epoch of the earlier run."""
+        """Restore the batches per epoch and the time of the earlier run."""
         self._batches = state_dict["batches"]
+        self._earlier_seconds = state_dict.get("seconds", 0.0)  # absent in version 0.1
 
     # -- Moments
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from crislit.data import ReferDataModule, TrainBatch
+from crislit.errors import counted
 from crislit.models import count_parameters
 from crislit.training.provenance import hardware
 
@@ -40,19 +41,19 @@ class StartSummary(L.Callback):
         parameters = count_parameters(pl_module.model) / 1e6  # type: ignore[arg-type]
         log.info("device: %s%s", hardware(), f", {processes} processes" if processes > 1 else "")
         log.info(
-            "data: %s, %d training sentences per epoch, validated on %s",
+            "data: %s, %s per epoch, validated on %s",
             data.source.name,
-            sentences,
+            counted(sentences, "training sentence"),
             data.select_split,
         )
         log.info(
             "network: %.1f million parameters, starts from %s", parameters, self.initial_weights
         )
         log.info(
-            "steps: %s of %d sentences, %s epochs",
+            "steps: %s of %s, %s",
             trainer.estimated_stepping_batches,
-            data.batch_size,
-            trainer.max_epochs,
+            counted(data.batch_size, "sentence"),
+            counted(trainer.max_epochs or 0, "epoch"),
         )
         log.info("folder: %s", self.folder)
 

@@ -15,6 +15,7 @@ import torch
 from crislit.checkpoints import fingerprint_source, fingerprint_start
 from crislit.config import VERSION
 from crislit.data import SHAPES_VERSION
+from crislit.errors import counted
 
 CODE = (":/src", ":/conf", ":/pyproject.toml")
 """Paths that a run depends on, from the top of the checkout."""
@@ -161,4 +162,4 @@ def hardware() -> str:
     info = Path("/proc/cpuinfo")
     named = re.search("^model name.*?:(.*)", info.read_text() if info.is_file() else "", re.M)
     processor = named[1].strip() if named else platform.processor() or platform.machine()
-    return f"{processor}, {torch.get_num_threads()} threads"
+    return f"{processor}, {counted(torch.get_num_threads(), 'thread')}"

@@ -63,6 +63,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     if resume == AUTO:
         return latest_checkpoint(folder)
     path = Path(resume).expanduser()
+    last = path / "checkpoints" / LAST
+    require(not last.is_file(), f"resume={path} is the folder of a run: resume={last}")
     is_shipped = not path.exists() and str(path) in shipped_networks()
     require(
         not (is_shipped or path.is_dir() or path.suffix == ".safetensors"),

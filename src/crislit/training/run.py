@@ -114,6 +114,7 @@ class Training:
     start: Start
     task: CRISTask
     trainer: L.Trainer
+    last: LastCheckpoint
 
 
 def start(config: Config, folder: Path) -> Start | float:
@@ -154,11 +155,12 @@ def build(started: Start) -> Training:
         apply_training_form(model, config), data, config, initial_weights, started.fingerprint
     )
 
+    last = LastCheckpoint(folder, config["checkpoint_every"], started.time)
     seeds, metric = StepSeeds(config["seed"]), f"{data.select_split}/mIoU"
     callbacks: list[L.Callback] = [
         *([SkippedSamples(data)] if data.on_error == "skip" else []),
         BestCheckpoint(folder, metric, prepare),
-        LastCheckpoint(folder, config["checkpoint_every"]),
+        last,
         seeds,
         NanGuard(seeds, folder),
         ValidationLogger(data.select_split),
@@ -172,7 +174,7 @@ def build(started: Start) -> Training:
     trainer = build_trainer(config, started.folder, callbacks, logger)
     choose_threads(model, trainer.strategy.root_device)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    return Training(started, task, trainer)
+    return Training(started, task, trainer, last)
 
 
 def fit(training: Training) -> None:
@@ -237,7 +239,7 @@ def write(training: Training, results: dict[str, Any], overrides: Sequence[str])
         **describe_run(task.metadata["config"], overrides, task.model),
         **public_part(started.fingerprint),
         "initial_weights": task.metadata["initial_weights"],
-        "seconds": time.perf_counter() - started.time,
+        "seconds": training.last.seconds(),
     }
     if trainer.is_global_zero:
         report_results(results, started.folder)

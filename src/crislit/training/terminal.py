@@ -1,11 +1,17 @@
 """What a run prints: messages of our own, and none that a user cannot act on."""
 
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+FILE_FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
+"""Lines of ``train.log``, as in ``conf/hydra/job_logging/crislit.yaml``."""
 IGNORED_WARNINGS = (
     ".*treespec, LeafSpec.*",  # within Lightning 2.6 on torch 2.14
     "Experiment logs directory",  # Hydra has just written to the run's folder
@@ -16,6 +22,7 @@ IGNORED_WARNINGS = (
     "It is recommended to use `self.log",  # our metrics are equal in all processes
     "The '.*_dataloader' does not have many workers",  # ``workers`` decides
     "The number of training batches",  # a small data set is logged once per epoch
+    "Grad strides do not match bucket view strides",  # of DistributedDataParallel
     "`ModelCheckpoint.monitor=.*could not find",  # the run says that there is no best.ckpt
 )
 IGNORED_MESSAGES = (
@@ -37,6 +44,31 @@ class TerminalFormatter(logging.Formatter):
         is_marked = record.levelno >= logging.WARNING
         record.mark = f"{record.levelname.lower()}: " if is_marked else ""
         return super().format(record)
+
+
+@contextmanager
+def log_to(path: Path | None) -> Iterator[None]:
+    """Log the messages of a training to a file, and to the terminal unless a program logs itself.
+
+    Args:
+        path: The file, which is appended to; None in all processes but the main one.
+    """
+    logger, root = logging.getLogger("crislit"), logging.getLogger()
+    level = logger.level
+    with ExitStack() as cleanup:
+        cleanup.callback(logger.setLevel, level)
+        logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+        if path is not None:
+            file = cleanup.enter_context(closing(logging.FileHandler(path, encoding="utf-8")))
+            file.setFormatter(logging.Formatter(FILE_FORMAT))
+            logger.addHandler(file)
+            cleanup.callback(logger.removeHandler, file)
+        if path is not None and not root.handlers:
+            terminal = logging.StreamHandler(sys.stdout)
+            terminal.setFormatter(TerminalFormatter())
+            root.addHandler(terminal)  # where progress bars look for it
+            cleanup.callback(root.removeHandler, terminal)
+        yield
 
 
 def log_warnings() -> None:

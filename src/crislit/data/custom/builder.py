@@ -12,8 +12,7 @@ from crislit.data.custom.files import FileFinder
 from crislit.data.custom.label_studio_runs import decode_runs
 from crislit.data.custom.values import check_polygons, parse_path
 from crislit.data.refer_annotations import parse_segmentation
-from crislit.data.wording import counted
-from crislit.errors import InputError
+from crislit.errors import InputError, counted
 from crislit.io import MaskValue, parse_mask_value, read_mask, read_upright_size
 
 

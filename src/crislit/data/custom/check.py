@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from crislit.data.custom.builder import CustomData, Problem
 from crislit.data.refer_annotations import Mask, parse_segmentation, rasterize
-from crislit.data.wording import counted
-from crislit.errors import InputError
+from crislit.errors import InputError, counted
 from crislit.io import decode_pixels, read_image_file
 from crislit.transforms import truncated_words
 

@@ -12,8 +12,7 @@ from crislit.data.custom.builder import CustomData
 from crislit.data.custom.check import draw_target
 from crislit.data.custom.remarks import Remark
 from crislit.data.refer_annotations import Mask
-from crislit.data.wording import counted
-from crislit.errors import InputError, printable, require
+from crislit.errors import InputError, counted, printable, require
 from crislit.io import Image, decode_image, write_files
 
 COLUMNS, ROWS = 4, 6

@@ -26,8 +26,7 @@ from crislit.data.custom.coco import read_coco, read_coco_folder
 from crislit.data.custom.files import parse_json, read_text
 from crislit.data.custom.label_studio import is_label_studio, read_label_studio
 from crislit.data.custom.values import parse_path, parse_sentences, parse_split
-from crislit.data.wording import counted
-from crislit.errors import InputError, require
+from crislit.errors import InputError, counted, require
 from crislit.io import MaskValue, parse_mask_value, read_json
 
 EXPECTED = (

@@ -11,7 +11,8 @@ import numpy as np
 
 from crislit.data.custom.builder import CustomData
 from crislit.data.custom.check import draw_target, images_by_split
-from crislit.data.wording import SPLIT_ORDER, counted, find_similar
+from crislit.data.wording import SPLIT_ORDER, find_similar
+from crislit.errors import counted
 from crislit.transforms import truncated_words
 
 LARGE = 0.5

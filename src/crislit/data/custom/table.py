@@ -6,8 +6,7 @@ from pathlib import Path
 
 from crislit.data.custom.builder import Problem
 from crislit.data.custom.values import parse_sentences, parse_split, parse_whole
-from crislit.data.wording import counted
-from crislit.errors import InputError, require
+from crislit.errors import InputError, counted, require
 
 COLUMNS = ("ann_id", "sentence", "split")
 Groups = dict[int, tuple[str, list[tuple[int, str]]]]
