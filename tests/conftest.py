@@ -1,6 +1,8 @@
 """Fixtures shared by all tests, and an environment without network access."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +31,17 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs ../shared/{name} of the maintainers, which is not part of the project")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Remove the handlers of a command that ran in this process: its output is closed soon."""
+    yield
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")

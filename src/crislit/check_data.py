@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from crislit.errors import one_line_errors, printable, require
+from crislit.errors import counted, one_line_errors, printable, require
 
 EPILOG = """
 Each line of a JSON-lines file is an object with an image and its sentences. Paths are relative to
@@ -67,7 +67,6 @@ def check(options: argparse.Namespace) -> None:
     """
     # Imported here, because it takes seconds and the help does not need it.
     from crislit.data import (
-        counted,
         draw_sheets,
         find_remarks,
         measure_targets,

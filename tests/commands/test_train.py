@@ -491,7 +491,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "epochs that are not a number": (
         ["recipe.epochs=abc"],
-        "trainer.max_epochs must be a whole number",
+        r"recipe.epochs \(trainer.max_epochs\) must be a whole number",
     ),
     "devices that are not a number": (["trainer.devices=abc"], "cannot run trainer"),
     "an unknown argument of the trainer": (
