@@ -1,4 +1,4 @@
-"""What a run prints: five lines when it starts, progress, and nothing of Lightning's."""
+"""A run prints five lines when it starts, progress, and nothing of Lightning's."""
 
 import io
 import logging

@@ -32,7 +32,7 @@ def find_start(source: str) -> Path:
     except InputError as error:
         raise InputError(f"init_from={source}: {error}") from error
     file = path / WEIGHTS if path.is_dir() else path
-    require(file.is_file(), f"init_from={source}: there is no file {file}")
+    require(file.is_file(), f"init_from={source}: {file} does not exist")
     return file
 
 

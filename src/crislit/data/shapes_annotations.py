@@ -139,7 +139,7 @@ def _describe_difficulty(targets: list[TargetStatistics], refs: list[dict[str, A
     words = [len(sentence["tokens"]) for ref in refs for sentence in ref["sentences"]]
     return (
         f"{len(areas)} targets, {len(words)} sentences of {np.mean(words):.1f} words; a target "
-        f"covers {np.median(areas):.1%} of the picture (median), at least {visible.min():.0%} of "
+        f"covers {np.median(areas):.1%} of the image (median), at least {visible.min():.0%} of "
         f"each is visible and {np.mean(visible < 0.99):.0%} are partly hidden; "
         f"{np.mean(is_alike):.0%} share their shape or colour with another object"
     )

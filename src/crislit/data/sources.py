@@ -19,7 +19,7 @@ WANTED = {
     "sentences": "a CSV, categories or null",
     "images": "the folder of the images, or null",
 }
-"""What the texts of the group ``dataset`` name."""
+"""Meanings of the texts of the group ``dataset``."""
 
 
 class DataSource(Protocol):

@@ -68,7 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write_files({path: write})
         except InputError as error:
             raise InputError(
-                f"{error}. What was saved before is intact; make room and continue with resume=auto"
+                f"{error}. Files saved before are intact; make room and continue with resume=auto"
             ) from error
 
 

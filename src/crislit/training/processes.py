@@ -16,7 +16,7 @@ from collections.abc import Sequence
 MAIN_PROCESS = "CRISLIT_FIRST_PROCESS"
 """Environment variable: id of the main process, for the processes that it starts."""
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Environment variables that number a run's processes and nodes; the main process is 0 in all."""
+"""Environment variables that number a run's processes and nodes, from 0 for the main process."""
 PATIENCE = 10.0
 """Seconds that a failing process waits for another one to report the reason first."""
 

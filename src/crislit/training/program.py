@@ -44,9 +44,7 @@ SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for its job, which need not be empty."""
 FULL_ERROR = "CRISLIT_FULL_ERROR"
 """Environment variable: the user's ``HYDRA_FULL_ERROR``, for the jobs of a sweep."""
-DISK_FULL_MESSAGE = (
-    "the disk is full: {}. What was written before is intact; make room, start again"
-)
+DISK_FULL_MESSAGE = "the disk is full: {}. Files written before are intact; make room, start again"
 CONTINUE = ". To continue a run that was interrupted: resume=auto"
 
 

@@ -262,7 +262,7 @@ def keep_best(
         if is_comparable and read_checkpoint(best).steps <= checkpoint.steps:
             write_files({copy: lambda part: shutil.copyfile(best, part)})
     except DamagedFileError as error:
-        log.warning("%s; the best checkpoint begins anew", error)
+        log.warning("%s; the best checkpoint is chosen among later ones", error)
 
 
 def stored_weights(

@@ -26,7 +26,7 @@ LOCK = ".lock"
 CONFIG_FOLDER = ".hydra"
 """Where Hydra saves the configuration as soon as a command starts."""
 UNUSED = {LOCK, CONFIG_FOLDER, "hparams.yaml", "multirun.yaml"}
-"""What a folder holds, beside logs, before a run trains."""
+"""Files that a folder holds, beside logs, before a run trains."""
 BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 """Errors of a lock that another process holds."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}

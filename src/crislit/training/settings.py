@@ -11,7 +11,7 @@ Config = dict[str, Any]
 """A resolved configuration, as plain dictionaries and lists."""
 
 FREE = ("dataset", "augment", "logger", "trainer", "model.clip")
-"""Groups whose keys depend on their choice. What is built from them checks them."""
+"""Groups whose keys depend on their choice. They are checked where they are used."""
 REQUIRED = {
     "train": (("trainer", "auto"), ("recipe", "released"), ("model", "rn50")),
     "evaluate": (("trainer", "auto"),),

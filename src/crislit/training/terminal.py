@@ -1,4 +1,4 @@
-"""What a run prints: messages of our own, and none that a user cannot act on."""
+"""Prints and logs messages of our own, and none that a user cannot act on."""
 
 import logging
 import sys

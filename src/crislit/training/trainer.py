@@ -29,7 +29,7 @@ from crislit.training.trainer_options import check_trainer, parse_time
 log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS = settings_of_choice("trainer", "auto")["trainer"]
-"""What is set without overrides."""
+"""Values without overrides."""
 
 
 class Loggers(list[Logger]):
