@@ -79,7 +79,7 @@ def test_a_value_that_needs_quotes_is_shown_with_them(
         (["seed.x=1"], "seed is a single setting without keys of its own: seed=VALUE"),
         (["hydra.foo=1"], "To append to your config use +hydra.foo=1"),
         (["data_root=${x}"], "Interpolation key 'x' not found"),
-        (["augment={flip:"], "quote all of it for the shell, augment='{...'"),
+        (["augment={flip:"], "quote it all for the shell, augment='{...'"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_to_do(

@@ -95,7 +95,7 @@ def explain_syntax(override: str) -> str:
         return f"cannot read the argument {override!r}: expected KEY=VALUE; --help lists the keys"
     if value.startswith(("{", "[")):
         return (
-            f"cannot read the argument {override!r}: if it continues after a space, quote all of it "
+            f"cannot read the argument {override!r}: if it continues after a space, quote it all "
             f"for the shell, {key}='{value[0]}...'; if it is text, quote the text inside, too"
         )
     quoted = shlex.quote(f"{key}={quote_value(value)}")
