@@ -26,11 +26,11 @@ def falling_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every validation score less than the one before."""
     original = CRISTask._log
 
-    def log(self: CRISTask, split: str, metric: SegmentationMetric, prog_bar: bool) -> None:
+    def log(self: CRISTask, split: str, metric: SegmentationMetric) -> None:
         if self.trainer.testing:
-            original(self, split, metric, prog_bar)
+            original(self, split, metric)
         else:
-            metric.reset()
+            self._counters.clear()
             self.log(f"{split}/mIoU", 1 / (1 + self.global_step))
 
     monkeypatch.setattr(CRISTask, "_log", log)

@@ -311,10 +311,14 @@ class ReferDataModule(L.LightningDataModule):
             collate_fn=collate,
             worker_init_fn=init_worker,
             persistent_workers=workers > 0 and "sampler" in batches,  # in training
+            pin_memory=self._is_on_gpu(),
             # Forked workers share the index; Python 3.14 would send a copy to each.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             **batches,
         )
+
+    def _is_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

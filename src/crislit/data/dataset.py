@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ class TrainBatch:
     masks: Tensor
     skipped: tuple[SkippedSample, ...] = ()
 
+    def pin_memory(self) -> "TrainBatch":
+        """Return the batch in memory from which a GPU copies without waiting."""
+        return pin_tensors(self)
+
 
 @dataclass
 class EvaluationBatch:
@@ -57,6 +61,19 @@ class EvaluationBatch:
     image_indices: Tensor
     targets: list[Mask]
     samples: list[int]
+
+    def pin_memory(self) -> "EvaluationBatch":
+        """Return the batch in memory from which a GPU copies without waiting."""
+        return pin_tensors(self)
+
+
+Batch = TypeVar("Batch", TrainBatch, EvaluationBatch)
+
+
+def pin_tensors(batch: Batch) -> Batch:
+    """Return a batch with its tensors in page-locked memory."""
+    pinned: Any = {k: x.pin_memory() for k, x in vars(batch).items() if isinstance(x, Tensor)}
+    return replace(batch, **pinned)
 
 
 class ReferTrainSet(Dataset[TrainBatch]):

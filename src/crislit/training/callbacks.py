@@ -159,10 +159,11 @@ class SamplePlots(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Plot the chosen samples of a batch."""
-        for number, mask, target in zip(
-            batch.samples, outputs["masks"], batch.targets, strict=True
-        ):
-            if dataloader_idx == self.loader and number in self.chosen:
+        if dataloader_idx != self.loader or self.chosen.isdisjoint(batch.samples):
+            return
+        masks = pl_module.predict_masks(batch)  # type: ignore[operator]
+        for number, mask, target in zip(batch.samples, masks, batch.targets, strict=True):
+            if number in self.chosen:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 image, sentence = self.data.image(number), self.data.sentence(number)
                 figure = draw_sample(image, sentence, target, mask)

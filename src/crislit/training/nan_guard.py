@@ -1,6 +1,8 @@
 """Stops training before a step with NaN or infinite values, and names the module they came from."""
 
+import math
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,37 @@ from crislit.training.callbacks import gather_objects
 from crislit.training.checkpointing import LAST, StepSeeds
 from crislit.training.task import CRISTask
 
+CHECK_EVERY = 10
+"""Steps after which their numbers are read, which waits for the device."""
+
+
+@dataclass
+class Step:
+    """The numbers of a step, on the device.
+
+    Attributes:
+        number: Optimizer steps before it.
+        losses: The loss of each of its batches, by the batch's number in the epoch.
+        loss: Their sum.
+        norm: The norm of the gradients.
+    """
+
+    number: int
+    losses: dict[int, Tensor]
+    loss: Tensor
+    norm: Tensor
+
 
 class NanGuard(L.Callback):
     """Refuses optimizer steps with a non-finite loss or gradients, and such weights in checkpoints.
 
+    The optimizer itself skips such a step and all after it, on the device. What happened is read
+    every :data:`CHECK_EVERY` steps, at the end of an epoch and before a checkpoint is written. So
+    training does not wait for the device at every step, and no checkpoint has such a step.
+
     Under 16-mixed, gradients are scaled so that they do not vanish in half precision. Where they
     overflow, the scaler skips the step and halves the scale: that ends a run only when a scale
-    below 1 does not help.
+    below 1 does not help. The scaler, not this class, then decides which steps are skipped.
 
     Args:
         seeds: Seeds of each batch's random numbers, to run a batch again.
@@ -31,6 +57,8 @@ class NanGuard(L.Callback):
     def __init__(self, seeds: StepSeeds, folder: Path) -> None:
         self.seeds, self.folder = seeds, folder
         self._losses: dict[int, Tensor] = {}
+        self._steps: list[Step] = []
+        self._optimizer: torch.optim.Optimizer | None = None
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
@@ -41,35 +69,64 @@ class NanGuard(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Check a step before it is taken.
+        """Let the optimizer skip the step if a number is not finite, without reading it here.
 
         Raises:
-            InputError: In every process, if any process's loss or the gradients are not finite.
+            InputError: In every process, if any process's loss or the gradients were not finite.
         """
         losses, self._losses = self._losses, {}
         norm = nn.utils.get_total_norm(
             [p.grad for p in pl_module.parameters() if p.grad is not None]
         )
         loss = torch.stack(list(losses.values())).sum()
-        is_refused = not (loss + norm).isfinite() and not (
-            loss.isfinite() and can_lower_scale(trainer)
-        )
-        if not trainer.strategy.reduce_boolean_decision(is_refused, all=False):
+        self._steps.append(Step(trainer.global_step, losses, loss, norm))
+        self._optimizer = optimizer
+        is_bad = 1 - (loss + norm).isfinite().float()
+        # Fused optimizers skip a step where this is 1, as gradient scalers need it.
+        skip = torch.maximum(is_bad, getattr(optimizer, "found_inf", is_bad))
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        if len(self._steps) >= CHECK_EVERY:
+            self.check(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the steps while their batches can be read again."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the numbers of the steps since the last check.
+
+        Raises:
+            InputError: In every process, if any process's loss or the gradients were not finite.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        numbers = torch.stack([torch.stack([s.loss.float(), s.norm.float()]) for s in steps])
+        bad = [
+            step
+            for step, (loss, norm) in zip(steps, numbers.tolist(), strict=True)
+            if not math.isfinite(loss) or (not math.isfinite(norm) and not can_lower_scale(trainer))
+        ]
+        if not trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
             return
         assert isinstance(pl_module, CRISTask)
+        assert self._optimizer is not None
         # In every process, since SyncBatchNorm needs all of them.
-        reports = [self.examine(trainer, pl_module, batch) for batch in losses]
+        first = min(gather_objects(trainer, bad[0].number if bad else math.inf))
+        step = next(step for step in steps if step.number == first)
+        reports = [self.examine(trainer, pl_module, batch) for batch in step.losses]
         gathered = [report for part in gather_objects(trainer, reports) for report in part]
-        raise InputError(self.describe(trainer, optimizer, float(norm), gathered))
+        raise InputError(self.describe(trainer, self._optimizer, step, gathered))
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Check the weights, which a step with finite gradients may still have made infinite.
+        """Check the steps, and the weights, which finite gradients may still have made infinite.
 
         Raises:
-            InputError: In every process, if a weight is not finite.
+            InputError: In every process, if a number of a step or a weight is not finite.
         """
+        self.check(trainer, pl_module)
         offenders = [
             name
             for name, value in checkpoint["state_dict"].items()
@@ -100,7 +157,7 @@ class NanGuard(L.Callback):
         self,
         trainer: L.Trainer,
         optimizer: torch.optim.Optimizer,
-        norm: float,
+        step: Step,
         reports: list[dict[str, Any]],
     ) -> str:
         """Return a message about a step that was not taken."""
@@ -110,9 +167,9 @@ class NanGuard(L.Callback):
         process = f", process {first['process']}" if trainer.world_size > 1 else ""
         samples = ", ".join(name for report in offenders for name in report["samples"])
         return (
-            f"step {trainer.global_step + 1} was not taken (epoch {trainer.current_epoch + 1}, "
+            f"step {step.number + 1} was not taken (epoch {trainer.current_epoch + 1}, "
             f"batch {first['batch'] + 1}{process}): loss {first['loss']:g}, norm of the gradients "
-            f"{norm:g}. First not finite: "
+            f"{float(step.norm):g}. First not finite: "
             f"{first['origin'] or 'nothing when the batch was run again'}. "
             f"Learning rates: {rates}; {self.recovery_hint()}. Samples: {samples}"
         )

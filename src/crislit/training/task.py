@@ -1,6 +1,7 @@
 """Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule."""
 
 import bisect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from crislit.checkpoints import KEY
-from crislit.data import NO_SAMPLE, EvaluationBatch, TrainBatch
+from crislit.data import EvaluationBatch, TrainBatch
 from crislit.errors import InputError, check_integer, require
 from crislit.models import CRIS, optimize_for_inference
 from crislit.training.losses import text_to_pixel_contrastive_loss
-from crislit.training.metrics import SegmentationMetric, intersection_and_union
-from crislit.transforms import normalise, probability_maps
+from crislit.training.mask_counter import MaskCounter
+from crislit.training.metrics import SegmentationMetric
+from crislit.transforms import normalise, probability_maps, probability_squares
 
 Masks = list[npt.NDArray[np.bool_]]
 
@@ -78,13 +80,15 @@ class CRISTask(L.LightningModule):
             SegmentationMetric() for _ in self.splits
         )
         self._evaluated: Callable[..., Tensor] | None = None
+        self._counters: dict[str, MaskCounter] = {}
 
     # -- Training
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        # Without prog_bar, for which Lightning waits for the device at every step.
+        self.log("train/loss", loss, batch_size=len(batch.images))
         return loss
 
     def loss(self, batch: TrainBatch) -> Tensor:
@@ -144,13 +148,14 @@ class CRISTask(L.LightningModule):
 
         Maps are made one after another, since those of large images are large.
         """
+        sizes = [target.shape for target in batch.targets]
+        return probability_maps(self._logits(batch), batch.images.shape[-1], sizes)
+
+    def _logits(self, batch: EvaluationBatch) -> Tensor:
         compute = self._evaluated or self.model
         # Mixed precision is for training only, as released.
         with torch.autocast(batch.images.device.type, enabled=False):
-            logits = compute(self._normalised(batch.images), batch.tokens, batch.image_indices)
-        return probability_maps(
-            logits, batch.images.shape[-1], [target.shape for target in batch.targets]
-        )
+            return compute(self._normalised(batch.images), batch.tokens, batch.image_indices)
 
     def predict_masks(self, batch: EvaluationBatch) -> Masks:
         """Return one mask per sample, (h, w) bool at its image's own size."""
@@ -160,6 +165,7 @@ class CRISTask(L.LightningModule):
         """Use the inference-optimized network during evaluation; the weights do not change."""
         # Its method, not the module: checkpoints would store the module's weights.
         self._evaluated = optimize_for_inference(self.model).forward
+        self._counters = {}  # those of an interrupted evaluation
 
     def on_validation_end(self) -> None:
         """Return to the trained network."""
@@ -169,40 +175,43 @@ class CRISTask(L.LightningModule):
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Count a batch of the selecting split."""
-        self._count(self.validation_metric, batch)
+        self._count(self.select_split, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the selecting split's metrics."""
-        self._log(self.select_split, self.validation_metric, prog_bar=True)
+        self._log(self.select_split, self.validation_metric)
 
-    def test_step(
-        self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, Masks]:
-        """Count a batch of one of the test loaders, and return its masks."""
-        return {"masks": self._count(self.test_metrics[dataloader_idx], batch)}
+    def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count a batch of one of the test loaders."""
+        split = self.splits[dataloader_idx]
+        self._count(split, batch)
+        if batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]:
+            self._counters[split].wait()  # before the next loader forks its workers
 
     def on_test_epoch_end(self) -> None:
         """Log every split's metrics."""
         for split, metric in zip(self.splits, self.test_metrics, strict=True):
-            self._log(split, metric, prog_bar=False)
+            self._log(split, metric)
 
     def _normalised(self, images: Tensor) -> Tensor:
         # Weights are not float32 under 64-true and the like.
         return normalise(images).to(next(self.model.parameters()).dtype)
 
-    def _count(self, metric: SegmentationMetric, batch: EvaluationBatch) -> Masks:
-        masks = self.predict_masks(batch)
-        counted = [i for i, number in enumerate(batch.samples) if number != NO_SAMPLE]
-        counts = [intersection_and_union(masks[i], batch.targets[i]) for i in counted]
-        empty = [not batch.targets[i].any() for i in counted]
-        metric.update([i for i, _ in counts], [u for _, u in counts], empty)
-        return masks
+    @torch.no_grad()
+    def _count(self, split: str, batch: EvaluationBatch) -> None:
+        squares = probability_squares(self._logits(batch), batch.images.shape[-1])
+        if split not in self._counters:
+            threads = (os.cpu_count() or 1) if squares.device.type == "cuda" else 0
+            self._counters[split] = MaskCounter(self.threshold, threads)
+        self._counters[split].add(squares, batch)
 
-    def _log(self, split: str, metric: SegmentationMetric, prog_bar: bool) -> None:
+    def _log(self, split: str, metric: SegmentationMetric) -> None:
+        if counter := self._counters.pop(split, None):
+            metric.update(*counter.finish())
         values = metric.compute()  # over all processes, so that each logs the same
         metric.reset()
         for name, value in values.items():
-            self.log(f"{split}/{name}", value.float(), prog_bar=prog_bar and name == "mIoU")
+            self.log(f"{split}/{name}", value.float())
 
 
 def check_task_options(

@@ -5,11 +5,13 @@ The augmentations are not exported: Albumentations takes seconds to import.
 
 from crislit.transforms.letterbox import (
     BORDER,
+    ProbabilityMap,
     letterbox_image,
     letterbox_mask,
     letterbox_matrices,
     normalise,
     probability_maps,
+    probability_squares,
     restore,
     stack_images,
 )
@@ -17,12 +19,14 @@ from crislit.transforms.tokenizer import has_words, split_at_limit, tokenize, tr
 
 __all__ = [
     "BORDER",
+    "ProbabilityMap",
     "has_words",
     "letterbox_image",
     "letterbox_mask",
     "letterbox_matrices",
     "normalise",
     "probability_maps",
+    "probability_squares",
     "restore",
     "split_at_limit",
     "stack_images",

@@ -99,8 +99,32 @@ def normalise(images: Tensor) -> Tensor:
     """
     # Long rows vectorise better than three channels at a time.
     rows = images.permute(0, 2, 3, 1).flatten(2) / 255  # (B, S, 3 S)
-    mean, std = (rows.new_tensor(x).repeat(images.shape[3]) for x in (CLIP_MEAN, CLIP_STD))
+    mean, std = (repeat_channels(values, rows) for values in (CLIP_MEAN, CLIP_STD))
     return rows.sub_(mean).div_(std).view(-1, *images.shape[2:], 3).permute(0, 3, 1, 2)
+
+
+def repeat_channels(values: Sequence[float], rows: Tensor) -> Tensor:
+    """Return a row that repeats a value per channel; copying one to a GPU would wait for it."""
+    row = rows.new_empty(rows.shape[-1])
+    for channel, value in enumerate(values):
+        row[channel :: len(values)].fill_(value)
+    return row
+
+
+def probability_squares(logits: Tensor, image_size: int) -> Tensor:
+    """Take the sigmoid and upsample to the square (bicubic, aligned corners).
+
+    Args:
+        logits: (B, 1, S/4, S/4).
+        image_size: S, side of the square.
+
+    Returns:
+        (B, S, S) float32.
+    """
+    probabilities = torch.sigmoid(logits.float())
+    return F.interpolate(probabilities, size=2 * (image_size,), mode="bicubic", align_corners=True)[
+        :, 0
+    ]
 
 
 def probability_maps(
@@ -108,8 +132,8 @@ def probability_maps(
 ) -> Iterator[ProbabilityMap]:
     """Turn logits into one probability map per sentence, at the size of the sentence's image.
 
-    Takes the sigmoid, upsamples to the square (bicubic, aligned corners) and warps back to the
-    image (cubic, zero outside the square). Cubic interpolation overshoots: values may lie slightly
+    Warps the maps of :func:`probability_squares` back to the image (cubic, zero outside the
+    square). Cubic interpolation overshoots: values may lie slightly
     outside [0, 1]. To save memory, each map is computed only when it is asked for.
 
     Args:
@@ -123,13 +147,8 @@ def probability_maps(
     Raises:
         InputError: If a map contains NaN or infinity.
     """
-    squares = F.interpolate(
-        torch.sigmoid(logits.float()), size=2 * (image_size,), mode="bicubic", align_corners=True
-    )  # (B, 1, S, S)
-    return (
-        restore(square, *size)
-        for square, size in zip(squares[:, 0].cpu().numpy(), sizes, strict=True)
-    )
+    squares = probability_squares(logits, image_size).cpu().numpy()
+    return (restore(square, *size) for square, size in zip(squares, sizes, strict=True))
 
 
 def restore(square: ProbabilityMap, height: int, width: int) -> ProbabilityMap:
