@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -87,20 +88,37 @@ def start_sweep(
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
-        ([], [()]),
-        (["seed=1"], [("seed=1",)]),
-        (["a=1,2", "b=x"], [("a=1", "b=x"), ("a=2", "b=x")]),
-        (["a=1,2", "b=x,y"], [(f"a={a}", f"b={b}") for a in "12" for b in "xy"]),
-        (["seed=range(3)"], [("seed=0",), ("seed=1",), ("seed=2",)]),
-        (["a='1,2'", "b=[3,4]"], [("a='1,2'", "b=[3,4]")]),
-        (["a=1,2", "a=3"], [("a=3",)]),  # the last one counts
-        (["+trainer.max_time=1", "~logger"], [("+trainer.max_time=1", "~logger=null")]),
+        ([], [([], [])]),
+        (["seed=1"], [(["seed=1"], [])]),
+        (["a=1,2", "b=x"], [(["a=1", "b=x"], ["a=1"]), (["a=2", "b=x"], ["a=2"])]),
+        (["a=1,2", "b=x,y"], [2 * ([f"a={a}", f"b={b}"],) for a in "12" for b in "xy"]),
+        (["seed=range(3)"], [2 * ([f"seed={n}"],) for n in range(3)]),
+        (["a='1,2'", "b=[3,4]"], [(["a='1,2'", "b=[3,4]"], [])]),
+        (["a=1,2", "a=3"], [(["a=3"], [])]),  # the last one counts
+        (["+a=choice(1,2)", "~b"], [([f"+a={n}", "~b=null"], [f"+a={n}"]) for n in (1, 2)]),
     ],
 )
 def test_every_combination_of_values_is_a_job(
-    arguments: Sequence[str], jobs: Sequence[Sequence[str]]
+    arguments: Sequence[str], jobs: Sequence[tuple[list[str], list[str]]]
 ) -> None:
     assert expand(arguments) == jobs
+
+
+def test_the_sweep_of_the_readme_has_a_job_for_each_row_and_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, str]] = []
+
+    def record(config: dict[str, Any], *_: Any, **__: Any) -> float:
+        started.append((config["dataset"]["name"], str(config["decoder"]["layers"])))
+        return 0.0
+
+    monkeypatch.setattr(sweep, "run_job", record)
+    options = ("ablation=glob(*)", "dataset=shapes,gshapes", "model.clip_weights=null")
+    start_sweep(monkeypatch, tmp_path / "sweep", *options, "hydra.sweep.subdir=x${hydra:job.num}")
+    assert len(started) == 14
+    assert len(set(started)) == 2 * 5  # two rows each have no decoder, and one layer
+    assert {path.name for path in tmp_path.glob("sweep/*/")} >= {f"x{n}" for n in range(14)}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +130,8 @@ def test_every_combination_of_values_is_a_job(
         (["threshold=0.3,1.5"], r"threshold must be a number in \[0, 1\)"),
         (["image_size=64,65"], "image_size must be .*multiple of 32"),
         (["seed=0,-1"], "seed must be"),
+        (["recipe.optimizer.learning_rate=interval(1e-4,1e-3)"], "has no list of values: write"),
+        (["image_size=64", "seed=0,-1"], r"\(in the job seed=-1\)$"),
         (["rearrange=true,maybe"], "rearrange must be true or false"),
         (["trainer.max_epochs=1,two"], "recipe.epochs \\(trainer.max_epochs\\) must be"),
         (["model=tiny,rn5"], "Could not find 'model/rn5', did you mean model=rn50"),

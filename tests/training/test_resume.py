@@ -123,11 +123,24 @@ def test_a_run_ends_the_same_from_whichever_checkpoint_it_continues(
             assert metrics(folder) == metrics(whole), step
 
 
-@pytest.mark.parametrize("stop", [6, 8])  # at the end of the first epoch, and within the second
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        # Epochs have six steps.
+        pytest.param(6, (), id="at the end of the first epoch"),
+        pytest.param(8, (), id="within the second epoch"),
+        pytest.param(2, ("+trainer.val_check_interval=2",), id="at a validation within the first"),
+        pytest.param(8, ("+trainer.val_check_interval=2",), id="at a validation within the second"),
+    ],
+)
 def test_a_run_whose_limit_of_steps_is_raised_ends_as_if_it_had_been_higher_from_the_start(
-    stop: int, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int,
+    options: tuple[str, ...],
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    overrides = (*SHORT, f"data_root={small_shapes}")
+    overrides = (*SHORT, f"data_root={small_shapes}", *options)
     run(monkeypatch, tmp_path / "whole", *overrides, "trainer.max_steps=11")
     run(monkeypatch, tmp_path / "first", *overrides, f"trainer.max_steps={stop}")
     last = tmp_path / "first/checkpoints" / LAST

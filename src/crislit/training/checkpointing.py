@@ -180,7 +180,8 @@ class LastCheckpoint(L.Callback):
         )
         self._batches = batches
         epochs: Any = trainer.fit_loop.epoch_progress.current
-        if epochs.ready == epochs.processed:
+        batches_done = trainer.fit_loop.epoch_loop.batch_progress
+        if epochs.ready == epochs.processed and batches_done.is_last_batch:
             # With max_steps, Lightning would continue the finished epoch, of which nothing is left.
             trainer.fit_loop.epoch_loop.restarting = False
         self._saved = (trainer.global_step, False)
@@ -242,8 +243,14 @@ class LastCheckpoint(L.Callback):
             trainer.fit_loop.max_epochs = epochs["ready"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after the last validation, or within an epoch that ``max_steps`` ends."""
-        self.save(trainer)
+        """Save after the last validation.
+
+        Where ``max_steps`` has ended an epoch early, the checkpoint of this step stays: Lightning
+        counts the epoch as finished by now.
+        """
+        is_complete = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_complete or self._saved[0] != trainer.global_step:
+            self.save(trainer)
         self._heed_signals(trainer)
         self._handlers.close()
 

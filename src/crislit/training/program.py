@@ -93,7 +93,8 @@ class RunGuard(Callback):
                 try:
                     check(check_config(job, self.command), job_folder)
                 except InputError as error:
-                    raise InputError(f"{error} (in the job {overrides})") from error
+                    job_name = f" (in the job {overrides})" if overrides else ""
+                    raise InputError(f"{error}{job_name}") from error
         except (InputError, HydraException, OmegaConfBaseException) as error:
             _exit_with_error(error, self.command)
 

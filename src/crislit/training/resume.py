@@ -186,7 +186,7 @@ def check_same_run(
     require(
         stored["experiment"] == prints["experiment"],
         f"{found} a run with other settings{name_differences(stored_config, config)}; resume=auto "
-        "continues only one run",
+        "continues only one run. To change it: resume=RUN/checkpoints/last.ckpt in another folder",
     )
 
 

@@ -164,7 +164,7 @@ def build(started: Start) -> Training:
         seeds,
         NanGuard(seeds, folder),
         ValidationLogger(data.select_split),
-        StartSummary(data, initial_weights, started.folder),
+        StartSummary(data, resume.source if resume else initial_weights, started.folder),
     ]
     resumed_steps = resume.steps if resume and Path(resume.source).parent == folder else 0
     logger = build_logger(config, started.folder, resumed_steps)
@@ -199,10 +199,11 @@ def fit(training: Training) -> None:
             started.folder / "checkpoints" / LAST,
         )
         raise SystemExit(128 + stop.number) from stop
-    limits = {name: started.config["trainer"][name] for name in ("max_epochs", "max_steps")}
+    limits = started.config["trainer"]
     require(
         trainer.global_step != done or started.config["resume"] == AUTO,
-        f"no step was taken beyond step {done} with {limits}: nothing to evaluate",
+        f"no step was taken beyond step {done}: raise recipe.epochs={limits['max_epochs']} or "
+        f"trainer.max_steps={limits['max_steps']}",
     )
 
 
