@@ -8,6 +8,7 @@ from pathlib import Path
 from crislit.checkpoints.checkpoint import read_any
 from crislit.checkpoints.clip_weights import identify_weights
 from crislit.checkpoints.paths import WEIGHTS, find_network
+from crislit.config import list_choices, settings_of_choice
 from crislit.errors import InputError, require
 from crislit.io import check_finite, sha256
 from crislit.models import CRIS
@@ -74,7 +75,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
     require(
         encoders <= fitting.keys(),
         f"init_from={source} has other encoders than this run ({describe(start.network.clip)}, "
-        f"not {describe(model.config.clip)}): choose the model that it was trained with",
+        f"not {describe(model.config.clip)}): {advise(start.network.clip)}",
     )
     heads = start.network.decoder_heads
     require(
@@ -96,7 +97,25 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
 
 def describe(clip: object) -> str:
     """Return the name of CLIP's model, or that it has none."""
-    return clip if isinstance(clip, str) else "a CLIP without a name"
+    return clip if isinstance(clip, str) else find_choice(clip) or "a CLIP without a name"
+
+
+def advise(clip: object) -> str:
+    """Return which model a run that starts from a network with these encoders needs."""
+    choice = find_choice(clip)
+    return f"choose {choice}" if choice else "choose the model that it was trained with"
+
+
+def find_choice(clip: object) -> str | None:
+    """Return the choice of ``model=`` that has these encoders, if any."""
+    return next(
+        (
+            f"model={choice}"
+            for choice in list_choices("model")
+            if settings_of_choice("model", choice)["model"]["clip"] == clip
+        ),
+        None,
+    )
 
 
 def summarize_names(names: Iterable[str]) -> str:
