@@ -232,7 +232,7 @@ def test_a_full_disk_is_reported_in_one_line(
             main()
         return capsys.readouterr().err
 
-    message = "error: the disk is full: [Errno 28] No space left on device: '{}'. What"
+    message = "error: the disk is full: [Errno 28] No space left on device: '{}'. Files"
     assert message.format("metrics.csv") in error("run", "hydra.output_subdir=null")
     monkeypatch.setattr("hydra.core.utils._save_config", save_config)  # before our function runs
     assert message.format("config.yaml") in error("other")

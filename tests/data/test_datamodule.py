@@ -128,7 +128,10 @@ def test_images_without_refs_are_allowed_and_empty_targets_are_evaluated(tmp_pat
         data.evaluation_set("val", blind=True)
     served = []
     for rank in range(8):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=8)  # type: ignore[assignment]
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=8, strategy=strategy
+        )
         (batch,) = data.val_dataloader()
         served += batch.samples
     assert sorted(served) == [NO_SAMPLE] * (8 - len(samples)) + list(range(len(samples)))

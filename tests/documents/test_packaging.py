@@ -168,20 +168,32 @@ def test_no_dependency_has_a_copyleft_license() -> None:
         assert version(name)
 
 
-def test_make_reports_an_old_python(tmp_path: Path) -> None:
-    fake = tmp_path / "sitecustomize.py"
-    fake.write_text("import sys; sys.version_info = (3, 9, 0, 'final', 0)")
-    check = [sys.executable, str(ROOT / "scripts/check_machine.py")]
+@pytest.mark.parametrize(
+    ("version", "free", "message"),
+    [
+        ((3, 11, 0), 9, ""),
+        ((3, 9, 0), 9, "error: Python 3.11 or newer is needed, this is 3.9: make PYTHON=/path"),
+        ((3, 11, 0), 7.5, "error: 8 GB of free disk space are needed, 7.5 GB are left"),
+    ],
+)
+def test_make_reports_an_old_python_and_a_full_disk(
+    version: tuple[int, int, int], free: float, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import shutil, sys, types\n"
+        f"sys.version_info = {(*version, 'final', 0)}\n"
+        f"shutil.disk_usage = lambda path: types.SimpleNamespace(free={free} * 1e9)\n"
+    )
     result = subprocess.run(
-        check,
+        [sys.executable, str(ROOT / "scripts/check_machine.py")],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: Python 3.11 or newer is needed, this is 3.9")
-    assert subprocess.run(check, check=False).returncode == 0
+    assert result.returncode == bool(message)
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == bool(message)
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
