@@ -111,6 +111,7 @@ class NanGuard(L.Callback):
             return
         assert isinstance(pl_module, CRISTask)
         assert self._optimizer is not None
+        pl_module.train()  # also where a checkpoint is written before a validation
         # In every process, since SyncBatchNorm needs all of them.
         first = min(gather_objects(trainer, bad[0].number if bad else math.inf))
         step = next(step for step in steps if step.number == first)
@@ -205,7 +206,8 @@ def first_non_finite(
     Returns:
         The loss, and the module and pass; None if all numbers are finite.
     """
-    with closing(NanTracer(task.model)) as tracer, torch.enable_grad():
+    recording = torch.inference_mode(False), torch.enable_grad()
+    with closing(NanTracer(task.model)) as tracer, recording[0], recording[1]:
         for name, parameter in task.model.named_parameters():
             tracer.check(parameter, f"the weights themselves, {name}")
         loss = task.loss(batch)
