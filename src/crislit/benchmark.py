@@ -2,16 +2,33 @@
 
 Without a part, all are measured. The baseline, "plain", is the released implementation's forward
 pass: float32, contiguous tensors, one image and one sentence at a time, without reading and
-preprocessing. The candidates of a part run in turn. Columns of speed.csv:
+preprocessing. The candidates of a part run in turn. Candidates that the machine cannot run are left
+out, with one line on the standard error. Columns of speed.csv:
 
   value       in the row's unit; a time is the median over the rounds
   unit        s, s per sentence, s per sample and core, images/s, GFLOP, GB, MB, %, mIoU (0 to 1);
-              of losses and gradients, what the value is
+              of losses and gradients, what the value is; of the machine, GFLOP/s and GB/s
   ratio       how many times better than the baseline: "plain", or the first row of --start, --data
-  floor       the value if only arithmetic took time, in the same unit
+  floor       the value if only arithmetic took time, at the device's rate in the row's precision
   moved       the value if only memory traffic took time ("memory" in the printed tables)
   spread      largest minus smallest value, as a share of the median
   difference  relative difference from the baseline's result; for --agreement, in mIoU
+  rounds      number of timed runs; 10 N on a GPU, after 3 that warm up
+  device      cpu, or the GPU's model; measuring replaces the rows of its parts on the same device
+
+Candidates of inference. float32 is without TF32, float16 and bfloat16 are by autocast:
+
+  plain, channels last     one image and one sentence at a time, the second in another layout
+  for inference            as crislit.load and evaluation compute: images once, all sentences
+  ..., TF32, float16, ...  the same in another precision (a GPU's)
+  ..., compiled            the same by torch.compile; not timed: compiling
+  ..., counted at image size
+                           and masks of 640 x 480 pixels, counted as evaluation does
+  ONNX Runtime             on a CPU only
+
+Training on a GPU takes 8 sentences per step and measures its kinds one after another; 16-mixed
+scales the loss. Memory is the largest of a process on a CPU, of all tensors on a GPU. Waiting is,
+on a GPU, the share of the time that steps on data in its memory would not take.
 """
 
 import argparse
@@ -51,6 +68,7 @@ ARGUMENTS: dict[tuple[str, ...], dict[str, Any]] = {
         "metavar": "DIR",
         "help": "folder of RefCOCO for --data (default: generated images)",
     },
+    ("--device",): {"help": f"cpu, cuda, cuda:1, mps or xpu {DEFAULT}"},
     ("--output",): {"type": Path, "metavar": "DIR", "help": "also write DIR/speed.csv"},
 }
 

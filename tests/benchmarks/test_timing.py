@@ -1,9 +1,13 @@
 """Timing, cost and memory against values worked out by hand."""
 
+import gc
+
 import numpy as np
+import pytest
 import torch
 
 from crislit.benchmarks import timing
+from crislit.benchmarks.devices import Precision
 from crislit.benchmarks.reference import reference_logits
 from crislit.models.build import build_cris
 from crislit.models.config import CRISConfig
@@ -20,6 +24,48 @@ def test_candidates_are_run_in_turn_and_the_first_round_is_not_counted() -> None
     )
     assert calls == ["for a", "a", "for b", "b"] * 3
     assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_an_accelerator_is_waited_for_before_and_after_each_of_more_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(
+        torch.accelerator, "synchronize", lambda x: calls.append("wait" if x == device else "no")
+    )
+    seconds = timing.interleave(
+        {"a": lambda: calls.append("a")}, 2, lambda name: calls.append("for a"), device
+    )
+    assert calls == ["for a", "wait", "a", "wait"] * (timing.WARM_UPS + 2 * timing.ROUNDS_FACTOR)
+    assert len(seconds["a"]) == 2 * timing.ROUNDS_FACTOR
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_machine_has_a_rate_for_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    precisions: tuple[Precision, ...] = ("float32", "TF32", "float16", "bfloat16")
+    products: list[tuple[torch.dtype, bool]] = []
+    multiply = torch.Tensor.__matmul__
+
+    def record(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        products.append((a.dtype, torch.backends.cudnn.allow_tf32))
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", record)
+    machine = timing.measure_machine(torch.device("cpu"), 32, 1, 1, precisions)
+    types = [torch.float32, torch.float32, torch.float16, torch.bfloat16]
+    assert products == 2 * list(zip(types, [False, True, False, False], strict=True))
+    assert machine.name == "cpu"
+    assert set(machine.rates) == {"TF32", "float16", "bfloat16"}
+    assert machine.rate("float32") == machine.flops
+    assert timing.Cost(10, 20).floor(machine, "float16") == 10 / machine.rates["float16"]
+
+
+def test_a_cpu_is_measured_in_float32_only() -> None:
+    machine = timing.measure_machine(size=32, megabytes=1, rounds=1)
+    assert machine.rates == {}
+    assert machine.flops > 0
+    assert machine.bytes > 0
 
 
 def test_a_product_costs_two_operations_per_multiplication_and_its_three_matrices() -> None:

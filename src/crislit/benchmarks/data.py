@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ import cv2
 import numpy as np
 import torch
 
+from crislit.benchmarks.accelerated_training import BATCH as ACCELERATOR_BATCH
+from crislit.benchmarks.devices import CPU
 from crislit.benchmarks.inference import build_network
 from crislit.benchmarks.measurements import Measurement, compare_to_reference
 from crislit.benchmarks.options import Options
 from crislit.benchmarks.timing import Work, interleave, run_in_new_process
+from crislit.benchmarks.waiting import (
+    CPU_BATCH,
+    measure_accelerated_waiting,
+    measure_waiting,
+    needed_samples,
+)
 from crislit.config import compose_config
 from crislit.data import (
     ReferDataModule,
@@ -30,8 +39,7 @@ from crislit.data import (
     read_image,
 )
 from crislit.io import Image, write_text
-from crislit.models import CRIS, optimize_for_training
-from crislit.training import build_data, text_to_pixel_contrastive_loss
+from crislit.training import build_data
 from crislit.transforms import (
     BORDER,
     letterbox_image,
@@ -43,27 +51,31 @@ from crislit.transforms import (
 IMAGES = 160
 """Number of generated images, enough for two workers."""
 BATCH = 16
-TRAINING_BATCH = 4
-STEPS = 6
-"""Training steps in which waiting for data is measured."""
 FULL_SIZE = {"images": 20_000, "refs": 50_000, "sentences": 142_000, "annotations": 200_000}
 """RefCOCO's sizes."""
 
 
-def measure_data(options: Options) -> Iterator[Measurement]:
+def measure_data(options: Options, device: torch.device = CPU) -> Iterator[Measurement]:
     """Measure stages, waiting and index, on generated images of COCO's size without a data root."""
     with tempfile.TemporaryDirectory() as folder:
-        root = options.data_root or write_images(Path(folder), IMAGES)
+        copies = 1 if device.type == "cpu" else -(-needed_samples() // IMAGES)
+        root = options.data_root or write_images(Path(folder), IMAGES, copies)
         # Like a worker, a new process holds no network's memory.
         yield from run_in_new_process(measure_stages, root, options.image_size, options.rounds)
-        module = build_module(root, options.image_size, TRAINING_BATCH, workers=2)
-        yield measure_waiting(build_network(options.model), module)
+        model, size = build_network(options.model), options.image_size
+        if device.type == "cpu":
+            yield measure_waiting(model, build_module(root, size, CPU_BATCH, workers=2))
+        else:
+            build = partial(build_module, root, size, ACCELERATOR_BATCH)
+            yield from measure_accelerated_waiting(model, build, device)
         write_full_size(Path(folder), FULL_SIZE)
         yield from measure_index(Path(folder))
 
 
-def build_module(root: Path, image_size: int, batch_size: int, workers: int) -> ReferDataModule:
-    """Build the data module of RefCOCO in a folder."""
+def build_module(
+    root: Path, image_size: int, batch_size: int, workers: int | None
+) -> ReferDataModule:
+    """Build the data module of RefCOCO in a folder; None is a run's default number of workers."""
     config = compose_config(["dataset=refcoco"]) | {"data_root": str(root), "workers": workers}
     return build_data(config | {"image_size": image_size, "batch_size": batch_size})
 
@@ -136,27 +148,6 @@ def reference_warp(image: Image, size: int) -> Any:
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=BORDER)
 
 
-def measure_waiting(model: CRIS, module: ReferDataModule) -> Measurement:
-    """Train for some steps; measure the share of the time spent waiting for two workers."""
-    # The fastest step waits most.
-    model = optimize_for_training(model.train().to(memory_format=torch.channels_last))
-    adam = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
-    loader = module.train_dataloader()
-    batches = iter(loader)
-    next(batches)  # the workers have started
-    start, waited = time.perf_counter(), 0.0
-    for _ in range(STEPS):
-        before = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - before
-        adam.zero_grad()
-        logits = model(normalise(batch.images), batch.tokens)
-        torch.autograd.backward(text_to_pixel_contrastive_loss(logits, batch.masks / 255))
-        adam.step()
-    name = f"a training step of {TRAINING_BATCH} waits for {loader.num_workers} workers"
-    return Measurement("data", name, 100 * waited / (time.perf_counter() - start), "%")
-
-
 def measure_index(root: Path) -> list[Measurement]:
     """Measure building, opening and sharing an index, each in a new process."""
     built, opened, shared = (run_in_new_process(use_index, root, n) for n in (0, 0, 2))
@@ -210,8 +201,14 @@ def private_memory_mb() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
 
 
-def write_images(root: Path, count: int) -> Path:
-    """Write ``refcoco`` with drawn images of COCO's size and a camera's noise; return the root."""
+def write_images(root: Path, count: int, copies: int = 1) -> Path:
+    """Write ``refcoco`` with drawn images of COCO's size and a camera's noise; return the root.
+
+    Args:
+        root: The folder of all data.
+        count: Number of image files.
+        copies: Number of refs, annotations and images of the index for each file.
+    """
     images, annotations, refs = [], [], []
     folder = root / "images/train2014"
     folder.mkdir(parents=True)
@@ -222,10 +219,12 @@ def write_images(root: Path, count: int) -> Path:
         noisy = image + np.random.default_rng(number).normal(0, 6, (480, 640, 1))
         image = noisy.clip(0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{number}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        images.append({"id": number, "file_name": f"{number}.jpg", "height": 480, "width": 640})
         mask = np.kron(objects[described_object].visible, np.ones((2, 2), bool))
-        annotations.append(make_annotation(number, number, encode_segmentation(mask)))
-        refs.append(make_ref(number, number, sentences, number * 10))
+        segmentation = encode_segmentation(mask)
+        for i in range(number, number + copies * count, count):
+            images.append({"id": i, "file_name": f"{number}.jpg", "height": 480, "width": 640})
+            annotations.append(make_annotation(i, i, segmentation))
+            refs.append(make_ref(i, i, sentences, i * 10))
     write_refer_files(root, images, annotations, refs)
     return root
 

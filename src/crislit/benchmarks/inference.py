@@ -1,31 +1,22 @@
-"""Benchmarks inference: start-up, latency, evaluation, table 1's rows, agreement of backends."""
+"""The networks whose inference is measured: the baseline and its faster forms, on one device."""
 
 import copy
-import itertools
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from crislit.benchmarks.measurements import Measurement, compare_to_reference
-from crislit.benchmarks.options import Options
+from crislit.benchmarks.devices import Precision, compile_forward, computing_in, has_tf32
 from crislit.benchmarks.reference import reference_logits
-from crislit.benchmarks.timing import Machine, Work, count_cost, interleave
-from crislit.checkpoints import Checkpoint, read_any, write_folder
+from crislit.checkpoints import Checkpoint, write_folder
 from crislit.config import compose_config
-from crislit.data import ReferEvaluationSet
-from crislit.errors import InputError, require
-from crislit.experiments import TABLE1
 from crislit.inference import OnnxNetwork, export_onnx
 from crislit.io import EXAMPLES
 from crislit.models import CRIS, optimize_for_inference
-from crislit.training import SegmentationMetric, build_data, build_model, intersection_and_union
-from crislit.transforms import normalise, probability_maps, tokenize
+from crislit.training import build_model
 
 SENTENCES = (
     "the man in red",
@@ -39,6 +30,38 @@ SENTENCES = (
 """Sentences about one image; RefCOCO has about seven per image."""
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Images, tokens and image indices to logits, as :meth:`crislit.CRIS.forward`."""
+ONE_AT_A_TIME = ("plain", "channels last")
+"""Candidates that compute one image and one sentence at a time."""
+ACCELERATED: dict[str, tuple[Precision, bool]] = {
+    "for inference": ("float32", False),
+    "for inference, TF32": ("TF32", False),
+    "for inference, float16": ("float16", False),
+    "for inference, bfloat16": ("bfloat16", False),
+    "for inference, compiled": ("float32", True),
+    "for inference, float16, compiled": ("float16", True),
+}
+"""Forms for inference on an accelerator: their precision, and whether they are compiled."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that is measured.
+
+    Attributes:
+        compute: The network.
+        eager: The same network as PyTorch runs it without compiling, by which its operations are
+            counted; None for another runtime's.
+        precision: What it computes in.
+    """
+
+    compute: Network
+    eager: Network | None
+    precision: Precision = "float32"
+
+    def __call__(self, images: Tensor, tokens: Tensor, image_indices: Tensor) -> Tensor:
+        """Compute logits in the candidate's precision."""
+        with computing_in(self.precision, images.device):
+            return self.compute(images, tokens, image_indices)
 
 
 def build_network(model: str, row: str = "con_dec3", overrides: Sequence[str] = ()) -> CRIS:
@@ -54,26 +77,27 @@ def build_network(model: str, row: str = "con_dec3", overrides: Sequence[str] = 
     return build_model(config).eval()
 
 
-def measure_startup(options: Options) -> list[Measurement]:
-    """Time whole processes: the libraries' imports, the package's, and a first prediction."""
-    image = min(EXAMPLES.glob("*.jpg"))
-    commands = {
-        "import torch, open_clip": ["-c", "import torch, open_clip"],
-        "import crislit": ["-c", "import crislit"],
-        "crislit.predict": ["-m", "crislit.predict", str(image), "red star", "--output", "-"],
-    }
-    # Bytecode is written in the first round, which is not counted, as on a user's machine.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    run = partial(subprocess.run, check=True, capture_output=True, env=environment)
-    work = {name: partial(run, [sys.executable, *command]) for name, command in commands.items()}
-    seconds = interleave(work, options.rounds)
-    return compare_to_reference("start", seconds, dict.fromkeys(work, 1), "s")
+def all_candidates(
+    model: CRIS, device: torch.device, image_size: int, folder: Path, threshold: float = 0.35
+) -> dict[str, Candidate]:
+    """Return the network in every form that its device can be measured with, the baseline first.
+
+    Args:
+        model: The network, on the CPU.
+        device: Where it computes.
+        image_size: See :func:`backends`, as the others.
+        folder: Where it is exported to.
+        threshold: Written into the exports.
+    """
+    if device.type == "cpu":
+        return backends(model, image_size, folder, threshold)
+    return accelerated(model, device)
 
 
 def backends(
     model: CRIS, image_size: int, folder: Path, threshold: float = 0.35
-) -> dict[str, Network]:
-    """Return a network on all backends, the baseline first.
+) -> dict[str, Candidate]:
+    """Return a network on all backends of a CPU, the baseline first.
 
     Args:
         model: The network.
@@ -81,24 +105,51 @@ def backends(
         folder: Where it is exported to, for ONNX Runtime if that is installed.
         threshold: Written into the exports.
     """
-    optimized = optimized_copy(model)
-    networks: dict[str, Network] = {
-        "plain": reference_network(model),
-        "for inference": lambda images, tokens, image_indices: optimized(
-            images.contiguous(memory_format=torch.channels_last), tokens, image_indices
-        ),
+    reference, forward = reference_network(model), optimized_copy(model).forward
+    optimized, compiled = map(in_channels_last, (forward, compile_forward(forward)))
+    candidates = {
+        "plain": Candidate(reference, reference),
+        "for inference": Candidate(optimized, optimized),
+        "for inference, compiled": Candidate(compiled, optimized),
     }
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
         print("ONNX Runtime is not installed: not measured", file=sys.stderr)
-        return networks
+        return candidates
     checkpoint = Checkpoint(model.config, model.state_dict(), image_size, threshold, "random")
     write_folder(checkpoint, folder / "network")
     for name, calibrate in (("ONNX Runtime", None), ("ONNX Runtime, int8", EXAMPLES)):
         export_onnx(folder / "network", folder / name, calibrate=calibrate)
-        networks[name] = OnnxNetwork(folder / name)
-    return networks
+        candidates[name] = Candidate(OnnxNetwork(folder / name), None)
+    return candidates
+
+
+def accelerated(
+    model: CRIS, device: torch.device, without: Collection[str] = ()
+) -> dict[str, Candidate]:
+    """Return a network in all its forms on an accelerator, the baseline first.
+
+    Args:
+        model: The network; it is copied.
+        device: Where it computes; may be the CPU.
+        without: Names of forms to leave out.
+    """
+    model = copy.deepcopy(model).to(device)
+    reference = reference_network(model)
+    fast_layout = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    same_steps = in_channels_last(reference_network(fast_layout))
+    candidates = {
+        "plain": Candidate(reference, reference),
+        "channels last": Candidate(same_steps, same_steps),
+    }
+    forward = optimized_copy(model).forward
+    eager = in_channels_last(forward)
+    for name, (precision, is_compiled) in ACCELERATED.items():
+        if name not in without and (precision != "TF32" or has_tf32(device)):
+            compute = in_channels_last(compile_forward(forward)) if is_compiled else eager
+            candidates[name] = Candidate(compute, eager, precision)
+    return candidates
 
 
 def optimized_copy(model: CRIS) -> CRIS:
@@ -106,109 +157,18 @@ def optimized_copy(model: CRIS) -> CRIS:
     return optimize_for_inference(copy.deepcopy(model).to(memory_format=torch.channels_last))
 
 
+def in_channels_last(network: Network) -> Network:
+    """Return a network whose images are converted to channels last."""
+    return lambda images, tokens, image_indices: network(
+        images.contiguous(memory_format=torch.channels_last), tokens, image_indices
+    )
+
+
 def reference_network(model: CRIS) -> Network:
     """Return the baseline: one image and one sentence at a time."""
 
     def compute(images: Tensor, tokens: Tensor, image_indices: Tensor) -> Tensor:
-        pairs = zip(image_indices, tokens, strict=True)
+        pairs = zip(image_indices.tolist(), tokens, strict=True)
         return torch.cat([reference_logits(model, images[i, None], row[None]) for i, row in pairs])
 
     return compute
-
-
-@torch.inference_mode()
-def measure_inference(
-    part: str, networks: Mapping[str, Network], options: Options, machine: Machine
-) -> list[Measurement]:
-    """Time all backends on two images of seven sentences (evaluation) or one of one (latency)."""
-    image_count, sentences = (2, SENTENCES) if part == "evaluation" else (1, SENTENCES[:1])
-    size, count = options.image_size, len(sentences)
-    images = torch.randn(image_count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    tokens = tokenize(list(sentences) * image_count, 17)
-    image_indices = torch.arange(image_count).repeat_interleave(count)
-    inputs = dict.fromkeys(networks, (images, tokens, image_indices))
-    # The baseline computes one sentence after another: a second image would take as long again.
-    inputs["plain"] = (images[:1], tokens[:count], image_indices[:count])
-    work = {name: partial(compute, *inputs[name]) for name, compute in networks.items()}
-    expected = work["plain"]()
-    differences = {name: relative_error(run()[:count], expected) for name, run in work.items()}
-    counted = {name: count_cost(run) for name, run in work.items() if "ONNX" not in name}
-    return compare_to_reference(
-        part,
-        interleave(work, options.rounds),
-        {name: len(tokens) for name, (_, tokens, _) in inputs.items()},
-        "s per sentence",
-        {name: (cost.floor(machine), cost.moved(machine)) for name, cost in counted.items()},
-        differences,
-    )
-
-
-def relative_error(logits: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over the norm of the expected values."""
-    return float((logits - expected).norm() / expected.norm())
-
-
-@torch.inference_mode()
-def measure_table1_rows(options: Options, machine: Machine) -> list[Measurement]:
-    """Time one image and one sentence by every row of table 1, baseline and optimized."""
-    measurements: list[Measurement] = []
-    image = torch.randn(1, 3, options.image_size, options.image_size)
-    channels_last = image.contiguous(memory_format=torch.channels_last)
-    tokens = tokenize([SENTENCES[0]], 17)
-    for row in TABLE1:
-        model = build_network(options.model, row)
-        work: dict[str, Work] = {
-            "plain": partial(reference_logits, model, image, tokens),
-            "for inference": partial(optimized_copy(model), channels_last, tokens),
-        }
-        seconds = interleave(work, max(1, options.rounds // 2))
-        for timed in compare_to_reference(row, seconds, dict.fromkeys(work, 1), "s"):
-            name, cost = f"{row}, {timed.candidate}", count_cost(work[timed.candidate])
-            fps, bound = 1 / timed.value, 1 / cost.floor(machine)
-            measurements += [
-                Measurement("rows", name, cost.flops / 1e9, "GFLOP"),
-                Measurement("rows", name, fps, "images/s", timed.ratio, bound, spread=timed.spread),
-            ]
-    return measurements
-
-
-def measure_agreement(options: Options, folder: Path) -> list[Measurement]:
-    """Measure a trained network's mIoU on all backends, on images of its validation split.
-
-    Args:
-        options: Name the checkpoint and the number of images.
-        folder: Where the network is exported to.
-
-    Raises:
-        InputError: If the checkpoint does not record its data set.
-    """
-    try:
-        checkpoint = read_any(Path(options.checkpoint).expanduser())
-    except InputError as error:
-        print(f"--agreement is not run: {error}", file=sys.stderr)
-        return []
-    require(checkpoint.config, f"{options.checkpoint} does not say what data it was trained on")
-    data_root = compose_config()["data_root"]
-    module = build_data(checkpoint.config | {"data_root": data_root, "workers": 0})
-    data = module.evaluation_set(module.select_split)
-    networks = backends(checkpoint.build(), checkpoint.image_size, folder, checkpoint.threshold)
-    metrics = {name: SegmentationMetric() for name in networks}
-    groups = itertools.groupby(range(len(data)), key=data.image_ids.__getitem__)
-    for _, numbers in itertools.islice(groups, options.images):
-        batch = ReferEvaluationSet.collate([data[number] for number in numbers])
-        for name, compute in networks.items():
-            with torch.inference_mode():
-                logits = compute(normalise(batch.images), batch.tokens, batch.image_indices)
-            maps = probability_maps(
-                logits, checkpoint.image_size, [target.shape for target in batch.targets]
-            )
-            for probability, target in zip(maps, batch.targets, strict=True):
-                intersection, union = intersection_and_union(
-                    probability > checkpoint.threshold, target
-                )
-                metrics[name].update([intersection], [union], [not target.any()])
-    values = {name: float(metric.compute()["mIoU"]) for name, metric in metrics.items()}
-    return [
-        Measurement("agreement", name, value, "mIoU", difference=value - values["plain"])
-        for name, value in values.items()
-    ]

@@ -105,7 +105,10 @@ def measurement_table(part: str, rows: Sequence[Measurement]) -> Table:
 def write_measurements(
     path: Path, measurements: Sequence[Measurement], options: Options, machine: Machine
 ) -> None:
-    """Write measurements as CSV with their provenance; rows of other parts in the file stay.
+    """Write measurements as CSV with their provenance.
+
+    They replace the rows of their parts that were measured on the same device; all other rows of
+    the file stay. Rows of files without the column ``device`` were measured on a CPU.
 
     Raises:
         InputError: If the file cannot be written.
@@ -120,6 +123,7 @@ def write_measurements(
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[1], 1),
         "versions": installed_versions(),
+        "device": machine.name,
     }
     # These parts measure networks of their own.
     networks = {
@@ -135,8 +139,23 @@ def write_measurements(
     measured = {measurement.part for measurement in measurements}
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["part"] not in measured] + rows
+            earlier = [{"device": "cpu"} | row for row in csv.DictReader(file)]
+        rows = [
+            x for x in earlier if x["device"] != machine.name or x["part"] not in measured
+        ] + rows
     write_csv(path, [*(field.name for field in fields(Measurement)), *provenance], rows)
+
+
+def machine_rows(machine: Machine) -> list[Measurement]:
+    """Return the device's rates as rows."""
+    rates = {"float32": machine.flops, **machine.rates}
+    return [
+        *(
+            Measurement("machine", f"product of matrices, {name}", rate / 1e9, "GFLOP/s")
+            for name, rate in rates.items()
+        ),
+        Measurement("machine", "copy", machine.bytes / 1e9, "GB/s"),
+    ]
 
 
 def installed_versions() -> str:

@@ -17,6 +17,7 @@ class Options:
         checkpoint: Trained network whose backends are compared by mIoU.
         images: Number of images in that comparison.
         data_root: Folder that holds RefCOCO; None draws images of COCO's size.
+        device: Where networks compute: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
     """
 
     model: str = "rn50"
@@ -25,3 +26,4 @@ class Options:
     checkpoint: str = "shapes-tiny"
     images: int = 40
     data_root: Path | None = None
+    device: str = "cpu"

@@ -6,27 +6,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from crislit.benchmarks import data, training
-from crislit.benchmarks.inference import (
-    backends,
-    build_network,
-    measure_agreement,
-    measure_inference,
-    measure_startup,
-    measure_table1_rows,
+from crislit.benchmarks.accelerated_training import measure_accelerated_training
+from crislit.benchmarks.agreement import measure_agreement
+from crislit.benchmarks.data import measure_data
+from crislit.benchmarks.devices import forget_compiled, release_memory
+from crislit.benchmarks.inference import all_candidates, build_network
+from crislit.benchmarks.measurements import (
+    Measurement,
+    machine_rows,
+    measurement_table,
+    write_measurements,
 )
-from crislit.benchmarks.measurements import Measurement, measurement_table, write_measurements
 from crislit.benchmarks.options import Options
 from crislit.benchmarks.parameters import count_table1_parameters, parameter_table
+from crislit.benchmarks.speed import measure_inference, measure_table1_rows
+from crislit.benchmarks.startup import measure_startup
 from crislit.benchmarks.timing import Machine, measure_machine
+from crislit.benchmarks.training import measure_training
 from crislit.checkpoints import find_network
+from crislit.inference.segmenter import choose_device
 from crislit.training import hardware
 
 
 def run_benchmark(options: Options, chosen: Sequence[str], output: Path | None) -> None:
-    """Measure the chosen parts, print their tables and append their rows to ``speed.csv``."""
+    """Measure the chosen parts, print their tables and append their rows to ``speed.csv``.
+
+    Raises:
+        InputError: If the machine has no such device, or there is no network to compare.
+    """
+    device = choose_device(options.device)
     if "agreement" in chosen:
         find_network(Path(options.checkpoint))
     console = Console(width=max(Console().width, 120))
@@ -35,38 +46,65 @@ def run_benchmark(options: Options, chosen: Sequence[str], output: Path | None) 
         console.print(parameter_table(count_table1_parameters()))
     if not timed:
         return
-    machine = measure_machine()
-    console.print(
-        f"{hardware()}: {machine.flops / 1e9:.0f} GFLOP/s in products of float32 matrices, "
-        f"{machine.bytes / 1e9:.1f} GB/s in copies; load {os.getloadavg()[0]:.1f}"
-    )
-    for rows in measure(options, timed, machine, console):
+    machine = measure_machine(device)
+    console.print(describe(machine))
+    for rows in measure(options, timed, machine, device, console):
         if output:  # after each part, so that a later failure loses nothing
             write_measurements(output / "speed.csv", rows, options, machine)
 
 
+def describe(machine: Machine) -> str:
+    """Return the device and its rates as a line."""
+    others = "".join(f", {rate / 1e9:.0f} in {name}" for name, rate in machine.rates.items())
+    device = "" if machine.name == "cpu" else f" on {machine.name}"
+    return (
+        f"{hardware()}: {machine.flops / 1e9:.0f} GFLOP/s in products of float32 matrices{others}, "
+        f"{machine.bytes / 1e9:.1f} GB/s in copies{device}; load {os.getloadavg()[0]:.1f}"
+    )
+
+
 def measure(
-    options: Options, chosen: Sequence[str], machine: Machine, console: Console
+    options: Options,
+    chosen: Sequence[str],
+    machine: Machine,
+    device: torch.device,
+    console: Console,
 ) -> Iterator[list[Measurement]]:
     """Measure the chosen parts; print each part's table when it is done, and yield its rows."""
+    yield machine_rows(machine)
     with tempfile.TemporaryDirectory() as folder:
+        model, size = options.model, options.image_size
         networks = (
-            backends(build_network(options.model), options.image_size, Path(folder))
+            all_candidates(build_network(model), device, size, Path(folder))
             if {"evaluation", "latency"} & set(chosen)
             else {}
         )
+        infer = partial(
+            measure_inference,
+            candidates=networks,
+            options=options,
+            machine=machine,
+            device=device,
+        )
+        train = (
+            partial(measure_training, options, machine)
+            if device.type == "cpu"
+            else partial(measure_accelerated_training, options, machine, device)
+        )
         measurers: dict[str, Callable[[], Iterable[Measurement]]] = {
             "start": partial(measure_startup, options),
-            "rows": partial(measure_table1_rows, options, machine),
-            "evaluation": partial(measure_inference, "evaluation", networks, options, machine),
-            "latency": partial(measure_inference, "latency", networks, options, machine),
-            "agreement": partial(measure_agreement, options, Path(folder, "trained")),
-            "training": partial(training.measure_training, options, machine),
-            "data": partial(data.measure_data, options),
+            "rows": partial(measure_table1_rows, options, machine, device),
+            "evaluation": partial(infer, "evaluation"),
+            "latency": partial(infer, "latency"),
+            "agreement": partial(measure_agreement, options, device, Path(folder, "trained")),
+            "training": train,
+            "data": partial(measure_data, options, device),
         }
         for part in chosen:
-            if part == "training":
-                networks.clear()  # training needs their memory
+            if part == "training":  # which needs the memory of the networks
+                networks.clear()
+                forget_compiled()
+                release_memory(device)
             rows = list(measurers[part]())
             console.print(measurement_table(part, rows))
             yield rows

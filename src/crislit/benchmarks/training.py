@@ -1,12 +1,13 @@
 """Benchmarks a training step: time, memory, losses and gradients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from crislit.benchmarks.devices import CPU, Precision, autocast, compile_forward, tf32
 from crislit.benchmarks.inference import SENTENCES, build_network
 from crislit.benchmarks.measurements import Measurement, compare_to_reference
 from crislit.benchmarks.options import Options
@@ -36,12 +37,16 @@ class Kind:
         optimized: ``rearrange=true``.
         recomputed: ``recompute=true``.
         sentences: ``dataset.sentences_per_image``.
+        precision: What it computes in; float16 with a loss that is scaled, as ``16-mixed`` does.
+        compiled: The forward pass is compiled, and with it the backward pass.
     """
 
     reference: bool = False
     optimized: bool = False
     recomputed: bool = False
     sentences: int = 1
+    precision: Precision = "float32"
+    compiled: bool = False
 
 
 KINDS = {
@@ -69,7 +74,7 @@ class Step:
 
     Args:
         kind: How it is computed.
-        model: The network; steps of several kinds may train it in turn.
+        model: The network, on its device; steps of several kinds may train it in turn.
         image_size: Side of its input in pixels.
         optimizer: Updates the network's weights; None builds the kind's own.
         batch: Sentences per step.
@@ -84,13 +89,22 @@ class Step:
         batch: int = BATCH,
     ) -> None:
         self.kind, self.model = kind, model
+        self.device = next(model.parameters()).device
         self.optimizer = optimizer or build_optimizer(model, kind.reference)
         self.network = optimize_for_training(model) if kind.optimized else model
+        self.forward: Callable[..., Tensor] = self.network
+        if kind.reference:
+            self.forward = partial(reference_logits, model)
+        elif kind.compiled:
+            self.forward = compile_forward(self.network.forward)
+        is_scaled = kind.precision == "float16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
         generator = torch.Generator().manual_seed(0)
         square = (image_size, image_size)
-        self.masks = (torch.rand(batch, 1, *square, generator=generator) > 0.9).float()
-        self.images = torch.randn(batch // kind.sentences, 3, *square, generator=generator)
-        self.tokens = tokenize(list(SENTENCES[:batch]), model.max_tokens)
+        masks = (torch.rand(batch, 1, *square, generator=generator) > 0.9).float()
+        images = torch.randn(batch // kind.sentences, 3, *square, generator=generator)
+        tokens = tokenize([SENTENCES[i % len(SENTENCES)] for i in range(batch)], model.max_tokens)
+        self.masks, self.images, self.tokens = (x.to(self.device) for x in (masks, images, tokens))
 
     def prepare(self) -> None:
         """Set the network, the allocator and dropout's seed to what the kind needs."""
@@ -101,18 +115,21 @@ class Step:
         recompute_activations(self.network, self.kind.recomputed)
         torch.manual_seed(0)
 
-    def differentiate(self) -> float:
-        """Compute the gradients of the batch; return its loss."""
-        forward = partial(reference_logits, self.model) if self.kind.reference else self.network
-        loss = text_to_pixel_contrastive_loss(forward(self.images, self.tokens), self.masks)
-        torch.autograd.backward(loss)
-        return loss.item()
+    def differentiate(self) -> Tensor:
+        """Compute the gradients of the batch; return its loss, for which nothing has waited."""
+        with tf32(self.kind.precision == "TF32"):
+            with autocast(self.kind.precision, self.device):
+                logits = self.forward(self.images, self.tokens)
+                loss = text_to_pixel_contrastive_loss(logits, self.masks)
+            torch.autograd.backward(self.scaler.scale(loss))
+        return loss.detach()
 
-    def take(self) -> float:
+    def take(self) -> Tensor:
         """Take a step; return its loss."""
         self.optimizer.zero_grad()
         loss = self.differentiate()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss
 
 
@@ -158,12 +175,16 @@ def time_steps(options: Options, machine: Machine) -> list[Measurement]:
 
 
 def compare_losses(options: Options) -> list[Measurement]:
-    """Compare the losses of some steps with the baseline's.
+    """Compare the losses of some steps with the baseline's."""
+    names = ("plain", "rearrange recompute")
+    return loss_rows({name: take_steps(name, options, LOSS_STEPS) for name in names})
+
+
+def loss_rows(losses: Mapping[str, list[float]]) -> list[Measurement]:
+    """Return rows with the last loss of every kind, the largest difference of all as difference.
 
     The learning rate is so low that Adam does not amplify rounding errors.
     """
-    names = ("plain", "rearrange recompute")
-    losses = {name: take_steps(name, options, LOSS_STEPS) for name in names}
     return [
         Measurement(
             "losses",
@@ -180,16 +201,17 @@ def take_steps(name: str, options: Options, count: int) -> list[float]:
     """Take steps of a kind with a new network; return their losses."""
     step = Step(KINDS[name], build_network(options.model).train(), options.image_size)
     step.prepare()
-    return [step.take() for _ in range(count)]
+    return [float(step.take()) for _ in range(count)]
 
 
-def compare_gradients(options: Options) -> Iterator[Measurement]:
+def compare_gradients(options: Options, device: torch.device = CPU) -> Iterator[Measurement]:
     """Compare all gradients of one step with the baseline's in float64.
 
     The comparison in float64 separates errors from rounding. Dropout is off, as its draws differ
     between the precisions.
     """
     model = build_network(options.model, overrides=["decoder.dropout=0"]).train()
+    model = model.to(device)
     compute = partial(compute_gradients, model, options.image_size)
     exact: dict[str, Tensor] = {}
     for dtype in (torch.float64, torch.float32):
