@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from crislit.training.nan_guard import CHECK_EVERY
-from tests.gpu import support
-from tests.gpu.support import build_training, fit_and_look
+from tests.training.gpu import support
+from tests.training.gpu.support import build_training, fit_and_look
 
 pytestmark = support.MARKS
 

@@ -14,9 +14,16 @@ from crislit.errors import InputError
 from crislit.training import nan_guard
 from crislit.training import run as steps
 from crislit.training.task import CRISTask
-from tests.gpu import support
-from tests.gpu.support import SHORT, build_training, copy_weights, fit_and_look, read_losses, same
 from tests.runs import run
+from tests.training.gpu import support
+from tests.training.gpu.support import (
+    SHORT,
+    build_training,
+    copy_weights,
+    fit_and_look,
+    read_losses,
+    same,
+)
 
 pytestmark = support.MARKS
 

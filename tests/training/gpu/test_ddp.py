@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crislit.checkpoints import read_checkpoint
 from crislit.training import run as steps
-from tests.gpu import support
-from tests.gpu.support import build_training, fit_and_look
+from tests.training.gpu import support
+from tests.training.gpu.support import build_training, fit_and_look
 
 pytestmark = support.MARKS
 

@@ -10,9 +10,9 @@ import torch
 
 from crislit.inference import load
 from crislit.io import EXAMPLES, find_examples
-from tests.gpu import support
-from tests.gpu.support import build_training, fit_and_look
 from tests.runs import run
+from tests.training.gpu import support
+from tests.training.gpu.support import build_training, fit_and_look
 
 pytestmark = support.MARKS
 

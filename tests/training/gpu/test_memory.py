@@ -15,8 +15,8 @@ from crislit.training import text_to_pixel_contrastive_loss
 from crislit.training.build import build_model
 from crislit.training.task import CRISTask
 from crislit.transforms import tokenize
-from tests.gpu import support
-from tests.gpu.support import AfterSteps, build_training, fit_and_look
+from tests.training.gpu import support
+from tests.training.gpu.support import AfterSteps, build_training, fit_and_look
 
 pytestmark = support.MARKS
 

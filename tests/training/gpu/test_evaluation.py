@@ -9,8 +9,8 @@ import pytest
 from crislit.inference import Segmentation, Segmenter, load
 from crislit.io import EXAMPLES, find_examples
 from crislit.training.metrics import METRICS
-from tests.gpu import support
 from tests.runs import run
+from tests.training.gpu import support
 
 pytestmark = support.MARKS
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from crislit.training.checkpointing import LAST, LastCheckpoint
-from tests.gpu import support
-from tests.gpu.support import SHORT, read_checkpoint, read_losses
 from tests.runs import run
+from tests.training.gpu import support
+from tests.training.gpu.support import SHORT, read_checkpoint, read_losses
 
 pytestmark = support.MARKS
 
