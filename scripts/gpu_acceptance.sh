@@ -104,7 +104,7 @@ print(f"python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.
 for number in range(torch.cuda.device_count()):
     print(f"GPU {number}: {torch.cuda.get_device_properties(number)}")
 CODE
-  nvidia-smi 2>&1 || echo "no nvidia-smi"
+  nvidia-smi 2> /dev/null || echo "no nvidia-smi"
   "$python" -m pip freeze --disable-pip-version-check 2>&1 || echo "no pip"
 }
 describe_environment > "$folder/environment.txt"
@@ -126,6 +126,20 @@ run_benchmark() {
     "${arguments[@]}"
 }
 
+# Run a stage, and show its log meanwhile. No pipe: processes that it leaves behind would hold it.
+log_stage() {
+  local size=0 code=0
+  [[ ! -f $log ]] || size=$(stat --format=%s "$log")
+  echo "== $stage" >> "$log"
+  tail --bytes="+$((size + 1))" --follow --sleep-interval=0.1 --pid=$$ "$log" &
+  local tail=$!
+  disown
+  "$@" >> "$log" 2>&1 < /dev/null || code=$?
+  sleep 0.2
+  kill "$tail"
+  return "$code"
+}
+
 began=$(date +%s) left=0 failed=0 lines=()
 for stage in "${stages[@]}"; do ((left += BUDGET[$stage])); done
 deadline=$((began + left))
@@ -133,13 +147,14 @@ for stage in "${stages[@]}"; do
   ((left -= BUDGET[$stage])) || true
   start=$(date +%s)
   limit=$((deadline - left - start))
+  # Killing takes seconds that the next stage has less, but not all of them.
+  ((limit > BUDGET[$stage] / 2)) || limit=$((BUDGET[$stage] / 2))
   # An interrupted test run still writes what it found.
   limited=(timeout --signal=INT --kill-after=15 "$limit")
-  log=$folder/benchmark.log command=(run_benchmark "$stage") append=--append
-  [[ $stage != tests ]] || { log=$folder/tests.log command=(run_tests) append=; }
+  log=$folder/benchmark.log command=(run_benchmark "$stage")
+  [[ $stage != tests ]] || { log=$folder/tests.log command=(run_tests); rm -f "$log"; }
   code=0
-  # tee ends, too, if a process that was left behind keeps the pipe open.
-  { echo "== $stage"; "${command[@]}" 2>&1; } | timeout "$((limit + 30))" tee $append "$log" || code=$?
+  log_stage "${command[@]}" || code=$?
   result=passed
   case $code in
     0) ;;

@@ -5,11 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts/gpu_acceptance.sh"
 PARTS = ["rows", "training", "evaluation", "latency", "agreement", "data"]
 
 pytestmark = pytest.mark.skipif(
@@ -49,19 +51,20 @@ class Machine:
         self.calls, self.limits, self.output = folder / "calls", folder / "limits", folder / "out"
         self.fakes = folder / "bin"
         self.fakes.mkdir()
-        self.add("python", FAKE_PYTHON.replace("REAL", sys.executable))
+        self.script = SCRIPT
+        self.add("python", FAKE_PYTHON)
         self.add("timeout", FAKE_TIMEOUT)
         self.settings = {"DEVICE": "cpu", "PYTHON": str(self.fakes / "python"), "WHEELS": "none"}
 
     def add(self, name: str, text: str) -> None:
         """Add a program."""
-        (self.fakes / name).write_text(text)
+        (self.fakes / name).write_text(text.replace("REAL", sys.executable))
         (self.fakes / name).chmod(0o755)
 
     def run(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         """Run the script in another folder."""
         return subprocess.run(
-            ["bash", str(ROOT / "scripts/gpu_acceptance.sh"), *arguments],
+            ["bash", str(self.script), *arguments],
             cwd=self.fakes,
             env=os.environ
             | {"PATH": f"{self.fakes}:{os.environ['PATH']}"}
@@ -126,6 +129,26 @@ def test_the_limits_of_all_stages_add_up_to_25_minutes(machine: Machine) -> None
         alone[stage] = next(int(line.split()[0]) for line in seconds if not line.endswith("tee"))
     assert sum(alone.values()) == 1500
     assert max(alone.values()) < 600, "a machine may allow 10 minutes per command"
+
+
+def test_a_stage_that_hangs_is_ended_and_what_processes_leave_behind_holds_nothing(
+    machine: Machine,
+) -> None:
+    hanging = 'case "$*" in *--data*) trap "" INT; setsid sleep 9 & sleep 60 ;; *--latency*) '
+    machine.add(
+        "python", FAKE_PYTHON.replace("case", f"{hanging} setsid sleep 9 & ;; esac\ncase", 1)
+    )
+    (machine.fakes / "timeout").unlink()
+    machine.script = machine.fakes / "scripts/gpu_acceptance.sh"
+    machine.script.parent.mkdir()
+    short = re.sub(r"(\[(?:data|latency)\])=\d+", r"\1=1", SCRIPT.read_text())
+    machine.script.write_text(short.replace("--kill-after=15", "--kill-after=1"))
+    began = time.monotonic()
+    done = machine.run(str(machine.output), "data", "latency")
+    assert time.monotonic() - began < 8
+    assert done.returncode == 1
+    assert re.search(r"\ndata: ended after its limit of 1 s, [123] s\n", done.stdout), done.stdout
+    assert re.search(r"\nlatency: passed, [01] s\n", done.stdout)
 
 
 def test_stages_are_chosen_and_arguments_are_passed_on(machine: Machine) -> None:
