@@ -82,18 +82,22 @@ def test_a_deterministic_run_continues_bit_for_bit(
     assert (precision == "16-mixed") == bool(scaler)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 0.001), ("16-mixed", 0.03)])
 def test_a_run_continues_up_to_rounding(
-    precision: str, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    bound: float,
+    small_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Adam amplifies rounding, least at a low rate.
-    options = (f"trainer.precision={precision}", "recipe.optimizer.learning_rate=1e-4")
+    # At a rate so low that Adam hardly amplifies rounding. On a CPU, another order of sums changes
+    # these losses by 0.00007 in float32 and by 0.013 in float16, other batches by 0.1.
+    options = (f"trainer.precision={precision}", "recipe.optimizer.learning_rate=1e-5")
     whole, resumed = whole_and_resumed(small_shapes, tmp_path, monkeypatch, *options)
     expected, losses = resumed_losses(whole), resumed_losses(resumed)
     print(f"relative: {max(abs(b / a - 1) for a, b in zip(expected, losses, strict=True))}")
-    assert losses == pytest.approx(expected, rel=0.02)
-    before, after = (
-        read_checkpoint(path / "checkpoints" / LAST).get("MixedPrecision")
-        for path in (whole, resumed)
-    )
-    assert (before is None) == (after is None) == (precision == "32-true")
+    assert losses == pytest.approx(expected, rel=bound)
+    before, after = (read_checkpoint(path / "checkpoints" / LAST) for path in (whole, resumed))
+    for name in ("global_step", "epoch", "lr_schedulers"):
+        assert before[name] == after[name]
+    assert ("MixedPrecision" in after) == (precision == "16-mixed")
