@@ -114,8 +114,11 @@ sed -n '1,/^GPU\|^no nvidia/p' "$folder/environment.txt"
 
 run_tests() {
   rm -f "$folder/tests.xml"
-  # Warnings are no errors: versions of CUDA's libraries have their own.
-  "${limited[@]}" "$python" -m pytest tests/training/gpu -m gpu -W default -p no:cacheprovider \
+  # Compiling takes longest, so it comes last. Warnings are not errors: each version of CUDA's
+  # libraries has its own.
+  local tests=tests/training/gpu
+  "${limited[@]}" "$python" -m pytest "$tests"/test_[!c]*.py \
+    "$tests/test_compile.py" -m gpu -W default -p no:cacheprovider \
     -o faulthandler_timeout=200 --durations=0 --durations-min=1 -rA --junitxml="$folder/tests.xml"
 }
 
