@@ -15,8 +15,8 @@
 # end the others. Environment variables:
 #
 #   PYTHON          the Python that has PyTorch (default: python3)
-#   WHEELS          a folder of wheels that this Python lacks (default: .whl), see requirements in
-#                   pyproject.toml; they are installed into a temporary folder
+#   WHEELS          a folder of wheels that this Python lacks (default: .whl of the project, if there
+#                   is one; empty: none). They are installed into a temporary folder
 #   DEVICE          cuda, cuda:1, ... (default: cuda). With cpu, the tests are skipped
 #   BENCHMARK_ARGS  more arguments of the benchmark, such as "--model tiny --image-size 64"
 set -euo pipefail
@@ -49,9 +49,15 @@ done
 (($# > 1)) || stages=(tests "${PARTS[@]}")
 mkdir -p "$folder" || fail "cannot write to $folder"
 folder=$(cd "$folder" && pwd)
-cd "$(dirname "$0")/.."
-wheels=${WHEELS:-.whl} device=${DEVICE:-cuda}
+device=${DEVICE:-cuda} wheels=
+if [[ -n ${WHEELS:-} ]]; then
+  compgen -G "$WHEELS/*.whl" > /dev/null || fail "WHEELS=$WHEELS is not a folder with wheels"
+  wheels=$(cd "$WHEELS" && pwd)
+fi
 python=$(command -v "${PYTHON:-python3}") || fail "there is no ${PYTHON:-python3}: set PYTHON"
+[[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
+cd "$(dirname "$0")/.."
+[[ -n ${WHEELS+set} ]] || ! compgen -G ".whl/*.whl" > /dev/null || wheels=.whl
 
 # -- Environment
 
@@ -60,7 +66,7 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # the tests need no plugin
 export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
-if compgen -G "$wheels/*.whl" > /dev/null; then
+if [[ -n $wheels ]]; then
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile \
     --target "$temporary/site" "$wheels"/*.whl || fail "the wheels in $wheels do not install"
   PYTHONPATH=$temporary/site:$PYTHONPATH

@@ -54,7 +54,7 @@ class Machine:
         self.script = SCRIPT
         self.add("python", FAKE_PYTHON)
         self.add("timeout", FAKE_TIMEOUT)
-        self.settings = {"DEVICE": "cpu", "PYTHON": str(self.fakes / "python"), "WHEELS": "none"}
+        self.settings = {"DEVICE": "cpu", "PYTHON": str(self.fakes / "python"), "WHEELS": ""}
 
     def add(self, name: str, text: str) -> None:
         """Add a program."""
@@ -168,7 +168,8 @@ def test_wheels_are_installed_without_an_index_and_come_first(machine: Machine) 
     wheels = machine.fakes.parent / "wheels"
     wheels.mkdir()
     (wheels / "some-1.0-py3-none-any.whl").touch()
-    assert machine.run(str(machine.output), "data", WHEELS=str(wheels)).returncode == 0
+    relative = os.path.relpath(wheels, machine.fakes)
+    assert machine.run(str(machine.output), "data", WHEELS=relative).returncode == 0
     [install] = [call for call in machine.called() if call.startswith("-m pip install")]
     target = re.search(r"--no-index --no-deps .*--target (\S+) \S+/some-1.0-\S+ with", install)
     assert target
@@ -191,6 +192,12 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str, machin
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert not machine.calls.exists()
+
+
+def test_wheels_that_are_not_there_are_an_error(machine: Machine) -> None:
+    done = machine.run(str(machine.output), "data", WHEELS="elsewhere")
+    assert done.returncode == 2
+    assert done.stderr == "error: WHEELS=elsewhere is not a folder with wheels\n"
 
 
 def test_a_missing_package_or_device_is_named_before_anything_runs(machine: Machine) -> None:
@@ -221,7 +228,7 @@ def test_a_missing_package_or_device_is_named_before_anything_runs(machine: Mach
 
 @pytest.mark.slow
 def test_the_script_runs_on_a_cpu(tmp_path: Path) -> None:
-    settings = {"DEVICE": "cpu", "PYTHON": sys.executable, "WHEELS": "none"}
+    settings = {"DEVICE": "cpu", "PYTHON": sys.executable, "WHEELS": ""}
     settings["BENCHMARK_ARGS"] = "--model tiny --image-size 64 --rounds 1 --images 1"
     done = subprocess.run(
         ["bash", "scripts/gpu_acceptance.sh", str(tmp_path), "tests", "rows"],
