@@ -76,3 +76,9 @@ def test_a_gpu_cannot_be_used_in_a_forked_process() -> None:
     check_process(os.getpid() + 1, torch.device("cpu"))
     with pytest.raises(InputError, match=r"cuda:1 cannot be used in a forked .*'spawn'"):
         check_process(os.getpid() + 1, torch.device("cuda:1"))
+
+
+def test_a_compiled_network_cannot_be_used_in_a_forked_process() -> None:
+    check_process(os.getpid(), torch.device("cpu"), compiled=True)
+    with pytest.raises(InputError, match=r"a compiled network cannot be used .*'spawn'"):
+        check_process(os.getpid() + 1, torch.device("cpu"), compiled=True)

@@ -176,6 +176,8 @@ def test_unsupported_requests_are_input_errors(folder: Path, tmp_path: Path) -> 
         crislit.load(folder / "onnx", backend="torch")
     with pytest.raises(InputError, match="runs on the CPU in float32, not on cuda"):
         crislit.load(folder / "onnx", device="cuda")
+    with pytest.raises(InputError, match="an exported network cannot be compiled: leave compile"):
+        crislit.load(folder / "onnx", compile=True)
     with pytest.raises(InputError, match="stores max_words itself; leave it out"):
         crislit.load(folder / "onnx", max_words=22)
     with pytest.raises(InputError, match="was exported for images of 64 pixels, not of 96"):

@@ -3,6 +3,7 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,26 @@ def test_half_precision_is_close(model: CRIS, segmenter: Segmenter) -> None:
     (full,) = segmenter(photo(), "star")
     assert abs(half.probability - full.probability).mean() < 0.05
     assert segmenter.precision == "float32"
+
+
+def test_a_compiled_network_finds_the_same_in_threads_too(
+    model: CRIS, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_function = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compile_function)
+    torch._dynamo.reset()
+    compiled = Segmenter(model, image_size=64, device="cpu", compile=True)
+    images = [photo(h, w) for h, w in ((40, 60), (64, 32), (50, 50), (33, 90))]
+    with ThreadPoolExecutor(3) as pool:
+        for image, results in zip(images, pool.map(compiled, images, 4 * [SENTENCES]), strict=True):
+            for result, expected in zip(results, segmenter(image, SENTENCES), strict=True):
+                assert_same(result, expected)
+    lists = [SENTENCES[:1], SENTENCES[:3], [], SENTENCES[2:]]
+    batches = compiled.batch(images, lists), segmenter.batch(images, lists)
+    for results, wanted in zip(*batches, strict=True):
+        for result, expected in zip(results, wanted, strict=True):
+            assert_same(result, expected)
+    torch._dynamo.reset()
 
 
 # -- Images

@@ -37,10 +37,17 @@ def prepare_forked_process() -> None:
         cv2.setNumThreads(0)  # 1 would first wait for the parent's threads to end
 
 
-def check_process(creator: int, device: "torch.device") -> None:
-    """Raise an :class:`InputError` if a device cannot be used in a fork of the given process."""
+def check_process(creator: int, device: "torch.device", compiled: bool = False) -> None:
+    """Raise an :class:`InputError` if a network cannot be used in a fork of its process.
+
+    Args:
+        creator: The process that created the network.
+        device: Where it computes.
+        compiled: Whether it is compiled, and so has a fixed number of threads.
+    """
+    kind = "a compiled network" if compiled else f"a network on {device}"
     require(
-        device.type == "cpu" or creator == os.getpid(),
-        f"a network on {device} cannot be used in a forked process: start processes with "
+        creator == os.getpid() or (device.type == "cpu" and not compiled),
+        f"{kind} cannot be used in a forked process: start processes with "
         "multiprocessing.get_context('spawn'), and load the network in each of them",
     )

@@ -23,7 +23,13 @@ from crislit.inference.model_card import model_card
 from crislit.inference.onnx_network import EXPORT_CONFIG, OnnxNetwork
 from crislit.inference.segmentation import Segmentation, shorten
 from crislit.io import Image, ImageSource, open_image
-from crislit.models import CRIS, check_max_tokens, optimize_for_inference
+from crislit.models import (
+    CRIS,
+    check_compiler,
+    check_max_tokens,
+    compile_for_inference,
+    optimize_for_inference,
+)
 from crislit.transforms import (
     has_words,
     letterbox_image,
@@ -55,10 +61,13 @@ class Segmenter:
         threshold: Probability above which a pixel belongs to the mask, in [0, 1).
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None for a GPU if there is one.
         precision: ``auto`` is float16 on CUDA and float32 elsewhere.
+        compile: Whether ``torch.compile`` compiles the network. The first images then take a minute
+            or more, and later ones less time. Not for an exported network.
         about: The network's training, stored with it when it is shared.
 
     Raises:
-        InputError: If the machine has no such device, or a value is out of its range.
+        InputError: If the machine has no such device or cannot compile for it, or a value is out of
+            its range.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Segmenter:
         threshold: float = 0.35,
         device: str | None = None,
         precision: Precision = "auto",
+        compile: bool = False,
         about: Checkpoint | None = None,
     ) -> None:
         require(
@@ -86,6 +96,7 @@ class Segmenter:
                 device in (None, "cpu") and precision in ("auto", "float32"),
                 f"an exported network runs on the CPU in float32, not on {device} in {precision}",
             )
+            require(not compile, "an exported network cannot be compiled: leave compile out")
             require(
                 image_size == model.image_size,
                 f"this network was exported for images of {model.image_size} pixels, not of "
@@ -102,6 +113,12 @@ class Segmenter:
             self.network = optimize_for_inference(
                 model.to(self.device).to(memory_format=torch.channels_last).eval()
             )
+        self._is_compiled = compile
+        if compile:
+            check_compiler(self.device)
+            for name in ("encode_images", "ground"):
+                compiled = compile_for_inference(getattr(self.network, name))
+                setattr(self.network, name, compiled)
 
     def __repr__(self) -> str:
         """Return what the network is, where it computes, and its threshold, in one line."""
@@ -168,7 +185,7 @@ class Segmenter:
         pairs = [(i, sentence) for i, texts in enumerate(sentences) for sentence in texts]
         if not pairs:
             return
-        check_process(self._process, self.device)
+        check_process(self._process, self.device, self._is_compiled)
         prepare_forked_process()
         squares = stack_images([letterbox_image(image, self.image_size) for image in images])
         with self._autocast():
@@ -247,7 +264,7 @@ class Segmenter:
             source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub
                 (``user/name``).
             revision: Branch, tag or commit of the repository.
-            options: As in :func:`load`: ``device``, ``precision``, ``threshold``.
+            options: As in :func:`load`: ``device``, ``precision``, ``compile``, ``threshold``.
 
         Raises:
             InputError: If there is none, or the Hub cannot be reached.
@@ -330,6 +347,7 @@ def load(
     *,
     device: str | None = None,
     precision: Precision = "auto",
+    compile: bool = False,
     threshold: float | None = None,
     max_words: int | None = None,
     backend: Literal["auto", "torch", "onnx"] = "auto",
@@ -341,6 +359,7 @@ def load(
             ``crislit.export``, a ``.pth`` of the authors' code, or the name of a shipped network.
         device: See :class:`Segmenter`.
         precision: See :class:`Segmenter`.
+        compile: See :class:`Segmenter`.
         threshold: Probability above which a pixel belongs to the mask; None for the one of the
             network's training.
         max_words: Tokens per sentence, only for a ``.pth`` of the authors' code, which does not
@@ -372,6 +391,7 @@ def load(
         threshold=network.threshold if threshold is None else threshold,
         device=device,
         precision=precision,
+        compile=compile,
         about=replace(network, weights={}) if isinstance(network, Checkpoint) else None,
     )
 

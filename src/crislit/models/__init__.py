@@ -1,6 +1,7 @@
 """The network: one file per box of the paper's figure 3, put together in ``cris.py``."""
 
 from crislit.models.build import build_cris
+from crislit.models.compilation import check_compiler, compile_for_inference
 from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS, check_max_tokens, count_parameters
 from crislit.models.decoder import Decoder, DecoderLayer, sine_positions, sine_positions_2d
@@ -25,7 +26,9 @@ __all__ = [
     "TextEncoder",
     "TextProjector",
     "build_cris",
+    "check_compiler",
     "check_max_tokens",
+    "compile_for_inference",
     "count_parameters",
     "optimize_for_inference",
     "optimize_for_training",

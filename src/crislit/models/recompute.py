@@ -23,7 +23,10 @@ class Recomputable(nn.Module):
         """
         if not self.recompute or not torch.is_grad_enabled():
             return part(*inputs)
-        output: Tensor = checkpoint(
+        if torch.compiler.is_compiling():  # a compiled graph updates the statistics once
+            output: Tensor = checkpoint(part, *inputs, use_reentrant=False)
+            return output
+        output = checkpoint(
             part,
             *inputs,
             use_reentrant=False,

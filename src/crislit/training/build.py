@@ -58,14 +58,18 @@ def check_values(config: Config) -> None:
     """
     check_integer("callbacks.pictures", config["callbacks"]["pictures"], 0)
     check_integer("checkpoint_every", config["checkpoint_every"], 1)
-    for name in ("rearrange", "recompute"):
-        require(
-            isinstance(config[name], bool), f"{name} must be true or false, got {config[name]!r}"
-        )
+    check_switches(config, "rearrange", "recompute", "compile")
     check_keys("recipe.optimizer", config["recipe"]["optimizer"], OPTIMIZER_KEYS)
     check_task_options(**config["recipe"]["optimizer"], threshold=config["threshold"])
     CRISConfig.from_run_config(config)
     build_data(config)
+
+
+def check_switches(config: Config, *names: str) -> None:
+    """Raise an :class:`InputError` unless the settings of these names are true or false."""
+    for name in names:
+        value = config[name]
+        require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
 
 
 def build_model(config: Config) -> CRIS:
@@ -177,6 +181,7 @@ def build_task(
         model,
         **config["recipe"]["optimizer"],
         threshold=config["threshold"],
+        compile=config["compile"],
         splits=loader_names(data),
         select_split=data.select_split,
         metadata=checkpoint_metadata(model.config, config, initial_weights, fingerprint),

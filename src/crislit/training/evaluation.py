@@ -17,8 +17,8 @@ from crislit.checkpoints import Checkpoint, read_any
 from crislit.data import ReferDataModule, ReferEvaluationSet
 from crislit.errors import check_integer, require
 from crislit.io import write_json
-from crislit.models import CRIS, check_max_tokens, count_parameters
-from crislit.training.build import loader_names, prepare_data
+from crislit.models import CRIS, check_compiler, check_max_tokens, count_parameters
+from crislit.training.build import check_switches, loader_names, prepare_data
 from crislit.training.callbacks import SamplePlots
 from crislit.training.metrics import METRICS, reachable_iou
 from crislit.training.progress import format_seconds
@@ -53,6 +53,7 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     for name in ("max_time", "overfit_batches"):
         require(name not in config["trainer"], f"trainer.{name} is for training: leave it out")
     check_integer("callbacks.pictures", config["callbacks"]["pictures"], 0)
+    check_switches(config, "compile")
     require(
         config["checkpoint"],
         "which checkpoint? evaluate needs checkpoint=PATH, such as "
@@ -70,11 +71,14 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     task = CRISTask(
         model,
         threshold=config["threshold"],
+        compile=config["compile"],
         splits=loader_names(data),
         select_split=data.select_split,
     )
     trainer = build_trainer(config, folder, callbacks=[], logger=False)
     choose_threads(model, trainer.strategy.root_device)
+    if config["compile"]:
+        check_compiler(trainer.strategy.root_device)
     known = training_config(config, checkpoint)
     results = {
         **evaluate_splits(trainer, task, data, folder / "figures", config["callbacks"]["pictures"]),

@@ -206,8 +206,12 @@ def first_non_finite(
     Returns:
         The loss, and the module and pass; None if all numbers are finite.
     """
-    recording = torch.inference_mode(False), torch.enable_grad()
-    with closing(NanTracer(task.model)) as tracer, recording[0], recording[1]:
+    with (
+        closing(NanTracer(task.model)) as tracer,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),  # a compiled network calls no hooks
+    ):
         for name, parameter in task.model.named_parameters():
             tracer.check(parameter, f"the weights themselves, {name}")
         loss = task.loss(batch)

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.data import ReferDataModule
 from crislit.errors import require
-from crislit.models import count_parameters
+from crislit.models import check_compiler, count_parameters
 from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.build import (
@@ -173,6 +173,8 @@ def build(started: Start) -> Training:
         logger.log_hyperparams({**config, "parameters": count_parameters(task.model)})
     trainer = build_trainer(config, started.folder, callbacks, logger)
     choose_threads(model, trainer.strategy.root_device)
+    if config["compile"]:
+        check_compiler(trainer.strategy.root_device)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     return Training(started, task, trainer, last)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crislit.checkpoints import KEY
 from crislit.data import EvaluationBatch, TrainBatch
 from crislit.errors import InputError, check_integer, require
-from crislit.models import CRIS, optimize_for_inference
+from crislit.models import CRIS, compile_for_inference, optimize_for_inference
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.mask_counter import MaskCounter
 from crislit.training.metrics import SegmentationMetric
@@ -36,6 +36,7 @@ class CRISTask(L.LightningModule):
         milestones: Epochs after which all rates are multiplied by ``gamma``.
         gamma: See ``milestones``.
         threshold: Probability above which a pixel belongs to the mask (0.35, section 4.2).
+        compile: Whether ``torch.compile`` compiles the network, for training and evaluation.
         splits: Names of the test loaders, in their order.
         select_split: Name of the validation loader.
         metadata: Stored in checkpoints, see :func:`checkpoint_metadata`.
@@ -54,6 +55,7 @@ class CRISTask(L.LightningModule):
         milestones: Sequence[int] = (35,),
         gamma: float = 0.1,
         threshold: float = 0.35,
+        compile: bool = False,
         splits: Sequence[str] = ("val",),
         select_split: str = "val",
         metadata: Mapping[str, Any] | None = None,
@@ -69,6 +71,9 @@ class CRISTask(L.LightningModule):
         )
         # Convolutions are faster in channels-last layout, on CPUs and GPUs alike.
         self.model = model.to(memory_format=torch.channels_last)
+        if compile:
+            self.model.compile()
+        self.is_compiled = compile
         self.learning_rate = learning_rate
         self.encoder_factor, self.encoder_from = encoder_factor, encoder_from
         self.milestones, self.gamma = sorted(milestones), gamma
@@ -79,7 +84,9 @@ class CRISTask(L.LightningModule):
         self.test_metrics: Sequence[SegmentationMetric] = nn.ModuleList(  # type: ignore[assignment]
             SegmentationMetric() for _ in self.splits
         )
+        # No attribute is the network itself: checkpoints would store its weights.
         self._evaluated: Callable[..., Tensor] | None = None
+        self._compiled: tuple[CRIS, Callable[..., Tensor]] | None = None
         self._counters: dict[str, MaskCounter] = {}
 
     # -- Training
@@ -163,9 +170,20 @@ class CRISTask(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Use the inference-optimized network during evaluation; the weights do not change."""
-        # Its method, not the module: checkpoints would store the module's weights.
-        self._evaluated = optimize_for_inference(self.model).forward
+        self._evaluated = self._optimize_for_inference()
         self._counters = {}  # those of an interrupted evaluation
+
+    @torch.no_grad()
+    @torch.inference_mode(False)  # which other evaluations of this task may not use
+    def _optimize_for_inference(self) -> Callable[..., Tensor]:
+        network = optimize_for_inference(self.model)
+        if not self.is_compiled:
+            return network.forward
+        if self._compiled is None:
+            self._compiled = network, compile_for_inference(network.forward)
+        # Compiling takes a minute: later evaluations only replace the weights.
+        self._compiled[0].load_state_dict(network.state_dict())
+        return self._compiled[1]
 
     def on_validation_end(self) -> None:
         """Return to the trained network."""
