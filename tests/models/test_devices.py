@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crislit.config import compose_config
 from crislit.data.dataset import EvaluationBatch, TrainBatch
@@ -19,6 +21,16 @@ from crislit.training.task import CRISTask
 from crislit.transforms import normalise, probability_squares
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
+
+class NoCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails when a tensor is copied to another device: the copy would wait for all of its work."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            assert result.device == args[0].device, f"{args[0].device} -> {result.device}"
+        return result
 
 
 @pytest.fixture
@@ -63,9 +75,10 @@ def test_the_whole_way_from_bytes_to_loss_and_probabilities_stays_on_the_device(
     masks = torch.empty(4, 1, 416, 416, dtype=torch.uint8, device=device)
     forms = (model.train(), optimize_for_training(model), optimize_for_inference(model.eval()))
     for form in forms:
-        logits = form(normalise(images), tokens, image_indices)
-        loss = text_to_pixel_contrastive_loss(logits, masks / 255)
-        squares = probability_squares(logits, 416)
+        with NoCopies():  # type: ignore[no-untyped-call]
+            logits = form(normalise(images), tokens, image_indices)
+            loss = text_to_pixel_contrastive_loss(logits, masks / 255)
+            squares = probability_squares(logits, 416)
         assert (logits.device.type, loss.device.type, squares.device.type) == 3 * (device,)
         assert (logits.shape, loss.shape, squares.shape) == ((4, 1, 104, 104), (), (4, 416, 416))
 
@@ -81,12 +94,13 @@ def test_a_step_of_the_task_stays_on_the_device_in_every_precision(
     images, tokens, image_indices = inputs(device)
     masks = torch.empty(4, 1, 416, 416, dtype=torch.uint8, device=device)
     batch = TrainBatch(images, tokens, masks)
-    assert task.loss(batch).device.type == device
-    for dtype in (torch.float16, torch.bfloat16):
-        with torch.autocast(device, dtype):
-            assert task.loss(batch).device.type == device
-    evaluated = EvaluationBatch(images, tokens, image_indices, [], [])
-    assert task._logits(evaluated).dtype == torch.float32
+    with NoCopies():  # type: ignore[no-untyped-call]
+        assert task.loss(batch).device.type == device
+        for dtype in (torch.float16, torch.bfloat16):
+            with torch.autocast(device, dtype):
+                assert task.loss(batch).device.type == device
+        evaluated = EvaluationBatch(images, tokens, image_indices, [], [])
+        assert task._logits(evaluated).dtype == torch.float32
 
 
 def test_a_tensor_on_the_wrong_device_is_noticed(device: str) -> None:

@@ -46,8 +46,10 @@ class Decoder(Recomputable):
             (B, D, h, w').
         """
         _, width, h, w = fused.shape
-        cell_positions = sine_positions_2d(h, w, width).to(fused)  # (N, D)
-        word_positions = sine_positions(torch.arange(words.shape[1]), width).to(words)  # (L, D)
+        # Computed on the device: copying them to it would wait for all of its work.
+        cell_positions = sine_positions_2d(h, w, width, fused.device).to(fused.dtype)  # (N, D)
+        places = torch.arange(words.shape[1], device=words.device)
+        word_positions = sine_positions(places, width).to(words.dtype)  # (L, D)
         cells = fused.flatten(2).transpose(1, 2)  # (B, N, D)
         decoded: Tensor = self.norm(  # (B, N, D)
             self.run_each(self.layers, cells, words, cell_positions, word_positions, padding)
@@ -133,17 +135,18 @@ def sine_positions(positions: Tensor, width: int) -> Tensor:
     Returns:
         (M, width).
     """
-    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    channels = torch.arange(0, width, 2, device=positions.device)
+    frequencies = torch.exp(channels * (-math.log(10000.0) / width))
     angles = positions[:, None] * frequencies  # (M, width/2)
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
-def sine_positions_2d(h: int, w: int, width: int) -> Tensor:
+def sine_positions_2d(h: int, w: int, width: int, device: torch.device | None = None) -> Tensor:
     """Encode the cells of a grid, row by row: x in the first half of the channels, y in the second.
 
     Returns:
         (h w, width).
     """
-    x = sine_positions(torch.arange(w), width // 2).expand(h, w, -1)
-    y = sine_positions(torch.arange(h), width // 2)[:, None].expand(h, w, -1)
+    x = sine_positions(torch.arange(w, device=device), width // 2).expand(h, w, -1)
+    y = sine_positions(torch.arange(h, device=device), width // 2)[:, None].expand(h, w, -1)
     return torch.cat([x, y], dim=2).flatten(0, 1)
