@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins import MixedPrecision
 
 from crislit.config import settings_of_choice
 from crislit.data import ReferDataModule
@@ -82,6 +83,13 @@ def build_trainer(
             f"this machine cannot run {requested}: {str(error).rstrip('. ')}. It has "
             f"{torch.cuda.device_count()} GPUs"
         ) from error
+    require(
+        not options.get("gradient_clip_val")
+        or not isinstance(trainer.precision_plugin, MixedPrecision),
+        f"trainer.gradient_clip_val={options.get('gradient_clip_val')} needs "
+        f"trainer.precision=32-true, got {options['precision']}: under mixed precision, the fused "
+        "optimizer unscales the gradients only after they would be clipped",
+    )
     check_size(trainer.world_size, config["trainer"])
     return trainer
 
