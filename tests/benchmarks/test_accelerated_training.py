@@ -45,7 +45,7 @@ def test_kinds_of_steps_are_measured_with_their_memory(
     monkeypatch.setattr(
         accelerated_training, "measure_peak", lambda work, device: (work(), float(next(peaks)))[1]
     )
-    rows = accelerated_training.measure_kinds(options, machine, CPU)
+    rows = list(accelerated_training.measure_kinds(options, machine, CPU))
     timed = {row.candidate: row for row in rows if row.part == "training"}
     memory = {row.candidate: row for row in rows if row.part == "memory"}
     assert list(timed) == list(memory) == names
@@ -107,7 +107,7 @@ def test_kinds_that_do_not_fit_are_reported_and_left_out(
         return MeasuredKind([2.0, 4.0, 3.0], (1.0, 2.0), 6.0)
 
     monkeypatch.setattr(accelerated_training, "measure_kind", measure)
-    rows = accelerated_training.measure_kinds(options, machine, CPU)
+    rows = list(accelerated_training.measure_kinds(options, machine, CPU))
     assert capsys.readouterr().err == f"training, {lost}: not run, out of memory\n"
     names = [name for name in KINDS if name != lost and "TF32" not in name]
     assert [row.candidate for row in rows if row.part == "training"] == names
@@ -116,9 +116,15 @@ def test_kinds_that_do_not_fit_are_reported_and_left_out(
 
 
 def test_a_device_without_a_record_of_its_memory_has_no_rows_of_it(
+    options: Options,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert accelerated_training.memory_rows({"plain": None, "default": None}) == []
+    kind = MeasuredKind([2.0], (1.0, 2.0), None)
+    monkeypatch.setattr(accelerated_training, "measure_kind", lambda *_: kind)
+    rows = list(accelerated_training.measure_kinds(options, machine, CPU))
+    assert {row.part for row in rows} == {"training"}
     assert capsys.readouterr().err == (
         "memory: not measured, as the device does not record its peak\n"
     )

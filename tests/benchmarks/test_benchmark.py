@@ -3,7 +3,7 @@
 import csv
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from crislit import benchmark
 from crislit.benchmarks import data, inference, program, speed, training
+from crislit.benchmarks.measurements import Measurement
 from crislit.benchmarks.timing import Machine, run_in_new_process
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.config import compose_config
@@ -54,10 +55,24 @@ def test_all_parts_are_measured_without_a_choice(
     monkeypatch.setattr(
         program,
         "measure",
-        lambda options, parts, machine, device, console: filter(None, map(measured.append, parts)),
+        lambda options, parts, machine, device, report: measured.extend(parts),
     )
     benchmark.main(options)
     assert measured == chosen
+
+
+def test_a_part_that_is_interrupted_writes_what_it_has_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Iterator[Measurement]:
+        yield Measurement("rows", "con, plain", 2.5, "images/s")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "measure_machine", lambda device: Machine(1e9, 1e9))
+    monkeypatch.setattr(program, "measure_table1_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(["--rows", "--output", str(tmp_path)])
+    assert 'rows,"con, plain",2.5,images/s' in (tmp_path / "speed.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_all_forms_are_measured_for_the_rows_of_table_1(
     monkeypatch.setattr(
         speed, "row_candidates", lambda model, device: accelerated(model, CPU, speed.NOT_IN_ROWS)
     )
-    rows = speed.measure_table1_rows(options, machine, CPU)
+    rows = list(speed.measure_table1_rows(options, machine, CPU))
     operations = {row.candidate: row.value for row in rows if row.unit == "GFLOP"}
     rates = {row.candidate: row for row in rows if row.unit == "images/s"}
     forms = ["plain", "channels last", "for inference", "for inference, float16"]

@@ -83,7 +83,9 @@ def measure_accelerated_training(
     release_memory(device)
 
 
-def measure_kinds(options: Options, machine: Machine, device: torch.device) -> list[Measurement]:
+def measure_kinds(
+    options: Options, machine: Machine, device: torch.device
+) -> Iterator[Measurement]:
     """Measure all kinds, one after another, so that each has the device's memory for itself."""
     model = build_network(options.model).train()
     measured: dict[str, MeasuredKind] = {}
@@ -93,18 +95,26 @@ def measure_kinds(options: Options, machine: Machine, device: torch.device) -> l
         work = partial(measure_kind, kind, model, options, machine, device)
         if (result := attempt(f"training, {name}", work)) is not None:
             measured[name] = result
+            yield training_row(name, measured)
+            if result.peak is not None:
+                yield memory_row(name, measured)
         forget_compiled()
         release_memory(device)
-    timed = compare_to_reference(
+    if all(kind.peak is None for kind in measured.values()):
+        print("memory: not measured, as the device does not record its peak", file=sys.stderr)
+
+
+def training_row(name: str, measured: Mapping[str, MeasuredKind]) -> Measurement:
+    """Return the row of the time of a kind, beside the baseline's if that fits into the memory."""
+    compared = {x: measured[x] for x in ("plain", name) if x in measured}
+    row = compare_to_reference(
         "training",
-        {name: x.seconds for name, x in measured.items()},
-        dict.fromkeys(measured, BATCH),
+        {x: kind.seconds for x, kind in compared.items()},
+        dict.fromkeys(compared, BATCH),
         "s per sentence",
-        {name: x.limits for name, x in measured.items()},
-    )
-    if "plain" not in measured:  # too large for the device
-        timed = [replace(row, ratio=None) for row in timed]
-    return [*timed, *memory_rows({name: x.peak for name, x in measured.items()})]
+        {x: kind.limits for x, kind in compared.items()},
+    )[-1]
+    return row if "plain" in measured else replace(row, ratio=None)
 
 
 def measure_kind(
@@ -122,16 +132,11 @@ def measure_kind(
     return MeasuredKind(seconds, (cost.floor(machine, kind.precision), cost.moved(machine)), peak)
 
 
-def memory_rows(peaks: Mapping[str, float | None]) -> list[Measurement]:
-    """Return rows of the memory of all kinds, none where the device does not record it."""
-    known = {name: peak for name, peak in peaks.items() if peak is not None}
-    if not known:
-        print("memory: not measured, as the device does not record its peak", file=sys.stderr)
-    baseline = known.get("plain")
-    return [
-        Measurement("memory", name, peak, "GB", ratio=baseline / peak if baseline else None)
-        for name, peak in known.items()
-    ]
+def memory_row(name: str, measured: Mapping[str, MeasuredKind]) -> Measurement:
+    """Return the row of the memory of a kind, beside the baseline's if that is known."""
+    peak, baseline = measured[name].peak, measured["plain"].peak if "plain" in measured else None
+    assert peak is not None
+    return Measurement("memory", name, peak, "GB", ratio=baseline / peak if baseline else None)
 
 
 def compare_losses(options: Options, device: torch.device) -> list[Measurement]:

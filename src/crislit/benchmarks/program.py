@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,9 +48,14 @@ def run_benchmark(options: Options, chosen: Sequence[str], output: Path | None) 
         return
     machine = measure_machine(device)
     console.print(describe(machine))
-    for rows in measure(options, timed, machine, device, console):
-        if output:  # after each part, so that a later failure loses nothing
+
+    def report(part: str, rows: Sequence[Measurement]) -> None:
+        if part != "machine":
+            console.print(measurement_table(part, rows))
+        if output:
             write_measurements(output / "speed.csv", rows, options, machine)
+
+    measure(options, timed, machine, device, report)
 
 
 def describe(machine: Machine) -> str:
@@ -68,10 +73,10 @@ def measure(
     chosen: Sequence[str],
     machine: Machine,
     device: torch.device,
-    console: Console,
-) -> Iterator[list[Measurement]]:
-    """Measure the chosen parts; print each part's table when it is done, and yield its rows."""
-    yield machine_rows(machine)
+    report: Callable[[str, Sequence[Measurement]], None],
+) -> None:
+    """Measure the chosen parts, and report the rows of each as soon as it is done."""
+    report("machine", machine_rows(machine))
     with tempfile.TemporaryDirectory() as folder:
         model, size = options.model, options.image_size
         networks = (
@@ -105,6 +110,10 @@ def measure(
                 networks.clear()
                 forget_compiled()
                 release_memory(device)
-            rows = list(measurers[part]())
-            console.print(measurement_table(part, rows))
-            yield rows
+            rows: list[Measurement] = []
+            try:
+                for row in measurers[part]():
+                    rows.append(row)
+            finally:  # also of a part that is interrupted
+                if rows:
+                    report(part, rows)

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -175,9 +175,8 @@ def relative_error(logits: Tensor, expected: Tensor) -> float:
 @torch.inference_mode()
 def measure_table1_rows(
     options: Options, machine: Machine, device: torch.device
-) -> list[Measurement]:
+) -> Iterator[Measurement]:
     """Time one image and one sentence by every row of table 1, baseline and optimized."""
-    measurements: list[Measurement] = []
     inputs = make_inputs(1, SENTENCES[:1], options.image_size, device)
     for row in TABLE1:
         candidates = row_candidates(build_network(options.model, row), device)
@@ -185,20 +184,16 @@ def measure_table1_rows(
         for timed in time_runs(row, runs, max(1, options.rounds // 2), machine, device):
             name, cost = f"{row}, {timed.candidate}", runs[timed.candidate].cost
             if timed.candidate in WITH_OPERATIONS and cost:
-                measurements.append(Measurement("rows", name, cost.flops / 1e9, "GFLOP"))
-            bound = 1 / timed.floor if timed.floor else None
-            measurements.append(
-                replace(
-                    timed,
-                    part="rows",
-                    candidate=name,
-                    value=1 / timed.value,
-                    unit="images/s",
-                    floor=bound,
-                    moved=None,
-                )
+                yield Measurement("rows", name, cost.flops / 1e9, "GFLOP")
+            yield replace(
+                timed,
+                part="rows",
+                candidate=name,
+                value=1 / timed.value,
+                unit="images/s",
+                floor=1 / timed.floor if timed.floor else None,
+                moved=None,
             )
-    return measurements
 
 
 def row_candidates(model: CRIS, device: torch.device) -> dict[str, Candidate]:
