@@ -169,12 +169,12 @@ def test_a_compiled_network_finds_the_same_in_threads_too(
     monkeypatch.setattr(torch, "compile", compile_function)
     torch._dynamo.reset()
     compiled = Segmenter(model, image_size=64, device="cpu", compile=True)
-    images = [photo(h, w) for h, w in ((40, 60), (64, 32), (50, 50), (33, 90))]
+    images = [photo(h, w) for h, w in ((40, 60), (64, 32), (33, 90))]
     with ThreadPoolExecutor(3) as pool:
-        for image, results in zip(images, pool.map(compiled, images, 4 * [SENTENCES]), strict=True):
+        for image, results in zip(images, pool.map(compiled, images, 3 * [SENTENCES]), strict=True):
             for result, expected in zip(results, segmenter(image, SENTENCES), strict=True):
                 assert_same(result, expected)
-    lists = [SENTENCES[:1], SENTENCES[:3], [], SENTENCES[2:]]
+    lists = [SENTENCES[:1], [], SENTENCES[2:]]
     batches = compiled.batch(images, lists), segmenter.batch(images, lists)
     for results, wanted in zip(*batches, strict=True):
         for result, expected in zip(results, wanted, strict=True):

@@ -73,11 +73,8 @@ def test_training_has_no_graph_break_and_the_same_gradients(
         assert_close(actual, value)
 
 
-@pytest.mark.parametrize("dropout", [0, 0.5])
-def test_recomputing_while_compiled_repeats_dropout_and_counts_statistics_once(
-    dropout: float,
-) -> None:
-    network = tiny(decoder_dropout=dropout).double().train()
+def test_recomputing_while_compiled_repeats_dropout_and_counts_statistics_once() -> None:
+    network = tiny(decoder_layers=1, decoder_dropout=0.5).double().train()
     expected = gradients(network, network.forward)
     recompute_activations(network)
     compiled = torch.compile(network.forward, backend="aot_eager", fullgraph=True)

@@ -14,8 +14,8 @@ from tests.runs import run
 COMPILE = torch.compile
 SHORT = (
     *("trainer=cpu", "image_size=64", "batch_size=8", "recipe.epochs=2", "logger=none"),
-    *("+trainer.limit_train_batches=4", "+trainer.limit_val_batches=3"),
-    *("+trainer.limit_test_batches=3", "trainer.num_sanity_val_steps=0"),
+    *("+trainer.limit_train_batches=2", "+trainer.limit_val_batches=2"),
+    *("+trainer.limit_test_batches=1", "trainer.num_sanity_val_steps=0"),
     "model.clip_weights=null",
 )
 
@@ -53,7 +53,7 @@ def test_a_compiled_run_ends_as_one_that_is_not(
     assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
 
     checkpoint = f"checkpoint={actual['checkpoint']}"
-    options = ("trainer=cpu", "+trainer.limit_test_batches=3", "compile=true", data)
+    options = ("trainer=cpu", "+trainer.limit_test_batches=1", "compile=true", data)
     again = run(monkeypatch, tmp_path / "again", checkpoint, *options, program="evaluate")
     assert again["splits"] == expected["splits"]
 
