@@ -22,7 +22,7 @@
 set -euo pipefail
 
 declare -A BUDGET=(
-  [tests]=480 [rows]=300 [training]=330 [evaluation]=120 [latency]=100 [agreement]=90 [data]=80
+  [tests]=480 [rows]=280 [training]=300 [evaluation]=140 [latency]=90 [agreement]=90 [data]=120
 ) # seconds, 25 minutes in all; what a stage leaves is for those after it
 PARTS=(rows training evaluation latency agreement data)
 
@@ -110,6 +110,7 @@ print(f"python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.
 for number in range(torch.cuda.device_count()):
     print(f"GPU {number}: {torch.cuda.get_device_properties(number)}")
 CODE
+  echo "compilers: $(type -p gcc g++ cc nvcc | tr '\n' ' ')"
   nvidia-smi 2> /dev/null || echo "no nvidia-smi"
   "$python" -m pip freeze --disable-pip-version-check 2>&1 || echo "no pip"
 }
@@ -159,7 +160,8 @@ for stage in "${stages[@]}"; do
   # Killing takes seconds that the next stage has less, but not all of them.
   ((limit > BUDGET[$stage] / 2)) || limit=$((BUDGET[$stage] / 2))
   # An interrupted test run still writes what it found.
-  limited=(timeout --signal=INT --kill-after=15 "$limit")
+  # Shells start background jobs with interrupts ignored, and their programs inherit that.
+  limited=(timeout --signal=INT --kill-after=15 "$limit" env --default-signal=INT)
   log=$folder/benchmark.log command=(run_benchmark "$stage")
   [[ $stage != tests ]] || { log=$folder/tests.log command=(run_tests); rm -f "$log"; }
   code=0

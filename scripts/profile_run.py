@@ -5,9 +5,7 @@
 Trains the smallest network on embedded data and evaluates it, on this machine's CPU in one thread.
 Everything outside of the network takes on a GPU's host what it takes here. Two tables: milliseconds
 of each of Lightning's calls (hooks of callbacks, moving a batch, the step itself), and how often
-Python reads a number of a tensor, for which it would wait for a GPU, by PyTorch's profiler. What
-the NaN guard reads every 10 steps is missing there, as ``tolist`` is not an operation:
-``tests/training/test_device_waits.py`` counts that, too.
+Python reads values of a tensor, for which it would wait for a GPU.
 """
 
 import argparse
@@ -30,6 +28,8 @@ from crislit.training.provenance import commit, hardware
 
 READS = ("aten::_local_scalar_dense", "aten::nonzero")
 """Operations whose result Python needs."""
+METHODS = ("tolist", "cpu")
+"""Methods of tensors that read or copy values without such an operation."""
 ADAM = "aten::_fused_adam_"
 """On a CPU, it reads the number of steps of each parameter; on a GPU it reads nothing."""
 CALLS = 14
@@ -74,7 +74,7 @@ def build(folder: Path, data_root: str, count: int) -> steps.Training:
 
 
 class Reads(L.Callback):
-    """Counts how often Python reads a number of a tensor between a batch's start and its end.
+    """Counts how often Python reads values of a tensor between a batch's start and its end.
 
     Attributes:
         counts: The number of reads by batch, counted from 1, of those that read any.
@@ -86,17 +86,32 @@ class Reads(L.Callback):
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         """Start to count."""
+        self.calls = 0
+        self.methods = {name: getattr(torch.Tensor, name) for name in METHODS}
+        for name, method in self.methods.items():
+            setattr(torch.Tensor, name, self.counted(method))
         self.profiler = profile(activities=[ProfilerActivity.CPU])
         self.profiler.start()
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         """Stop, after all other callbacks."""
         self.profiler.stop()
+        for name, method in self.methods.items():
+            setattr(torch.Tensor, name, method)
         self.batches += 1
         events: Any = self.profiler.events()  # type: ignore[no-untyped-call]
         reads = [event for event in events if event.name in READS]
-        if count := sum(ADAM not in callers(event) for event in reads):
+        if count := self.calls + sum(ADAM not in callers(event) for event in reads):
             self.counts[self.batches] = count
+
+    def counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of tensors whose calls are counted."""
+
+        def call(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            return method(tensor, *arguments, **options)
+
+        return call
 
     on_test_batch_start = on_train_batch_start  # type: ignore[assignment]
     on_test_batch_end = on_train_batch_end  # type: ignore[assignment]
@@ -128,8 +143,15 @@ def print_profile(title: str, seconds: Mapping[str, float], reads: Reads) -> Non
     print(f"\n## {title} ({reads.batches})\n\n| call | ms |\n| --- | ---: |")
     for name, value in sorted(seconds.items(), key=lambda item: -item[1])[:CALLS]:
         print(f"| {name} | {1000 * value / reads.batches:.2f} |")
-    found = ", ".join(f"{count} in number {number}" for number, count in reads.counts.items())
-    print(f"\nNumbers of tensors that Python read: {found or 'none'}.")
+    by_count: dict[int, list[str]] = {}
+    for number, count in reads.counts.items():
+        by_count.setdefault(count, []).append(str(number))
+    every = [str(number) for number in range(1, reads.batches + 1)]
+    found = [
+        f"{count} in {'each' if numbers == every else 'number ' + ', '.join(numbers)}"
+        for count, numbers in by_count.items()
+    ]
+    print(f"\nReads of a tensor's values by Python: {'; '.join(found) or 'none'}.")
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ def loading_time(path: Path) -> float:
     """Return the seconds per sample and core in the benchmark's ``speed.csv``."""
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row["candidate"] == "whole sample, collated":
+            if row["candidate"] == "whole sample, collated" and row.get("device", "cpu") == "cpu":
                 return float(row["value"])
     raise SystemExit(
         f"error: {path} has no line 'whole sample, collated': run python -m crislit.benchmark "

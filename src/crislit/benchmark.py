@@ -21,14 +21,14 @@ Candidates of inference. float32 is without TF32, float16 and bfloat16 are by au
   plain, channels last     one image and one sentence at a time, the second in another layout
   for inference            as crislit.load and evaluation compute: images once, all sentences
   ..., TF32, float16, ...  the same in another precision (a GPU's)
-  ..., compiled            the same by torch.compile; not timed: compiling
+  ..., compiled            the same by torch.compile; the time to compile is not counted
   ..., counted at image size
                            and masks of 640 x 480 pixels, counted as evaluation does
   ONNX Runtime             on a CPU only
 
 Training on a GPU takes 8 sentences per step and measures its kinds one after another; 16-mixed
-scales the loss. Memory is the largest of a process on a CPU, of all tensors on a GPU. Waiting is,
-on a GPU, the share of the time that steps on data in its memory would not take.
+scales the loss. Memory is the largest of a process on a CPU, of all tensors on a GPU. Waiting is
+the share of the time that steps would not take with all data in the device's memory.
 """
 
 import argparse

@@ -210,9 +210,19 @@ def test_the_result_table_shows_the_recorded_run() -> None:
 
 @pytest.fixture(scope="module")
 def speed() -> dict[tuple[str, str], dict[str, str]]:
-    """Rows of the recorded benchmark, by part and candidate."""
+    """Rows of the recorded benchmark on a CPU, by part and candidate."""
+    return {(row["part"], row["candidate"]): row for row in speed_rows() if row["device"] == "cpu"}
+
+
+def speed_rows() -> list[dict[str, str]]:
     with (ROOT / "results/speed.csv").open() as file:
-        return {(row["part"], row["candidate"]): row for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def test_the_readme_and_the_speed_log_say_whether_a_gpu_was_measured() -> None:
+    without = {row["device"] for row in speed_rows()} == {"cpu"}
+    for page in (README, (ROOT / "results/speed_log.md").read_text()):
+        assert ("No GPU was measured." in " ".join(page.split())) == without
 
 
 def row_of(page: str, label: str) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from scripts import profile_run
 
 
-def test_steps_and_batches_read_nothing_before_a_checkpoint_is_saved(
+def test_steps_read_nothing_before_a_checkpoint_and_batches_their_probabilities_once(
     small_shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile_run.main(["--steps", "3", "--data-root", str(small_shapes)])
@@ -16,8 +16,8 @@ def test_steps_and_batches_read_nothing_before_a_checkpoint_is_saved(
     assert "## Training, per step (3)" in training
     assert "[Strategy]SingleDeviceStrategy.backward | " in training
     assert "[Strategy]SingleDeviceStrategy.test_step | " in evaluation
-    # Each weight is checked before it is saved, after the third step.
-    [reads] = [line for line in training.splitlines() if line.startswith("Numbers of tensors")]
+    # The third step is checked, and saved.
+    [reads] = [line for line in training.splitlines() if line.startswith("Reads of a tensor's")]
     assert reads.endswith(" in number 3.")
-    assert reads.count(" in number ") == 1
-    assert "Numbers of tensors that Python read: none." in evaluation
+    assert reads.count(" in ") == 1
+    assert "Reads of a tensor's values by Python: 1 in each." in evaluation

@@ -73,14 +73,17 @@ class MeasuredKind:
 def measure_accelerated_training(
     options: Options, machine: Machine, device: torch.device
 ) -> Iterator[Measurement]:
-    """Measure steps: their time and memory, and losses and gradients beside the baseline's."""
-    yield from measure_kinds(options, machine, device)
+    """Measure steps: losses and gradients beside the baseline's, and time and memory.
+
+    Compiled steps come last: where compiling takes too long, all others have been measured.
+    """
     yield from compare_losses(options, device)
     if device.type == "mps":
         print("gradients: not measured, as MPS has no float64", file=sys.stderr)
     else:
         yield from compare_gradients(options, device)
     release_memory(device)
+    yield from measure_kinds(options, machine, device)
 
 
 def measure_kinds(
@@ -93,7 +96,7 @@ def measure_kinds(
         if kind.precision == "TF32" and not has_tf32(device):
             continue
         work = partial(measure_kind, kind, model, options, machine, device)
-        if (result := attempt(f"training, {name}", work)) is not None:
+        if (result := attempt(f"training, {name}", work, kind.compiled)) is not None:
             measured[name] = result
             yield training_row(name, measured)
             if result.peak is not None:

@@ -63,7 +63,7 @@ def compare_masks(
         batch = ReferEvaluationSet.collate([data[number] for number in numbers])
         for name, metric in list(metrics.items()):
             count = partial(count_masks, candidates[name], batch, checkpoint, device)
-            counts = attempt(f"agreement, {name}", count)
+            counts = attempt(f"agreement, {name}", count, candidates[name].is_compiled)
             if counts is None:
                 del metrics[name]
                 continue
@@ -77,9 +77,10 @@ def count_masks(
     candidate: Candidate, batch: EvaluationBatch, checkpoint: Checkpoint, device: torch.device
 ) -> list[tuple[int, int]]:
     """Return intersection and union of each sentence's mask and target."""
-    logits = candidate(
-        normalise(batch.images.to(device)), batch.tokens.to(device), batch.image_indices.to(device)
-    )
+    tokens, image_indices = batch.tokens.to(device), batch.image_indices.to(device)
+    for tensor in (tokens, image_indices):  # compiled once for all numbers of sentences
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    logits = candidate(normalise(batch.images.to(device)), tokens, image_indices)
     sizes = [target.shape for target in batch.targets]
     maps = probability_maps(logits, checkpoint.image_size, sizes)
     return [

@@ -84,34 +84,33 @@ def compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
 def forget_compiled() -> None:
     """Discard what was compiled.
 
-    The next shapes are then compiled as fixed ones, and PyTorch compiles a function for a few
-    networks or shapes only.
+    Otherwise PyTorch would compile for any shape from the second shape on, and stop compiling a
+    function after a few networks.
     """
     torch.compiler.reset()
 
 
-def attempt(name: str, work: Callable[[], Result]) -> Result | None:
+def attempt(name: str, work: Callable[[], Result], compiled: bool = False) -> Result | None:
     """Run work and return its result; report work that this machine cannot run.
 
     Args:
         name: The candidate's name.
         work: Runs it.
+        compiled: Whether it is compiled. Errors of compilers and of what they make have many types.
 
     Returns:
         The result. None if the device has too little memory, if the precision is too small for the
         network, or if ``torch.compile`` fails, for example without a compiler for C++.
     """
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
-
     try:
         return work()
-    except (RuntimeError, InputError) as error:
-        if isinstance(error, TorchDynamoException):
-            reason = f"torch.compile failed: {first_line(error)}"
-        elif isinstance(error, InputError):
+    except Exception as error:
+        if isinstance(error, InputError):
             reason = str(error)
         elif "out of memory" in str(error):  # MPS raises no OutOfMemoryError
             reason = "out of memory"
+        elif compiled:
+            reason = f"torch.compile failed: {first_line(error)}"
         else:
             raise
     print(f"{name}: not run, {reason}", file=sys.stderr)

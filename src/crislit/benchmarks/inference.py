@@ -58,6 +58,11 @@ class Candidate:
     eager: Network | None
     precision: Precision = "float32"
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether ``torch.compile`` compiles the network."""
+        return self.eager is not None and self.compute is not self.eager
+
     def __call__(self, images: Tensor, tokens: Tensor, image_indices: Tensor) -> Tensor:
         """Compute logits in the candidate's precision."""
         with computing_in(self.precision, images.device):

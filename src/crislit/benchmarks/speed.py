@@ -87,7 +87,7 @@ def measure_inference(
     options: Options,
     machine: Machine,
     device: torch.device,
-) -> list[Measurement]:
+) -> Iterator[Measurement]:
     """Time all candidates on two images of seven sentences (evaluation) or one of one (latency)."""
     image_count, sentences = (2, SENTENCES) if part == "evaluation" else (1, SENTENCES[:1])
     images, tokens, image_indices = make_inputs(image_count, sentences, options.image_size, device)
@@ -103,7 +103,7 @@ def measure_inference(
     }
     if part == "evaluation":
         runs["for inference, counted at image size"] = with_masks(runs["for inference"])
-    return time_runs(part, runs, options.rounds, machine, device)
+    yield from time_runs(part, runs, options.rounds, machine, device)
 
 
 def make_inputs(
@@ -140,13 +140,32 @@ def with_masks(run: Run) -> Run:
 
 def time_runs(
     part: str, runs: Mapping[str, Run], rounds: int, machine: Machine, device: torch.device
-) -> list[Measurement]:
+) -> Iterator[Measurement]:
     """Time runs in turn, and compare their logits with the baseline's.
+
+    Compiled candidates come last, and the baseline takes turns with them again: where compiling
+    takes too long, the others have been measured.
+    """
+    eager = {name: run for name, run in runs.items() if not run.candidate.is_compiled}
+    yield from time_in_turn(part, eager, rounds, machine, device)
+    compiled = {name: run for name, run in runs.items() if run.candidate.is_compiled}
+    if compiled:
+        forget_compiled()
+        compared = {"plain": runs["plain"], **compiled}
+        yield from time_in_turn(part, compared, rounds, machine, device)[1:]
+
+
+def time_in_turn(
+    part: str, runs: Mapping[str, Run], rounds: int, machine: Machine, device: torch.device
+) -> list[Measurement]:
+    """Time runs in turn, the baseline first.
 
     Candidates that this machine cannot run are left out, and all of them without the baseline.
     """
-    forget_compiled()
-    results = {name: attempt(f"{part}, {name}", run) for name, run in runs.items()}
+    results = {
+        name: attempt(f"{part}, {name}", run, run.candidate.is_compiled)
+        for name, run in runs.items()
+    }
     expected = results["plain"]
     if expected is None:
         return []

@@ -13,7 +13,8 @@ def check_compiler(device: torch.device) -> None:
     """Compile a small function, to find out before any long work whether that works.
 
     Args:
-        device: Where the network computes. CPUs need a C++ compiler, GPUs need Triton.
+        device: Where the network computes. CPUs need a C++ compiler, GPUs need Triton and
+            a C compiler.
 
     Raises:
         InputError: If PyTorch cannot compile for the device.
@@ -21,7 +22,8 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except RuntimeError as error:  # of many classes, but nothing here can fail except the compiler
-        needed = "a C++ compiler (such as g++)" if device.type == "cpu" else "Triton"
+        on_cpu = device.type == "cpu"
+        needed = "a C++ compiler (g++)" if on_cpu else "Triton and a C compiler (gcc)"
         raise InputError(
             f"compile=true needs {needed}, and cannot compile for {device}: {first_line(error)}. "
             "Install it, or leave compile out"
@@ -36,7 +38,7 @@ def compile_for_inference(compute: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         The same function of the same arguments. Its first call compiles, which takes a minute or
-        more, and so does the first with a single image or sentence.
+        more. A single image or sentence is compiled separately.
     """
 
     # A function of its own: PyTorch limits how often one is compiled, and training compiles

@@ -89,5 +89,5 @@ def start_copy(squares: Tensor) -> tuple[ProbabilityMap, Any]:
         return squares.cpu().numpy(), None
     host = squares.to("cpu", non_blocking=True)  # in page-locked memory
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(squares.device))
     return host.numpy(), arrived

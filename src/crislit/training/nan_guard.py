@@ -128,11 +128,13 @@ class NanGuard(L.Callback):
             InputError: In every process, if a number of a step or a weight is not finite.
         """
         self.check(trainer, pl_module)
-        offenders = [
-            name
+        finite = {
+            name: nn.utils.get_total_norm([value]).isfinite()
             for name, value in checkpoint["state_dict"].items()
-            if value.is_floating_point() and not nn.utils.get_total_norm([value]).isfinite()
-        ]
+            if value.is_floating_point()
+        }
+        results = torch.stack(list(finite.values())).tolist()  # waits for the device once
+        offenders = [name for name, result in zip(finite, results, strict=True) if not result]
         if trainer.strategy.reduce_boolean_decision(bool(offenders), all=False):
             names = ", ".join(offenders[:3]) or "elsewhere"
             raise InputError(

@@ -29,6 +29,7 @@ IGNORED_MESSAGES = (
     *("Tip: ", "GPU available", "TPU available", "HPU available", "IPU available"),
     *("`Trainer.fit` stopped", "Using default `ModelCheckpoint`", "Using 16bit", "Using bfloat16"),
     *("Restoring states from the checkpoint", "Restored all states"),
+    "You are using a CUDA device",
 )
 """Parts of Lightning's messages; StartSummary and RunProgress replace them."""
 
@@ -87,7 +88,6 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(text in record.getMessage() for text in IGNORED_MESSAGES)
     )
-    # A notice at every checkpoint.
-    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(
-        logging.WARNING
-    )
+    # A notice at every checkpoint, and the numbers of the GPUs.
+    for name in ("trainer.connectors.checkpoint_connector", "accelerators.cuda"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)

@@ -87,8 +87,8 @@ def build_trainer(
         not options.get("gradient_clip_val")
         or not isinstance(trainer.precision_plugin, MixedPrecision),
         f"trainer.gradient_clip_val={options.get('gradient_clip_val')} needs "
-        f"trainer.precision=32-true, got {options['precision']}: under mixed precision, the fused "
-        "optimizer unscales the gradients only after they would be clipped",
+        f"trainer.precision=32-true, got {options['precision']}: Lightning cannot clip the "
+        "gradients of a fused optimizer under mixed precision",
     )
     check_size(trainer.world_size, config["trainer"])
     return trainer
