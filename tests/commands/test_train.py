@@ -167,7 +167,7 @@ SWITCHES: dict[str, tuple[list[str], int, int]] = {  # steps, tested samples of 
     "others": (
         [
             *("+trainer.detect_anomaly=true", "+trainer.profiler=simple", "trainer.max_steps=1"),
-            *("+trainer.gradient_clip_val=1", "+trainer.deterministic=warn"),
+            *("trainer.gradient_clip_val=1", "+trainer.deterministic=warn"),
             *("trainer.num_sanity_val_steps=1", "+trainer.inference_mode=false"),
         ],
         1,

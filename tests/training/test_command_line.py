@@ -63,7 +63,10 @@ def test_a_value_that_needs_quotes_is_shown_with_them(
     [
         (["dataset=custom", "dataset.file=a,b"], "has commas: write 'dataset.file=\"a,b\"' for te"),
         (["data.jsonl"], "cannot read the argument 'data.jsonl': expected KEY=VALUE"),
-        (["trainer.gradient_clip_val=1"], "To append to your config use +trainer.gradient_clip_va"),
+        (
+            ["trainer.limit_val_batches=1"],
+            "To append to your config use +trainer.limit_val_batches",
+        ),
         (["decoder.layer=2"], "decoder.layer is not a setting, did you mean decoder.layers? dec"),
         (["epochs=1"], "epochs is not a setting, did you mean recipe.epochs?"),
         (["learning_rate=1"], "did you mean recipe.optimizer.learning_rate?"),

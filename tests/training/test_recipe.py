@@ -39,22 +39,25 @@ def small_task(recipe: str) -> CRISTask:
 
 
 class RateRecorder(L.Callback):
-    """Records the rates of the first step of every epoch."""
+    """Records the rates of every step, or of the first step of every epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_step: bool = False) -> None:
+        self.every_step = every_step
         self.rates: list[dict[str, float]] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 0:
+        if self.every_step or batch_idx == 0:
             groups = trainer.optimizers[0].param_groups
             self.rates.append({group["name"]: group["lr"] for group in groups})
 
 
-def fit(task: CRISTask, epochs: int) -> list[dict[str, float]]:
-    """Train, and return the rates of every epoch."""
-    recorder = RateRecorder()
+def fit(
+    task: CRISTask, epochs: int, every_step: bool = False, **options: Any
+) -> list[dict[str, float]]:
+    """Train on two batches per epoch, and return the rates of every epoch or every step."""
+    recorder = RateRecorder(every_step)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -65,6 +68,7 @@ def fit(task: CRISTask, epochs: int) -> list[dict[str, float]]:
         enable_model_summary=False,
         limit_val_batches=0,
         callbacks=[recorder],
+        **options,
     )
     trainer.fit(task, batches(), batches())
     return recorder.rates
@@ -86,10 +90,62 @@ def expected_rates(recipe: str, epoch: int) -> dict[str, float]:
     return {"encoders": encoders, "rest": 1e-4 if epoch <= 35 else 1e-5}
 
 
-def test_the_embedded_recipe_trains_the_encoders_at_a_lower_rate_from_the_start() -> None:
-    rates = fit(small_task("shapes"), 3)
-    expected = [{"encoders": 0.3 * rate, "rest": rate} for rate in (1e-3, 1e-3, 1e-4)]
+def test_the_embedded_recipes_rates_fall_linearly_to_zero_over_the_last_two_epochs() -> None:
+    epochs = compose_config()["recipe"]["epochs"]
+    rates = fit(small_task("shapes"), epochs, every_step=True)
+    factors = [1, 1, 1, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4]
+    expected = [{"encoders": 3e-4 * factor, "rest": 1e-3 * factor} for factor in factors]
     assert rates == [pytest.approx(values) for values in expected]
+
+
+def test_a_cooldown_multiplies_the_rates_of_the_milestones_and_counts_optimizer_steps() -> None:
+    task = small_task("released")
+    task.milestones, task.gamma, task.cooldown = [1, 3], 0.5, 0.75
+    rates = fit(task, 4, every_step=True)
+    rest = [1, 1, 0.5, 0.5 * 5 / 6, 0.5 * 4 / 6, 0.5 * 3 / 6, 0.25 * 2 / 6, 0.25 * 1 / 6]
+    assert [values["rest"] for values in rates] == pytest.approx([1e-4 * r for r in rest])
+    encoders = [factor * (1 if step < 2 else 0.1) for step, factor in enumerate(rest)]
+    assert [values["encoders"] for values in rates] == pytest.approx([1e-4 * r for r in encoders])
+
+    task.cooldown = 1.0  # four steps of two batches each
+    rates = fit(task, 4, every_step=True, accumulate_grad_batches=2)
+    rest = [1, 1, 0.5 * 3 / 4, 0.5 * 3 / 4, 0.5 * 2 / 4, 0.5 * 2 / 4, 0.25 / 4, 0.25 / 4]
+    assert [values["rest"] for values in rates] == pytest.approx([1e-4 * r for r in rest])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(precision: str) -> None:
+    class Norms(L.Callback):
+        """Records the norm of all gradients at every step."""
+
+        def __init__(self) -> None:
+            self.norms: list[float] = []
+
+        def on_before_zero_grad(self, trainer: L.Trainer, *_: Any) -> None:
+            gradients = [p.grad for p in task.parameters() if p.grad is not None]
+            if gradients:
+                self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    task, recorded = small_task("released"), {}
+    for limit in (None, 1e-3):
+        norms = Norms()
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            precision=precision,  # type: ignore[arg-type]
+            gradient_clip_val=limit,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            callbacks=[norms],
+        )
+        trainer.fit(task, batches(), batches())
+        recorded[limit] = norms.norms
+    assert min(recorded[None]) > 1e-2
+    assert recorded[1e-3] == pytest.approx([1e-3] * len(recorded[1e-3]), rel=1e-2)
+    assert recorded[1e-3]
 
 
 @pytest.mark.parametrize("recipe", ["released", "paper"])
@@ -107,7 +163,7 @@ def test_the_optimizer_is_adam_without_decay_or_clipping() -> None:
     assert type(adam) is torch.optim.Adam
     assert all(group["weight_decay"] == 0 for group in adam.param_groups)
     assert all(group["betas"] == (0.9, 0.999) for group in adam.param_groups)
-    assert "gradient_clip_val" not in compose_config(["dataset=refcoco"])["trainer"]
+    assert compose_config(["dataset=refcoco"])["trainer"]["gradient_clip_val"] is None
 
 
 def test_the_fused_optimizer_takes_the_same_steps_as_the_default_one() -> None:
@@ -146,6 +202,8 @@ def test_groups_hold_every_parameter_once_and_position_embeddings_train_with_the
         ({"gamma": 0}, "gamma must be a positive number"),
         ({"encoder_from": -1}, "encoder_from must be a whole number"),
         ({"milestones": [0]}, "milestones must be a whole number"),
+        ({"cooldown": 1.5}, "cooldown must be a share of the training between 0 and 1, got 1.5"),
+        ({"cooldown": None}, "cooldown must be a share of the training"),
     ],
 )
 def test_settings_of_the_optimizer_are_checked(options: dict[str, Any], message: str) -> None:

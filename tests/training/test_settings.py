@@ -11,7 +11,6 @@ import pytest
 from crislit.config import compose_config, config_dir
 from crislit.errors import InputError
 from crislit.training.settings import check_settings
-from crislit.training.trainer import build_trainer
 from crislit.training.trainer_options import (
     OURS,
     check_trainer,
@@ -134,12 +133,3 @@ def test_values_that_the_trainer_cannot_use_are_refused(
 def test_a_time_limit_is_days_hours_minutes_and_seconds() -> None:
     assert parse_time("01:02:03:04") == timedelta(days=1, hours=2, minutes=3, seconds=4)
     assert parse_time({"hours": 11, "minutes": 30}) == timedelta(hours=11.5)
-
-
-def test_gradients_are_clipped_in_float32_only(tmp_path: Path) -> None:
-    clipped = ("trainer=cpu", "+trainer.gradient_clip_val=0.1")
-    trainer = build_trainer(compose_config([*clipped]), tmp_path, [], False)
-    assert trainer.gradient_clip_val == 0.1
-    mixed = compose_config([*clipped, "trainer.precision=bf16-mixed"])
-    with pytest.raises(InputError, match=r"=0.1 needs trainer.precision=32-true, got bf16-mixed"):
-        build_trainer(mixed, tmp_path, [], False)

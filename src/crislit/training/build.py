@@ -47,7 +47,9 @@ SOURCE_KEYS = (
 )
 
 
-OPTIMIZER_KEYS = ("learning_rate", "encoder_factor", "encoder_from", "milestones", "gamma")
+OPTIMIZER_KEYS = (
+    *("learning_rate", "encoder_factor", "encoder_from", "milestones", "gamma", "cooldown"),
+)
 
 
 def check_values(config: Config) -> None:

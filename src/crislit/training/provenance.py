@@ -26,6 +26,12 @@ NEUTRAL_TRAINER_KEYS = {
     *("detect_anomaly", "logger", "callbacks", "max_time"),
 }
 """Trainer settings that change numbers by rounding at most."""
+ADDED_KEYS: dict[tuple[str, ...], Any] = {
+    ("trainer", "gradient_clip_val"): None,
+    ("recipe", "optimizer", "cooldown"): 0.0,
+    ("dataset", "on_error"): "raise",
+}
+"""Settings that early records lack, and what they stand for there."""
 NEUTRAL_DATASET_KEYS = {
     *("evaluation_splits", "blind_control", "file", "sentences", "images"),
     *("val_share", "mask_value"),
@@ -63,6 +69,7 @@ def fingerprint(
         *("model", "decoder", "loss", "projector", "recipe", "image_size", "batch_size"),
         *("batch_size_per_device", "threshold", "protocol"),
     )
+    config = drop_added_keys(config)
     trainer, dataset = config.get("trainer") or {}, config["dataset"]
     on_cpus = trainer.get("accelerator") == "cpu" and isinstance(trainer.get("devices"), int)
     processes = trainer["devices"] * trainer.get("num_nodes", 1) if on_cpus else 1
@@ -91,8 +98,7 @@ def fingerprint(
         **{
             name: value
             for name, value in dataset.items()
-            # on_error=raise is absent in early records.
-            if name not in NEUTRAL_DATASET_KEYS and (name, value) != ("on_error", "raise")
+            if name not in NEUTRAL_DATASET_KEYS
         },
         **{"seed": config["seed"], "content": content},
     }
@@ -100,6 +106,17 @@ def fingerprint(
         **{"experiment": _digest(facts), "setting": _digest(common), "data": data},
         **{"clip_weights": clip_weights or "", "init_from": start or ""},
     }
+
+
+def drop_added_keys(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a configuration without added settings of the value that early records stand for."""
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        here = (*path, name)
+        if here in ADDED_KEYS and value == ADDED_KEYS[here]:
+            continue
+        kept[name] = drop_added_keys(value, here) if isinstance(value, Mapping) else value
+    return kept
 
 
 def initial_weights(

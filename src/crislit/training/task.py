@@ -1,14 +1,17 @@
 """Training and evaluation of CRIS as a LightningModule: steps, optimizer groups, schedule."""
 
 import bisect
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from crislit.checkpoints import KEY
@@ -35,6 +38,8 @@ class CRISTask(L.LightningModule):
             scheduler's first step, after one epoch.
         milestones: Epochs after which all rates are multiplied by ``gamma``.
         gamma: See ``milestones``.
+        cooldown: Share of the training, at its end, over which all rates fall linearly to zero,
+            step by step. 0 for none, as in the paper.
         threshold: Probability above which a pixel belongs to the mask (0.35, section 4.2).
         compile: Whether ``torch.compile`` compiles the network, for training and evaluation.
         splits: Names of the test loaders, in their order.
@@ -54,6 +59,7 @@ class CRISTask(L.LightningModule):
         encoder_from: int = 1,
         milestones: Sequence[int] = (35,),
         gamma: float = 0.1,
+        cooldown: float = 0.0,
         threshold: float = 0.35,
         compile: bool = False,
         splits: Sequence[str] = ("val",),
@@ -68,6 +74,7 @@ class CRISTask(L.LightningModule):
             encoder_from=encoder_from,
             milestones=milestones,
             gamma=gamma,
+            cooldown=cooldown,
         )
         # Convolutions are faster in channels-last layout, on CPUs and GPUs alike.
         self.model = model.to(memory_format=torch.channels_last)
@@ -76,7 +83,7 @@ class CRISTask(L.LightningModule):
         self.is_compiled = compile
         self.learning_rate = learning_rate
         self.encoder_factor, self.encoder_from = encoder_factor, encoder_from
-        self.milestones, self.gamma = sorted(milestones), gamma
+        self.milestones, self.gamma, self.cooldown = sorted(milestones), gamma, cooldown
         self.threshold = threshold
         self.splits, self.select_split = list(splits), select_split
         self.metadata = dict(metadata or {})
@@ -107,22 +114,43 @@ class CRISTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return Adam over the encoders (without position embeddings) and the rest, scheduled."""
         groups = self.parameter_groups()
+        rates: list[Callable[[int], float]] = [
+            self.encoder_rate if name == "encoders" else self.rate for name in groups
+        ]
         optimizer = torch.optim.Adam(
             [
                 {"params": parameters, "lr": self.learning_rate, "name": name}
                 for name, parameters in groups.items()
             ],
             lr=self.learning_rate,
-            fused=True,  # the same steps, several times faster
+            fused=not self._clips_scaled_gradients(),  # the same steps, several times faster
         )
+        if self.cooldown:
+            rates = [partial(self._rate_at_step, rate) for rate in rates]
+        # MultiStepLR, with one more step for the encoders and with the cooldown.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        interval = "step" if self.cooldown else "epoch"
         return {
             "optimizer": optimizer,
-            # MultiStepLR, with one more step for the encoders.
-            "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(
-                optimizer,
-                [self.encoder_rate if name == "encoders" else self.rate for name in groups],
-            ),
+            "lr_scheduler": {"scheduler": schedule, "interval": interval},
         }
+
+    def _clips_scaled_gradients(self) -> bool:
+        # A fused optimizer unscales the gradients itself, after they would be clipped.
+        trainer = self._trainer
+        return (
+            trainer is not None
+            and bool(trainer.gradient_clip_val)
+            and isinstance(trainer.precision_plugin, MixedPrecision)
+        )
+
+    def _rate_at_step(self, rate: Callable[[int], float], step: int) -> float:
+        if step == 0:  # the optimizer is built before the number of steps is known
+            return rate(0)
+        steps = int(self.trainer.estimated_stepping_batches)
+        batches = self.trainer.num_training_batches
+        epoch = step // math.ceil(batches / self.trainer.accumulate_grad_batches)
+        return rate(epoch) * cooldown_factor(step, steps, self.cooldown)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained parameters, grouped as in the released code."""
@@ -232,6 +260,17 @@ class CRISTask(L.LightningModule):
             self.log(f"{split}/{name}", value.float())
 
 
+def cooldown_factor(step: int, steps: int, cooldown: float) -> float:
+    """Return the factor of the learning rate at a step, counted from 0.
+
+    Args:
+        step: The step.
+        steps: Number of steps of the training.
+        cooldown: Share of the training, at its end, over which the rate falls linearly to zero.
+    """
+    return min(1.0, (steps - step) / (cooldown * steps))
+
+
 def check_task_options(
     *,
     threshold: Any,
@@ -240,6 +279,7 @@ def check_task_options(
     encoder_from: Any,
     milestones: Any,
     gamma: Any,
+    cooldown: Any,
 ) -> None:
     """Check the values of :class:`CRISTask` that come from a configuration.
 
@@ -256,6 +296,11 @@ def check_task_options(
             isinstance(value, (int, float)) and 0 < value < float("inf"),
             f"recipe.optimizer.{name} must be a positive number, got {value!r}",
         )
+    require(
+        isinstance(cooldown, (int, float)) and 0 <= cooldown <= 1,
+        "recipe.optimizer.cooldown must be a share of the training between 0 and 1, got "
+        f"{cooldown!r}",
+    )
     check_integer("recipe.optimizer.encoder_from", encoder_from, 0)
     if isinstance(milestones, str) or not isinstance(milestones, Sequence):
         raise InputError(

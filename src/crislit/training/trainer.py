@@ -12,7 +12,6 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.plugins import MixedPrecision
 
 from crislit.config import settings_of_choice
 from crislit.data import ReferDataModule
@@ -83,13 +82,6 @@ def build_trainer(
             f"this machine cannot run {requested}: {str(error).rstrip('. ')}. It has "
             f"{torch.cuda.device_count()} GPUs"
         ) from error
-    require(
-        not options.get("gradient_clip_val")
-        or not isinstance(trainer.precision_plugin, MixedPrecision),
-        f"trainer.gradient_clip_val={options.get('gradient_clip_val')} needs "
-        f"trainer.precision=32-true, got {options['precision']}: Lightning cannot clip the "
-        "gradients of a fused optimizer under mixed precision",
-    )
     check_size(trainer.world_size, config["trainer"])
     return trainer
 
