@@ -27,6 +27,8 @@ TABLE1 = {
     "con_dec4": Ablation(True, 4, 151.06),
 }
 """Rows of table 1 by their names in ``ablation=``."""
+TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "grefcoco": "G-Ref"}
+"""The paper's names of its data sets; other data sets keep their names."""
 TABLE1_METRICS = ("mIoU", "Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90", "fps")
 TABLE1_RESULTS: dict[str, dict[str, tuple[float, ...]]] = {
     "refcoco": {

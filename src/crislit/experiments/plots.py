@@ -1,10 +1,11 @@
 """Plots of table 1."""
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from crislit.experiments.paper import TABLE1, TABLE1_RESULTS
-from crislit.experiments.runs import Runs, measure_column
-from crislit.experiments.tables import TITLES, list_datasets
+from crislit.experiments.claims import CLAIMS, Differences, evaluate_claims
+from crislit.experiments.paper import TABLE1, TABLE1_RESULTS, TITLES
+from crislit.experiments.runs import Runs, list_datasets, measure_column
 
 PRECISION_AT = (50, 60, 70, 80, 90)
 """X of Pr@X in percent."""
@@ -41,6 +42,34 @@ def plot_layers(runs: Runs, published: bool, paper_rows: bool = False) -> Figure
     axes.set(xlabel="layers of the decoder, n", ylabel="mIoU on val, percent", xticks=range(5))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return figure
+
+
+def plot_claims(runs: Runs) -> Figure:
+    """Plot the mean difference and its 95 percent interval for each of the paper's claims."""
+    tested = [t for t in evaluate_claims(runs) if t.differences.interval]
+    datasets = list(dict.fromkeys(t.dataset for t in tested))
+    texts = [claim.text for claim in CLAIMS]
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, dataset in enumerate(datasets):
+        whole: dict[str, Differences] = {}
+        for test in tested:
+            if test.dataset == dataset:
+                whole.setdefault(test.claim.text, test.differences)  # its comparisons follow
+        heights = [texts.index(text) + 0.2 * (number - (len(datasets) - 1) / 2) for text in whole]
+        means = [differences.mean for differences in whole.values()]
+        highs = [differences.interval[1] for differences in whole.values() if differences.interval]
+        half = np.subtract(highs, means)
+        label = f"{TITLES.get(dataset, dataset)}, {len(next(iter(whole.values())).values)} seeds"
+        axes.errorbar(means, heights, xerr=half, fmt="o", capsize=3, label=label)
+    axes.axvline(0, color="gray", linewidth=1)
+    axes.set(xlabel="difference in mIoU on val, points, with its 95 % interval")
+    axes.set_yticks(range(len(texts)), texts)
+    axes.set_ylim(len(texts) - 0.5, -0.5)
+    axes.grid(alpha=0.3)
+    if datasets:
+        axes.legend(fontsize=8)
     return figure
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crislit.errors import require
-from crislit.experiments.plots import plot_layers, plot_precision
+from crislit.experiments.claims import CLAIMS_CSV, claims_table, claims_values
+from crislit.experiments.plots import plot_claims, plot_layers, plot_precision
 from crislit.experiments.runs import Groups, Runs, Setting, paper_setting
 from crislit.experiments.tables import (
     TABLE1_CSV,
@@ -20,6 +21,11 @@ from crislit.experiments.tables import (
 from crislit.io import write_csv, write_text
 
 APART = "They differ in data set, row of the table and seed."
+CLAIMED = (
+    "The paper's claims, tested on val: differences in mIoU, in points, between runs of the same "
+    "seed. A claim is shown if the 95 % interval of the mean (Student's t) lies above zero, and "
+    "contradicted if it lies below. The intervals are not corrected for the number of claims."
+)
 BESIDE = "In parentheses: the paper's value and the difference."
 
 
@@ -28,7 +34,7 @@ def write_report(groups: Groups, folder: Path, paper_rows: bool = False) -> str:
 
     Args:
         groups: The rows of all settings.
-        folder: Receives ``report.md``, ``table1.csv``, ``table2.csv`` and plots.
+        folder: Receives ``report.md``, ``table1.csv``, ``claims.csv``, ``table2.csv`` and plots.
         paper_rows: Add the paper's rows that were not run.
 
     Raises:
@@ -48,6 +54,7 @@ def write_report(groups: Groups, folder: Path, paper_rows: bool = False) -> str:
     text = "\n".join(parts)
     write_text(folder / "report.md", text)
     write_csv(folder / "table1.csv", TABLE1_CSV, table1_values(groups, paper_rows))
+    write_csv(folder / "claims.csv", CLAIMS_CSV, claims_values(groups))
     write_csv(folder / "table2.csv", TABLE2_CSV, table2_values(groups, paper_rows))
     return text
 
@@ -66,6 +73,11 @@ def _setting_parts(
     for name, plot in (("layers", plot_layers), ("precision", plot_precision)):
         plot(runs, published, paper_rows).savefig(folder / f"{name}-{number}.png", dpi=110)
         yield from (f"![{name}, {setting}]({name}-{number}.png)", "")
+    claims = claims_table(runs)
+    if len(claims) > 1:
+        plot_claims(runs).savefig(folder / f"claims-{number}.png", dpi=110)
+        yield from (CLAIMED, "", markdown(claims, left=3), "")
+        yield from (f"![claims, {setting}](claims-{number}.png)", "")
     splits = splits_table(runs)
     if len(splits) > 1:
         yield from ("The full model (n = 3) on every split:", "", markdown(splits, left=2), "")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from crislit.checkpoints import OPENAI
+from crislit.data import SETS
 from crislit.errors import InputError, require
-from crislit.experiments.paper import TABLE1, TABLE2_CRIS
+from crislit.experiments.paper import TABLE1, TABLE1_RESULTS, TABLE2_CRIS
 from crislit.experiments.records import Row, is_valid_row, on_data, read_rows, result_rows
 from crislit.io import read_json
 from crislit.training import METRICS
@@ -197,6 +198,13 @@ def tell_data_apart(rows: Iterable[Row]) -> list[Row]:
         else row
         for row in rows
     ]
+
+
+def list_datasets(runs: Runs, paper_rows: bool) -> list[str]:
+    """Return the data sets of a table 1 in the paper's order, with its three if requested."""
+    datasets = {dataset for dataset, _, _ in runs} | set(TABLE1_RESULTS if paper_rows else ())
+    order = [*TABLE1_RESULTS, *SETS, *(dataset for dataset, _, _ in runs)]
+    return sorted(datasets, key=order.index)
 
 
 def measure_column(rows: Sequence[Row], name: str) -> Measured | None:

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from crislit.data import SETS
 from crislit.errors import require
+from crislit.experiments.claims import claims_table
 from crislit.experiments.paper import (
     TABLE1,
     TABLE1_METRICS,
@@ -12,13 +12,20 @@ from crislit.experiments.paper import (
     TABLE2_COLUMNS,
     TABLE2_CRIS,
     TABLE2_OTHERS,
+    TITLES,
     Ablation,
 )
 from crislit.experiments.records import Row
-from crislit.experiments.runs import Groups, Measured, Runs, Setting, measure_column, paper_setting
+from crislit.experiments.runs import (
+    Groups,
+    Measured,
+    Runs,
+    Setting,
+    list_datasets,
+    measure_column,
+    paper_setting,
+)
 
-TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "grefcoco": "G-Ref"}
-"""The paper's names of its data sets; other data sets keep their names."""
 METRIC_COLUMNS = ("mIoU", "oIoU", "Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90")
 SHORT_COLUMNS = ("mIoU", "oIoU", "Pr@50", "Pr@70", "Pr@90", "blind", "ceiling")
 NOT_RUN = "not run"
@@ -42,13 +49,6 @@ def format_beside(ours: Measured | None, paper: float | None, was_run: bool = Fa
 def format_each(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """Format columns of some rows, each without the paper's number."""
     return [str(measure_column(rows, column) or "-") for column in columns]
-
-
-def list_datasets(runs: Runs, paper_rows: bool) -> list[str]:
-    """Return the data sets of a table 1 in the paper's order, with its three if requested."""
-    datasets = {dataset for dataset, _, _ in runs} | set(TABLE1_RESULTS if paper_rows else ())
-    order = [*TABLE1_RESULTS, *SETS, *(dataset for dataset, _, _ in runs)]
-    return sorted(datasets, key=order.index)
 
 
 def table1(runs: Runs, published: bool, paper_rows: bool = False) -> list[list[str]]:
@@ -246,6 +246,7 @@ def readme_tables(groups: Groups) -> dict[str, str]:
         table = table1(runs, published=False)
         indices = [table[0].index(c) for c in ("data", "Con.", "n", "seeds", *SHORT_COLUMNS)]
         blocks[f"table1-{name}"] = markdown([[row[i] for i in indices] for row in table], left=3)
+        blocks[f"claims-{name}"] = markdown(claims_table(runs, parts=False), left=2)
         blocks[f"splits-{name}"] = markdown(splits_table(runs), left=2)
     return blocks
 

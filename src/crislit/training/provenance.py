@@ -95,11 +95,7 @@ def fingerprint(
     }
     content = f"version {SHAPES_VERSION}" if dataset.get("embedded") else data or None
     facts["dataset"] = {
-        **{
-            name: value
-            for name, value in dataset.items()
-            if name not in NEUTRAL_DATASET_KEYS
-        },
+        **{name: value for name, value in dataset.items() if name not in NEUTRAL_DATASET_KEYS},
         **{"seed": config["seed"], "content": content},
     }
     return {
