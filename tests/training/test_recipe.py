@@ -8,6 +8,8 @@ import huggingface_hub
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 from torch.utils.data import DataLoader
 
 from crislit.config import compose_config
@@ -211,6 +213,24 @@ def test_settings_of_the_optimizer_are_checked(options: dict[str, Any], message:
     model = small_task("released").model
     with pytest.raises(InputError, match=message):
         CRISTask(model, **options)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_scaled_gradients_are_clipped_at_the_scaled_limit(algorithm: str) -> None:
+    task = small_task("released")
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    task.trainer = trainer
+    weights = nn.Parameter(torch.zeros(2))
+    for gradients, clipped in (
+        # Three and four times the scale: norm 5, clipped at 2.5; the largest value at 2.5.
+        ([24.0, 32.0], [12.0, 16.0] if algorithm == "norm" else [20.0, 20.0]),
+        ([8.0, -8.0], [8.0, -8.0]),
+    ):
+        weights.grad = torch.tensor(gradients)
+        task.configure_gradient_clipping(torch.optim.Adam([weights], fused=True), 2.5, algorithm)
+        torch.testing.assert_close(weights.grad, torch.tensor(clipped))
 
 
 # -- Tables 1 and 2

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from crislit.checkpoints import KEY
 from crislit.data import EvaluationBatch, TrainBatch
@@ -39,7 +40,8 @@ class CRISTask(L.LightningModule):
         milestones: Epochs after which all rates are multiplied by ``gamma``.
         gamma: See ``milestones``.
         cooldown: Share of the training, at its end, over which all rates fall linearly to zero,
-            step by step. 0 for none, as in the paper.
+            step by step. 0 for none, as in the paper. The training is ``max_epochs`` epochs long,
+            even if ``max_steps`` ends it earlier.
         threshold: Probability above which a pixel belongs to the mask (0.35, section 4.2).
         compile: Whether ``torch.compile`` compiles the network, for training and evaluation.
         splits: Names of the test loaders, in their order.
@@ -123,7 +125,7 @@ class CRISTask(L.LightningModule):
                 for name, parameters in groups.items()
             ],
             lr=self.learning_rate,
-            fused=not self._clips_scaled_gradients(),  # the same steps, several times faster
+            fused=True,  # the same steps, several times faster
         )
         if self.cooldown:
             rates = [partial(self._rate_at_step, rate) for rate in rates]
@@ -135,22 +137,40 @@ class CRISTask(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": interval},
         }
 
-    def _clips_scaled_gradients(self) -> bool:
-        # A fused optimizer unscales the gradients itself, after they would be clipped.
-        trainer = self._trainer
-        return (
-            trainer is not None
-            and bool(trainer.gradient_clip_val)
-            and isinstance(trainer.precision_plugin, MixedPrecision)
-        )
-
     def _rate_at_step(self, rate: Callable[[int], float], step: int) -> float:
         if step == 0:  # the optimizer is built before the number of steps is known
             return rate(0)
-        steps = int(self.trainer.estimated_stepping_batches)
-        batches = self.trainer.num_training_batches
-        epoch = step // math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return rate(epoch) * cooldown_factor(step, steps, self.cooldown)
+        trainer = self.trainer
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        # Not up to trainer.max_steps: raising that limit continues a run as if it had been higher.
+        steps = per_epoch * (trainer.max_epochs or 1)
+        return rate(step // per_epoch) * cooldown_factor(step, steps, self.cooldown)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients, under mixed precision the scaled ones at the scaled limit.
+
+        There, a fused optimizer removes the scale itself, in its step, and Lightning does not clip.
+        """
+        plugin = self.trainer.precision_plugin
+        if not gradient_clip_val or not isinstance(plugin, MixedPrecision):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        groups = (group["params"] for group in optimizer.param_groups)
+        gradients = [p.grad for params in groups for p in params if p.grad is not None]
+        limit = gradients[0].new_tensor(gradient_clip_val, dtype=torch.float32)
+        if plugin.scaler is not None:
+            limit = plugin.scaler.scale(limit)
+        if gradient_clip_algorithm == "value":
+            for gradient in gradients:
+                gradient.clamp_(-limit, limit)
+        else:
+            factor = (limit / nn.utils.get_total_norm(gradients)).clamp(max=1)
+            torch._foreach_mul_(gradients, factor)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained parameters, grouped as in the released code."""
