@@ -60,8 +60,13 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train on two batches per epoch, and return the rates of every epoch or every step."""
     recorder = RateRecorder(every_step)
-    trainer = L.Trainer(
-        max_epochs=epochs,
+    build_trainer(recorder, max_epochs=epochs, **options).fit(task, batches(), batches())
+    return recorder.rates
+
+
+def build_trainer(callback: L.Callback, **options: Any) -> L.Trainer:
+    """Build a trainer on the CPU that trains and does nothing else."""
+    return L.Trainer(
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -69,11 +74,9 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
-        callbacks=[recorder],
+        callbacks=[callback],
         **options,
     )
-    trainer.fit(task, batches(), batches())
-    return recorder.rates
 
 
 def batches() -> Iterable[TrainBatch]:
@@ -132,19 +135,8 @@ def test_gradients_are_clipped_in_every_precision(precision: str) -> None:
     task, recorded = small_task("released"), {}
     for limit in (None, 1e-3):
         norms = Norms()
-        trainer = L.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            precision=precision,  # type: ignore[arg-type]
-            gradient_clip_val=limit,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            callbacks=[norms],
-        )
-        trainer.fit(task, batches(), batches())
+        options = {"max_epochs": 1, "precision": precision, "gradient_clip_val": limit}
+        build_trainer(norms, **options).fit(task, batches(), batches())
         recorded[limit] = norms.norms
     assert min(recorded[None]) > 1e-2
     assert recorded[1e-3] == pytest.approx([1e-3] * len(recorded[1e-3]), rel=1e-2)

@@ -7,12 +7,11 @@ the drawn sentences, so that their difference varies less than their scores.
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from crislit.experiments.paper import TITLES
 from crislit.experiments.records import Row
-from crislit.experiments.runs import Groups, Runs, list_datasets
+from crislit.experiments.runs import Groups, Measured, Runs, list_datasets
 
 CLAIMS_CSV = (
     *("setting", "data", "claim", "comparison", "seeds", "mean", "spread", "low", "high"),
@@ -49,25 +48,8 @@ CLAIMS = (
 )
 
 
-@dataclass(frozen=True)
-class Differences:
-    """Paired differences of the val mIoU, in points, one per seed.
-
-    Attributes:
-        values: The differences.
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation over the seeds; None for a single seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+class Differences(Measured):
+    """Paired differences of the val mIoU, in points, one per seed."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
