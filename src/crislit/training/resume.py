@@ -149,6 +149,15 @@ def check_resume(
         f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "
         f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it",
     )
+    counted_before, counted_now = (
+        "steps" if settings["recipe"]["optimizer"].get("cooldown") else "epochs"
+        for settings in (trained, config)
+    )
+    require(
+        counted_before == counted_now,
+        f"{path} counts its schedule in {counted_before}, and recipe.optimizer.cooldown="
+        f"{config['recipe']['optimizer'].get('cooldown')} in {counted_now}: set it as in its run",
+    )
     epochs = config["trainer"]["max_epochs"]
     require(
         checkpoint.epochs <= epochs,

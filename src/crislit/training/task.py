@@ -162,7 +162,7 @@ class CRISTask(L.LightningModule):
             return
         groups = (group["params"] for group in optimizer.param_groups)
         gradients = [p.grad for params in groups for p in params if p.grad is not None]
-        limit = gradients[0].new_tensor(gradient_clip_val, dtype=torch.float32)
+        limit = gradients[0].new_full((), gradient_clip_val, dtype=torch.float32)
         if plugin.scaler is not None:
             limit = plugin.scaler.scale(limit)
         if gradient_clip_algorithm == "value":
