@@ -246,7 +246,7 @@ def size_of(path: Path) -> int:
 
 
 def check_space(folder: Path, needed: int, name: str) -> None:
-    """Raise an :class:`InputError` if a folder's disk does not have so many bytes to spare."""
+    """Raise an ``InputError`` if a folder's disk does not have so many bytes to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
         raise InputError(

@@ -102,7 +102,7 @@ def describe_commit() -> str:
 
 
 def fuzz(folder: Path, seconds: int, seed: int) -> None:
-    """Let libFuzzer call :func:`read_input` until the time is over; it ends the process."""
+    """Let libFuzzer call ``read_input`` until the time is over; it ends the process."""
     import pickle
 
     import atheris

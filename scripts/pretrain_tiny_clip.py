@@ -152,7 +152,7 @@ def retrieval(clip: CLIP, scenes: Sequence[Scene], objects: int) -> dict[str, fl
 
 @torch.no_grad()
 def scale_sentences(clip: CLIP, sentences: Sequence[str]) -> None:
-    """Scale sentence features to a mean norm of :data:`SENTENCE_NORM`; angles stay the same."""
+    """Scale sentence features to a mean norm of ``SENTENCE_NORM``; angles stay the same."""
     clip.text_projection.mul_(SENTENCE_NORM / project(clip, sentences).norm(dim=-1).mean())
 
 

@@ -30,7 +30,7 @@ COMMANDS = {
     *("train", "evaluate", "predict", "demo", "convert", "export", "check_data", "report"),
     *("figures", "benchmark"),
 }
-LIBRARIES_IN_THE_ROOT = {"__init__", "errors", "config"}
+LIBRARIES_IN_THE_ROOT = {"__init__", "__main__", "errors", "config"}
 KNOW_LIGHTNING = {"data", "training", "experiments", "benchmarks"}
 KNOW_HYDRA = {
     *("config", "train", "evaluate", "training/program", "training/build", "training/trainer"),

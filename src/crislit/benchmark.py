@@ -31,7 +31,6 @@ scales the loss. Memory is the largest of a process on a CPU, of all tensors on 
 the share of the time that steps would not take with all data in the device's memory.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -40,6 +39,7 @@ from typing import Any
 
 from crislit.benchmarks.options import BACKBONES, Options
 from crislit.errors import check_integer, one_line_errors, require
+from crislit.inference import command_parser
 
 PARTS = {
     "parameters": "parameters of table 1's rows in millions, beside the paper's (printed only)",
@@ -75,11 +75,7 @@ ARGUMENTS: dict[tuple[str, ...], dict[str, Any]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts named on the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m crislit.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmark", "--parameters", __doc__)
     parts = parser.add_argument_group("parts")
     for part, text in PARTS.items():
         parts.add_argument(f"--{part}", action="store_true", help=text)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import counted, one_line_errors, printable, require
+from crislit.inference import command_parser
 
+EXAMPLE = "outputs/own/data.jsonl    # the data of docs/own_data.md"
 EPILOG = """
 Each line of a JSON-lines file is an object with an image and its sentences. Paths are relative to
 the file:
@@ -36,12 +38,7 @@ The exit code is 1 if a line cannot be used. To train on the data:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check custom data, and print problems, a summary and notes."""
-    parser = argparse.ArgumentParser(
-        "python -m crislit.check_data",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("check_data", EXAMPLE, __doc__, EPILOG)
     add = parser.add_argument
     add("file", metavar="FILE", help="a JSON-lines file, or what a labelling tool wrote, see below")
     add(

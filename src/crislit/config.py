@@ -99,7 +99,7 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> "DictConf
 
 
 def compose_config(overrides: Sequence[str] = (), name: str = "train") -> dict[str, Any]:
-    """Compose a configuration as plain dictionaries and lists, see :func:`load_config`."""
+    """Compose a configuration as plain dictionaries and lists, see ``load_config``."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(  # type: ignore[return-value]

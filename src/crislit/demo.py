@@ -19,7 +19,7 @@ shapes-tiny, the default network, knows drawn shapes only. For photos, train a n
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the page until interrupted."""
-    parser = command_parser("demo", __doc__, EPILOG)
+    parser = command_parser("demo", "", __doc__, EPILOG)
     add = parser.add_argument
     add("--checkpoint", default="shapes-tiny", help="network (default: the shipped shapes-tiny)")
     add("--host", default="127.0.0.1", help="address (default: this machine only; 0.0.0.0: all)")

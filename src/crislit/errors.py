@@ -73,7 +73,7 @@ def counted(count: int, singular: str, plural: str = "") -> str:
 
 
 def require(condition: object, message: str) -> None:
-    """Raise an :class:`InputError` with the message unless the condition holds."""
+    """Raise an ``InputError`` with the message unless the condition holds."""
     if not condition:
         raise InputError(message)
 
@@ -81,7 +81,7 @@ def require(condition: object, message: str) -> None:
 def check_integer(
     name: str, value: Any, minimum: int, multiple_of: int = 1, maximum: int = 2**63 - 1
 ) -> None:
-    """Raise an :class:`InputError` unless a setting is an integer in its range."""
+    """Raise an ``InputError`` unless a setting is an integer in its range."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     kind = f"a multiple of {multiple_of}" if multiple_of > 1 else "a whole number"
     bound = f" and at most {maximum}" if is_integer and value > maximum else ""

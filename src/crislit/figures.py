@@ -1,11 +1,11 @@
 """python -m crislit.figures: figures 4 and 5 of the paper, attention to words, and thresholds."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import InputError, one_line_errors, require
+from crislit.inference import command_parser
 
 KINDS = {
     "compare": "figure 4: the same samples by several networks (the paper's four are baseline, "
@@ -18,7 +18,7 @@ KINDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figure named on the command line."""
-    parser = argparse.ArgumentParser("python -m crislit.figures", description=__doc__)
+    parser = command_parser("figures", "failures shapes-tiny", __doc__)
     parser.add_argument("kind", choices=KINDS, help="; ".join(map(": ".join, KINDS.items())))
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument(

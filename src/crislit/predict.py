@@ -18,6 +18,7 @@ from crislit.inference import command_parser
 if TYPE_CHECKING:
     from crislit.inference import Description, Segmenter
 
+EXAMPLE = 'src/crislit/assets/examples/places.jpg "red disc"'
 EPILOG = """
 Images come first, then sentences. Whatever names a file or folder, or ends like an image (.jpg),
 is an image; put a sentence that does into a file for --sentences.
@@ -88,7 +89,7 @@ def warn(message: str) -> None:
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = command_parser("predict", __doc__, EPILOG)
+    parser = command_parser("predict", EXAMPLE, __doc__, EPILOG)
     parser.usage = (
         "%(prog)s IMAGE [IMAGE ...] SENTENCE [SENTENCE ...] [options]\n"
         "       %(prog)s IMAGE [IMAGE ...] --sentences FILE [options]"
@@ -160,7 +161,7 @@ def example(image: str = "photo.jpg") -> str:
 
 
 def check_exists(image: str, hint: str) -> None:
-    """Raise an :class:`InputError` if there is no such file or folder."""
+    """Raise an ``InputError`` if there is no such file or folder."""
     try:
         if image != "-":
             Path(image).stat()

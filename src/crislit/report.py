@@ -1,10 +1,10 @@
 """python -m crislit.report: tables and plots of measured runs, beside the paper's numbers."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import one_line_errors, require
+from crislit.inference import command_parser
 
 SHIPPED = Path("results/table1.csv")
 EPILOG = f"""
@@ -20,12 +20,7 @@ Frames per second are in table1.csv of the report only: other work on the machin
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read runs, then write and print the report."""
-    parser = argparse.ArgumentParser(
-        "python -m crislit.report",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("report", "--paper", __doc__, EPILOG)
     parser.add_argument(
         "runs", type=Path, nargs="*", metavar="RUNS", help=f"what to report (default: {SHIPPED})"
     )

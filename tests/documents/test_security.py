@@ -1,4 +1,4 @@
-"""The tests and files that SECURITY.md names exist."""
+"""The tests and files that the security page names exist."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_test_that_security_md_names_exists() -> None:
-    text = (ROOT / "SECURITY.md").read_text()
+def test_every_test_that_the_security_page_names_exists() -> None:
+    text = (ROOT / "docs/security.md").read_text()
     file = ""
     checked = 0
     for named, test in re.findall(r"`(?:(test_\w+)\.py)?(?:::)?(test_\w+)?`", text):
@@ -20,7 +20,7 @@ def test_every_test_that_security_md_names_exists() -> None:
     assert checked >= 15
 
 
-def test_every_file_that_security_md_names_exists() -> None:
-    text = (ROOT / "SECURITY.md").read_text()
+def test_every_file_that_the_security_page_names_exists() -> None:
+    text = (ROOT / "docs/security.md").read_text()
     for name in re.findall(r"`((?:results|scripts|docs)/[\w./]+)`", text):
         assert (ROOT / name).is_file(), name

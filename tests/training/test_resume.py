@@ -442,7 +442,7 @@ STEPS = 120
 def train(
     folder: Path, data: Path, *options: str, variables: tuple[tuple[str, str], ...] = ()
 ) -> "subprocess.Popen[str]":
-    """Start a training of :data:`STEPS` steps in a process group of its own."""
+    """Start a training of ``STEPS`` steps in a process group of its own."""
     return subprocess.Popen(
         command("train", *LONG, f"data_root={data}", f"hydra.run.dir={folder}", *options),
         env=environment(variables),

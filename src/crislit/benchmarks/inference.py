@@ -29,7 +29,7 @@ SENTENCES = (
 )
 """Sentences about one image; RefCOCO has about seven per image."""
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Images, tokens and image indices to logits, as :meth:`crislit.CRIS.forward`."""
+"""Images, tokens and image indices to logits, as ``crislit.CRIS.forward``."""
 ONE_AT_A_TIME = ("plain", "channels last")
 """Candidates that compute one image and one sentence at a time."""
 ACCELERATED: dict[str, tuple[Precision, bool]] = {
@@ -90,7 +90,7 @@ def all_candidates(
     Args:
         model: The network, on the CPU.
         device: Where it computes.
-        image_size: See :func:`backends`, as the others.
+        image_size: See ``backends``, as the others.
         folder: Where it is exported to.
         threshold: Written into the exports.
     """

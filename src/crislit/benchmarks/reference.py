@@ -21,7 +21,7 @@ from crislit.models import (
 
 
 def reference_logits(model: CRIS, images: Tensor, tokens: Tensor) -> Tensor:
-    """Predict logits like :meth:`CRIS.forward`, with one sentence per image.
+    """Predict logits like ``CRIS.forward``, with one sentence per image.
 
     Args:
         model: The network whose layers are applied.

@@ -140,7 +140,7 @@ def measure_machine(
         device: The device.
         size: Rows and columns of the matrices; None for 2048 on a CPU and 8192 elsewhere.
         megabytes: Size of the copy in MiB; None for 256 on a CPU and 1024 elsewhere.
-        rounds: See :func:`interleave`.
+        rounds: See ``interleave``.
         measured: Precisions of the products; None for all of the device.
     """
     on_cpu = device.type == "cpu"

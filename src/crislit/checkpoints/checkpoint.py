@@ -39,7 +39,7 @@ from crislit.models import CRIS, CRISConfig, build_cris
 
 log = logging.getLogger(__name__)
 KEY = "crislit"
-"""Key of :func:`checkpoint_metadata` in Lightning checkpoints, and of the version of crislit in
+"""Key of ``checkpoint_metadata`` in Lightning checkpoints, and of the version of crislit in
 ``config.json``."""
 MAX_IMAGE_SIZE = 2048
 """Largest side of the square input in pixels; more would exhaust the memory."""
@@ -146,7 +146,7 @@ def read_any(
     """Read a network in any of its forms, and check that its weights fit.
 
     Args:
-        path: A run's checkpoint, a folder of :func:`write_folder`, a checkpoint of the authors'
+        path: A run's checkpoint, a folder of ``write_folder``, a checkpoint of the authors'
             code, or the bare name of a network that ships with the package.
         max_tokens: L. This and the next two are only for checkpoints of the authors' code, which do
             not store them.
@@ -204,7 +204,7 @@ def warn_of_assumptions(path: Path, assumed: Mapping[str, str]) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a run's checkpoint, a folder of :func:`write_folder`, or a shipped network by its name.
+    """Read a run's checkpoint, a folder of ``write_folder``, or a shipped network by its name.
 
     Raises:
         DamagedFileError: If it is damaged.
@@ -224,7 +224,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Any:
-    """Read a file once: return a :class:`Checkpoint` if crislit wrote it, else its content."""
+    """Read a file once: return a ``Checkpoint`` if crislit wrote it, else its content."""
     path = find_network(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return _read_shared(path)
@@ -332,7 +332,7 @@ def checkpoint_metadata(
     initial_weights: str,
     fingerprint: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return what a Lightning checkpoint stores under :data:`KEY`."""
+    """Return what a Lightning checkpoint stores under ``KEY``."""
     return {
         "settings": network.to_dict(),
         "config": dict(config),
@@ -402,7 +402,7 @@ def write_released(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def check_head_widths(clip: str | Mapping[str, Any]) -> None:
-    """Raise an :class:`InputError` unless attention heads have 64 channels, as in released ones."""
+    """Raise an ``InputError`` unless attention heads have 64 channels, as in released ones."""
     if isinstance(clip, str):
         return
     text = clip["text_cfg"]

@@ -53,7 +53,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
 
     Args:
         model: The network.
-        source: See :func:`find_start`.
+        source: See ``find_start``.
         max_tokens: L, tokens per sentence of a ``.pth`` of the authors' code.
 
     Returns:

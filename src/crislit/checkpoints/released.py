@@ -151,7 +151,7 @@ def parse_released(
 ) -> tuple[CRISConfig, dict[str, Tensor]]:
     """Return the network that a released state dict belongs to, and its weights by our names.
 
-    See :func:`load_released`. ``max_tokens=None`` means RefCOCO's 17, or the text encoder's context
+    See ``load_released``. ``max_tokens=None`` means RefCOCO's 17, or the text encoder's context
     if that is shorter.
     """
     require(
@@ -178,7 +178,7 @@ def infer_config(
     Args:
         state: The weights.
         source: Their file's name, for errors.
-        max_tokens: See :func:`parse_released`.
+        max_tokens: See ``parse_released``.
         decoder_heads: Attention heads of the decoder.
 
     Raises:

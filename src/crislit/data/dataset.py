@@ -230,7 +230,7 @@ class SkippingTrainSet(Dataset[TrainBatch]):
         return self._find(key)[1]
 
     def __getitems__(self, keys: Sequence[TrainKey]) -> TrainBatch:
-        """Return the batch of several samples, see :meth:`__getitem__`."""
+        """Return the batch of several samples, see ``__getitem__``."""
         try:
             return self.data.__getitems__(keys)
         except InputError:

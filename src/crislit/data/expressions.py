@@ -85,9 +85,9 @@ class Thing:
     """An object as a viewer sees it.
 
     Attributes:
-        shape: One of :data:`SHAPES`.
-        colour: One of :data:`COLOURS`.
-        pattern: One of :data:`PATTERNS`.
+        shape: One of ``SHAPES``.
+        colour: One of ``COLOURS``.
+        pattern: One of ``PATTERNS``.
         x: Horizontal centre of its visible pixels.
         y: Vertical centre of its visible pixels.
         visible: Number of its visible pixels.
@@ -211,8 +211,8 @@ class Description(NamedTuple):
         weight: Relative frequency.
         mention: The target's mentioned attributes.
         size: ``big``, ``small`` or empty.
-        place: A key of :data:`PLACE_WORDS`, or empty.
-        relation: A key of :data:`RELATION_WORDS`, or empty.
+        place: A key of ``PLACE_WORDS``, or empty.
+        relation: A key of ``RELATION_WORDS``, or empty.
         landmark: The thing that the relation refers to.
         landmark_mention: The landmark's mentioned attributes.
     """

@@ -1,4 +1,4 @@
-"""Builds the arrays of a :class:`ReferIndex` from the parsed files of a REFER data set."""
+"""Builds the arrays of a ``ReferIndex`` from the parsed files of a REFER data set."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ class _Ref:
 
     @property
     def length(self) -> int:
-        """Its share of :data:`MAX_INDEX`."""
+        """Its share of ``MAX_INDEX``."""
         characters = sum(100 + len(sentence) for sentence, _ in self.sentences)
         return characters + 4 * (sum(map(len, self.polygons)) + len(self.runs))
 

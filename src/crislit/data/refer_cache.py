@@ -1,4 +1,4 @@
-"""The arrays of a :class:`ReferIndex`, and their cache on disk."""
+"""The arrays of a ``ReferIndex``, and their cache on disk."""
 
 import hashlib
 import itertools

@@ -44,7 +44,7 @@ CRISLIT_DATA=FOLDER."""
 class ReferIndex:
     """One data set: its refs, their sentences, images and masks.
 
-    Refs are numbered from 0 in the order of the file. Use :meth:`open` or :meth:`of`.
+    Refs are numbered from 0 in the order of the file. Use ``open`` or ``of``.
 
     Attributes:
         image_folder: The folder of the images.
@@ -175,7 +175,7 @@ class ReferIndex:
         return int(h), int(w)
 
     def sentence_rows(self, ref: int) -> range:
-        """Return the numbers of a ref's sentences, for :meth:`sentence`."""
+        """Return the numbers of a ref's sentences, for ``sentence``."""
         return range(*_span(self._arrays.ref_sentences_ends, ref))
 
     def sentence(self, row: int) -> str:

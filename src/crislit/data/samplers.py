@@ -84,7 +84,7 @@ class TrainSampler(Sampler[TrainKey]):
 def evaluation_share(size: int, rank: int = 0, processes: int = 1) -> Sequence[int]:
     """Return a process's consecutive share of the samples, none twice and none left out.
 
-    If there are fewer samples than processes, one without a sample gets :data:`NO_SAMPLE`: a
+    If there are fewer samples than processes, one without a sample gets ``NO_SAMPLE``: a
     process without a batch would not take part in the collectives of the others.
     """
     return range(rank * size // processes, (rank + 1) * size // processes) or [NO_SAMPLE]

@@ -72,9 +72,9 @@ class Drawn:
     """An object on the canvas.
 
     Attributes:
-        shape: One of :data:`SHAPES`.
-        colour: One of :data:`COLOURS`.
-        pattern: One of :data:`PATTERNS`.
+        shape: One of ``SHAPES``.
+        colour: One of ``COLOURS``.
+        pattern: One of ``PATTERNS``.
         full: Its mask, (h, w).
         visible: The part of the mask that no later object covers, (h, w).
     """
@@ -149,8 +149,8 @@ def paint(
 
     Args:
         rng: Draws saturation and brightness.
-        colour: One of :data:`COLOURS`.
-        pattern: One of :data:`PATTERNS`; their period is 14 pixels.
+        colour: One of ``COLOURS``.
+        pattern: One of ``PATTERNS``; their period is 14 pixels.
         across: Horizontal distance of each pixel from the object's centre, (n,).
         down: Vertical distance of each pixel from the object's centre, (n,).
     """

@@ -56,7 +56,7 @@ class ReferSource:
     refs: str
 
     def open(self, skip_unusable: bool = False) -> ReferIndex:
-        """Open the data set, see :class:`DataSource`."""
+        """Open the data set, see ``DataSource``."""
         return ReferIndex.open(self.root, self.name, self.refs, skip_unusable)
 
 
@@ -73,7 +73,7 @@ class EmbeddedSource:
     name: str
 
     def open(self, skip_unusable: bool = False) -> ReferIndex:
-        """Open the data set, see :class:`DataSource`."""
+        """Open the data set, see ``DataSource``."""
         root = write_shapes(self.root, self.name)
         return ReferIndex.open(root, self.name, "refs(crislit).p", skip_unusable)
 
@@ -83,7 +83,7 @@ class CustomSource:
     """Custom data: a JSON-lines file, or what labelling tools write.
 
     Attributes:
-        file: The file or folder, see :func:`read_custom`.
+        file: The file or folder, see ``read_custom``.
         sentences: The CSV of a COCO file's sentences, or ``categories``.
         images: The folder of a COCO file's images, if it is not the file's own.
         val_share: Share of the training images to move to val.
@@ -102,7 +102,7 @@ class CustomSource:
         return self.file
 
     def open(self, skip_unusable: bool = False) -> ReferIndex:
-        """Open the data set, see :class:`DataSource`."""
+        """Open the data set, see ``DataSource``."""
         data = read_custom(self.file, self.sentences, self.images, self.val_share, self.mask_value)
         is_table = data.unit == "line" and self.sentences is not None
         table = self.sentences if is_table else self.file

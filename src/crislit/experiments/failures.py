@@ -30,7 +30,7 @@ Failure = dict[str, Any]
 
 
 def classify_failure(prediction: BoolMask, target: BoolMask, others: Sequence[BoolMask]) -> str:
-    """Return the kind of a failure, see :data:`FAILURE_KINDS`."""
+    """Return the kind of a failure, see ``FAILURE_KINDS``."""
 
     def covers(mask: BoolMask) -> bool:
         return bool(mask.any() and prediction[mask].mean() >= COVERED_SHARE)

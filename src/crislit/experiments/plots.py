@@ -14,7 +14,7 @@ PRECISION_AT = (50, 60, 70, 80, 90)
 def plot_layers(runs: Runs, published: bool, paper_rows: bool = False) -> Figure:
     """Plot mIoU against the decoder's layers n, with and without contrastive learning.
 
-    The arguments are those of :func:`crislit.experiments.tables.table1`.
+    The arguments are those of ``crislit.experiments.tables.table1``.
     """
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -76,7 +76,7 @@ def plot_claims(runs: Runs) -> Figure:
 def plot_precision(runs: Runs, published: bool, paper_rows: bool = False) -> Figure:
     """Plot Pr@X against X for every row of table 1, one panel per data set.
 
-    The arguments are those of :func:`crislit.experiments.tables.table1`.
+    The arguments are those of ``crislit.experiments.tables.table1``.
     """
     datasets = list_datasets(runs, published and paper_rows)
     figure = Figure(figsize=(4.2 * len(datasets), 3.8), layout="constrained")

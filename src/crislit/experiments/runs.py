@@ -23,7 +23,7 @@ class Setting:
 
     Attributes:
         setting: Digest of all shared settings, see
-            :func:`crislit.training.provenance.fingerprint`. The other attributes describe them.
+            ``crislit.training.provenance.fingerprint``. The other attributes describe them.
     """
 
     model: str

@@ -27,20 +27,40 @@ class StoreOnce(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def command_parser(name: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """Return the parser of a command, whose texts keep their lines."""
-    parser = argparse.ArgumentParser(
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose help starts with an example."""
+
+    example = ""
+
+    def format_help(self) -> str:
+        """Return the help."""
+        return f"example: {self.example}\n\n{super().format_help()}"
+
+
+def command_parser(
+    name: str, example: str, description: str | None, epilog: str = ""
+) -> argparse.ArgumentParser:
+    """Return the parser of a command, whose texts keep their lines.
+
+    Args:
+        name: The command.
+        example: Arguments that work in a fresh clone, with which the help starts.
+        description: What the command does.
+        epilog: Stands below the options.
+    """
+    parser = CommandParser(
         f"python -m crislit.{name}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.example = f"{parser.prog} {example}".rstrip()
     parser.register("action", None, StoreOnce)
     return parser
 
 
 def check_order(source: Path, target: Path) -> None:
-    """Raise an :class:`InputError` if a source does not exist, and its target does."""
+    """Raise an ``InputError`` if a source does not exist, and its target does."""
     from crislit.io import shipped_networks  # takes seconds
 
     exists = source.exists() or str(source) in shipped_networks()

@@ -110,7 +110,7 @@ def photo_warning(description: Description, image: Image, name: str) -> str:
 
 
 def looks_like_photo(image: Image) -> bool:
-    """Whether an image has more colours than drawn scenes: see :data:`PHOTO_COLOURS`.
+    """Whether an image has more colours than drawn scenes: see ``PHOTO_COLOURS``.
 
     Counts the fewest colours that cover 80 % of the image, with 16 levels per channel, after
     shrinking its longer side to 128 pixels.

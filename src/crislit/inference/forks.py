@@ -38,7 +38,7 @@ def prepare_forked_process() -> None:
 
 
 def check_process(creator: int, device: "torch.device", compiled: bool = False) -> None:
-    """Raise an :class:`InputError` if a network cannot be used in a fork of its process.
+    """Raise an ``InputError`` if a network cannot be used in a fork of its process.
 
     Args:
         creator: The process that created the network.

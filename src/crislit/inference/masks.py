@@ -90,7 +90,7 @@ def safe_file_name(stem: str, sentence: str, taken: set[str]) -> str:
     Args:
         stem: The beginning of the name, for example the name of the image.
         sentence: The sentence.
-        taken: Names given before, as :func:`fold_name` returns them; receives the new one.
+        taken: Names given before, as ``fold_name`` returns them; receives the new one.
     """
     digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]  # not necessarily valid UTF-8
     stem = UNSAFE.sub("_", stem)

@@ -117,7 +117,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
 
 
 def check_config(checkpoint: Checkpoint) -> None:
-    """Raise an :class:`InputError` unless the configuration has all :data:`REQUIRED_KEYS`."""
+    """Raise an ``InputError`` unless the configuration has all ``REQUIRED_KEYS``."""
     for path in REQUIRED_KEYS:
         value: Any = checkpoint.config
         for key in path.split("."):

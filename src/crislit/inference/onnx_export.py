@@ -32,7 +32,7 @@ class Graph(nn.Module):
 
 
 class ImageGraph(Graph):
-    """:meth:`CRIS.encode_images` as a module."""
+    """``CRIS.encode_images`` as a module."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(P, 3, S, S) -> three maps."""
@@ -40,7 +40,7 @@ class ImageGraph(Graph):
 
 
 class GroundingGraph(Graph):
-    """:meth:`CRIS.ground` as a module."""
+    """``CRIS.ground`` as a module."""
 
     def forward(
         self, v3: Tensor, v4: Tensor, v5: Tensor, tokens: Tensor, image_indices: Tensor
@@ -79,10 +79,10 @@ def export_onnx(
     """Write a network's two graphs and the settings of its preprocessing.
 
     Args:
-        source: The network, in any form of :func:`crislit.checkpoints.checkpoint.read_any`.
+        source: The network, in any form of ``crislit.checkpoints.checkpoint.read_any``.
         target: The folder.
         max_tokens: Tokens per sentence, for a ``.pth`` of the authors' code.
-        calibrate: A folder of images with sentences, see :func:`crislit.io.assets.find_examples`,
+        calibrate: A folder of images with sentences, see ``crislit.io.assets.find_examples``,
             for int8; None for float32.
 
     Raises:

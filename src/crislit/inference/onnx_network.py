@@ -17,7 +17,7 @@ IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG = "image_encoder.onnx", "grounding.onnx"
 
 
 class OnnxNetwork:
-    """An exported network, with the methods of :class:`crislit.CRIS` that a segmenter calls.
+    """An exported network, with the methods of ``crislit.CRIS`` that a segmenter calls.
 
     Args:
         folder: The exported folder.
@@ -48,7 +48,7 @@ class OnnxNetwork:
         return self.ground(self.encode_images(images), tokens, image_indices)
 
     def encode_images(self, images: Tensor) -> Maps:
-        """(P, 3, S, S) -> the three maps of :meth:`crislit.CRIS.encode_images`."""
+        """(P, 3, S, S) -> the three maps of ``crislit.CRIS.encode_images``."""
         v3, v4, v5 = map(torch.from_numpy, _run(self.image_encoder, images))
         return v3, v4, v5
 

@@ -148,7 +148,7 @@ class Segmenter:
         """Yield the results one after another, so that any number of them fits in memory.
 
         Raises:
-            InputError: See :meth:`__call__`.
+            InputError: See ``__call__``.
         """
         texts = self._validate_sentences(sentences)
         return (result for _, result in self._segment([open_image(image)], [texts]))
@@ -159,7 +159,7 @@ class Segmenter:
         """Segment several images, each with its own sentences.
 
         Raises:
-            InputError: See :meth:`__call__`; or if images and lists of sentences differ in number.
+            InputError: See ``__call__``; or if images and lists of sentences differ in number.
         """
         require(
             len(images) == len(sentences),
@@ -261,10 +261,10 @@ class Segmenter:
         """Load a shared network.
 
         Args:
-            source: A folder of :meth:`save_pretrained`, or a repository of the Hugging Face Hub
+            source: A folder of ``save_pretrained``, or a repository of the Hugging Face Hub
                 (``user/name``).
             revision: Branch, tag or commit of the repository.
-            options: As in :func:`load`: ``device``, ``precision``, ``compile``, ``threshold``.
+            options: As in ``load``: ``device``, ``precision``, ``compile``, ``threshold``.
 
         Raises:
             InputError: If there is none, or the Hub cannot be reached.
@@ -294,7 +294,7 @@ class Segmenter:
 
         Args:
             repository: ``user/name``, created if it does not exist.
-            licence: See :meth:`save_pretrained`.
+            licence: See ``save_pretrained``.
             private: Whether a new repository is visible to its owner only.
             token: Write access; None for the one that ``hf auth login`` stored.
 
@@ -318,7 +318,7 @@ class Segmenter:
 
 
 def check_sentences(sentences: Iterable[Any]) -> None:
-    """Raise an :class:`InputError` if a sentence is not text, or has nothing to read."""
+    """Raise an ``InputError`` if a sentence is not text, or has nothing to read."""
     for sentence in sentences:
         text = shorten(repr(sentence))
         require(isinstance(sentence, str), f"a sentence must be a string, got {text}")
@@ -357,9 +357,9 @@ def load(
     Args:
         source: A run's checkpoint, a folder or safetensors file of ``crislit.convert``, a folder of
             ``crislit.export``, a ``.pth`` of the authors' code, or the name of a shipped network.
-        device: See :class:`Segmenter`.
-        precision: See :class:`Segmenter`.
-        compile: See :class:`Segmenter`.
+        device: See ``Segmenter``.
+        precision: See ``Segmenter``.
+        compile: See ``Segmenter``.
         threshold: Probability above which a pixel belongs to the mask; None for the one of the
             network's training.
         max_words: Tokens per sentence, only for a ``.pth`` of the authors' code, which does not

@@ -116,7 +116,7 @@ def label_colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def shrink(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Shrink an image (h, w, 3) or map (h, w) to :data:`DISPLAY_SIZE`, if it is larger."""
+    """Shrink an image (h, w, 3) or map (h, w) to ``DISPLAY_SIZE``, if it is larger."""
     height, width = pixels.shape[:2]
     scale = DISPLAY_SIZE / max(height, width)
     if scale >= 1:

@@ -229,7 +229,7 @@ def add_events(
         mark: The function that answers a request.
         button: The button.
         inputs: Image, sentences and threshold.
-        outputs: See :func:`add_results`.
+        outputs: See ``add_results``.
     """
     _, text, threshold = inputs
     queue = "one request at a time"  # shared by both events

@@ -64,7 +64,7 @@ def read_image_file(path: Path, size: tuple[int, int]) -> bytes:
 
 
 def decode_pixels(content: bytes, path: Path, size: tuple[int, int]) -> Image:
-    """Decode what :func:`read_image_file` returned.
+    """Decode what ``read_image_file`` returned.
 
     Raises:
         InputError: If it is damaged, or OpenCV is not of the required version.

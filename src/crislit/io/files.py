@@ -103,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def refuse_existing(*paths: Path) -> None:
-    """Raise an :class:`InputError` if one of the files exists."""
+    """Raise an ``InputError`` if one of the files exists."""
     for path in paths:
         require(not path.exists(), f"{path} exists and is never overwritten: choose another path")
 

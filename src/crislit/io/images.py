@@ -171,7 +171,7 @@ def to_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def image_errors(unreadable: str, missing: str = "") -> Iterator[None]:
-    """Raise an :class:`InputError` with one of the messages if an image cannot be read.
+    """Raise an ``InputError`` with one of the messages if an image cannot be read.
 
     Errors of the system, such as a missing permission, are reported as such. Errors that do not
     come from the file are not caught.
@@ -195,7 +195,7 @@ def image_errors(unreadable: str, missing: str = "") -> Iterator[None]:
 def open_image_file(
     source: str | os.PathLike[str] | IO[bytes] | bytes, max_pixels: int = MAX_PIXELS
 ) -> PIL.Image.Image:
-    """Open an image file in one of the :data:`FORMATS` without decoding its pixels.
+    """Open an image file in one of the ``FORMATS`` without decoding its pixels.
 
     Raises:
         Exception: Any type, if PIL cannot read it or it would take too much time or memory.
@@ -262,7 +262,7 @@ def has_several_frames(image: PIL.Image.Image) -> bool:
 
 
 def require_one_frame(image: PIL.Image.Image, name: str) -> None:
-    """Raise an :class:`InputError` if an opened file of a data set has several frames."""
+    """Raise an ``InputError`` if an opened file of a data set has several frames."""
     require(
         not has_several_frames(image),
         f"{name} has several frames or pages: save the one that counts as a file of its own",

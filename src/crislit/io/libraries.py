@@ -54,7 +54,7 @@ def _was_raised_in(error: Exception, library: str) -> bool:
 
 @functools.cache
 def require_opencv() -> None:
-    """Raise an :class:`InputError` if OpenCV is not of the required version."""
+    """Raise an ``InputError`` if OpenCV is not of the required version."""
     version = cv2.__version__
     require(
         version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) >= OPENCV,

@@ -224,7 +224,7 @@ def is_plain_tensor(value: Any) -> bool:
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Raise an :class:`InputError` if a weight is NaN or infinite."""
+    """Raise an ``InputError`` if a weight is NaN or infinite."""
     if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise InputError(
             f"{source} holds weights that are NaN or infinite: its training diverged, or it is "

@@ -78,7 +78,7 @@ class CRISConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CRISConfig":
-        """Read what :meth:`to_dict` returned.
+        """Read what ``to_dict`` returned.
 
         Raises:
             InputError: If a value is out of its range.

@@ -91,7 +91,7 @@ class CRIS(nn.Module):
         Args:
             images: (P, 3, H, W), normalised with CLIP's mean and standard deviation. Sentences that
                 share an image share its encoding.
-            tokens: (B, L) long, as :func:`crislit.tokenize` returns them.
+            tokens: (B, L) long, as ``crislit.tokenize`` returns them.
             image_indices: (B,) long, the index of each sentence's image. None if each image has
                 B/P sentences, in the order of the images.
             owners: The former name of ``image_indices``.
@@ -115,7 +115,7 @@ class CRIS(nn.Module):
             images: (P, 3, H, W).
 
         Returns:
-            The maps of :meth:`Neck.project_maps`.
+            The maps of ``Neck.project_maps``.
 
         Raises:
             ValueError: If H or W is not a multiple of 32.
@@ -126,10 +126,10 @@ class CRIS(nn.Module):
         return self.neck.project_maps(*self.image_encoder(images))
 
     def ground(self, maps: Maps, tokens: Tensor, image_indices: Tensor | None = None) -> Tensor:
-        """Predict masks from encoded images: the second half of :meth:`forward`.
+        """Predict masks from encoded images: the second half of ``forward``.
 
         Args:
-            maps: The output of :meth:`encode_images`.
+            maps: The output of ``encode_images``.
             tokens: (B, L).
             image_indices: (B,), or None.
 

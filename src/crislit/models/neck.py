@@ -72,7 +72,7 @@ class Neck(nn.Module):
         """Fuse projected maps with the sentences.
 
         Args:
-            maps: The output of :meth:`project_maps`.
+            maps: The output of ``project_maps``.
             sentence: (B, E).
             image_indices: (B,), or None.
 

@@ -44,7 +44,7 @@ def optimize_for_training(model: CRIS, network_class: type[CRIS] = CRIS) -> CRIS
 def optimize_for_inference(model: CRIS) -> CRIS:
     """Return an equivalent network for evaluation only.
 
-    In addition to :func:`optimize_for_training`, BatchNorms are folded into the layers before them,
+    In addition to ``optimize_for_training``, BatchNorms are folded into the layers before them,
     and the image projector's last convolution into the text projector. Weights that stay the same
     are shared with the model, the others are copies: call this again after the model has changed.
     """
@@ -78,7 +78,7 @@ class SentenceWiseCRIS(CRIS):
     def decode_mask(
         self, fused: Tensor, words: Tensor, padding: Tensor, sentence: Tensor
     ) -> Tensor:
-        """Decode the fused map and compute the logits: see :meth:`CRIS.decode_mask`."""
+        """Decode the fused map and compute the logits: see ``CRIS.decode_mask``."""
         is_small = 8 * fused[0].numel() < LARGE_MAP  # z_v has D/2 channels and 16 N pixels
         if is_small or fused.device.type != "cpu" or torch.compiler.is_compiling():
             return super().decode_mask(fused, words, padding, sentence)
@@ -112,7 +112,7 @@ class OptimizedNeck(Neck):
         return convolve_part(self.fuse_f3, v3, 0), convolve_part(self.fuse_f4, v4, 0), v5
 
     def fuse(self, maps: Maps, sentence: Tensor, image_indices: Tensor | None = None) -> Tensor:
-        """Fuse projected maps with the sentences: see :meth:`Neck.fuse`."""
+        """Fuse projected maps with the sentences: see ``Neck.fuse``."""
         t = self.project_sentence(sentence)[:, :, None, None]  # (B, c, 1, 1)
         f3_v3, f4_v4, v5 = (repeat_for_sentences(v, sentence.shape[0], image_indices) for v in maps)
         b, c = f4_v4.shape[1], v5.shape[1]

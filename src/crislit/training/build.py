@@ -68,7 +68,7 @@ def check_values(config: Config) -> None:
 
 
 def check_switches(config: Config, *names: str) -> None:
-    """Raise an :class:`InputError` unless the settings of these names are true or false."""
+    """Raise an ``InputError`` unless the settings of these names are true or false."""
     for name in names:
         value = config[name]
         require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class ProcessGuard(L.Callback):
-    """Ends all processes of a run when one of them dies, see :mod:`crislit.training.processes`."""
+    """Ends all processes of a run when one of them dies, see ``crislit.training.processes``."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch the processes that Lightning has started."""

@@ -74,7 +74,7 @@ class SegmentationMetric(Metric):
             setattr(self, name, getattr(self, name) + value)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every metric of :data:`METRICS` in [0, 1], and the counts ``samples``, ``empty``.
+        """Return every metric of ``METRICS`` in [0, 1], and the counts ``samples``, ``empty``.
 
         Raises:
             ValueError: If no sample was added.

@@ -42,7 +42,7 @@ class NanGuard(L.Callback):
     """Refuses optimizer steps with a non-finite loss or gradients, and such weights in checkpoints.
 
     The optimizer itself skips such a step and all after it, on the device. What happened is read
-    every :data:`CHECK_EVERY` steps, at the end of an epoch and before a checkpoint is written. So
+    every ``CHECK_EVERY`` steps, at the end of an epoch and before a checkpoint is written. So
     training does not wait for the device at every step, and no checkpoint has such a step.
 
     Under 16-mixed, gradients are scaled so that they do not vanish in half precision. Where they

@@ -39,7 +39,7 @@ def is_main_process() -> bool:
 def start_watchdog() -> None:
     """In the main process, announce it to its children; in a child, end when the main one ends.
 
-    Also delays the forks of a run with several processes, see :func:`_let_threads_finish`.
+    Also delays the forks of a run with several processes, see ``_let_threads_finish``.
     """
     if "LOCAL_RANK" not in os.environ:
         os.environ[MAIN_PROCESS] = str(os.getpid())

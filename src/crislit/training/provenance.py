@@ -54,7 +54,7 @@ def fingerprint(
 
     Args:
         config: The run's configuration.
-        data: The digest of its sentences and masks, :attr:`ReferIndex.digest`; empty if unknown.
+        data: The digest of its sentences and masks, ``ReferIndex.digest``; empty if unknown.
         weights: A fingerprint of the same run that was stored; None computes the digests of its
             initial weights from their files.
         trained_on: The training's data, of an evaluation on other data.

@@ -93,7 +93,7 @@ class Start:
     Attributes:
         config: Its configuration.
         folder: Its folder.
-        fingerprint: Digests of its configuration and data, see :func:`fingerprint`.
+        fingerprint: Digests of its configuration and data, see ``fingerprint``.
         resume: The checkpoint that it continues from.
         data: Its data, written and indexed.
         time: When it started, in seconds of a monotonic clock.

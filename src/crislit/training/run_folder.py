@@ -110,7 +110,7 @@ def reserve(folder: Path, setting: str) -> ReservedFolder:
 
 
 def release_all(refused: bool = False) -> None:
-    """Release every folder that this process has reserved, see :meth:`ReservedFolder.release`."""
+    """Release every folder that this process has reserved, see ``ReservedFolder.release``."""
     for reserved in list(_reserved):
         reserved.release(refused)
 

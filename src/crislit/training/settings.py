@@ -63,7 +63,7 @@ def _check_present(path: str, values: Mapping[str, Any], expected: Mapping[str, 
 
 
 def check_keys(group: str, values: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise an :class:`InputError` if a group of the configuration has an unknown key."""
+    """Raise an ``InputError`` if a group of the configuration has an unknown key."""
     if unknown := sorted(set(values) - set(known)):
         raise InputError(unknown_setting(group, unknown[0], known))
 

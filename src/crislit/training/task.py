@@ -46,7 +46,7 @@ class CRISTask(L.LightningModule):
         compile: Whether ``torch.compile`` compiles the network, for training and evaluation.
         splits: Names of the test loaders, in their order.
         select_split: Name of the validation loader.
-        metadata: Stored in checkpoints, see :func:`checkpoint_metadata`.
+        metadata: Stored in checkpoints, see ``checkpoint_metadata``.
 
     Raises:
         InputError: If a value is out of its range.
@@ -301,7 +301,7 @@ def check_task_options(
     gamma: Any,
     cooldown: Any,
 ) -> None:
-    """Check the values of :class:`CRISTask` that come from a configuration.
+    """Check the values of ``CRISTask`` that come from a configuration.
 
     Raises:
         InputError: If one is out of its range.

@@ -132,7 +132,7 @@ def probability_maps(
 ) -> Iterator[ProbabilityMap]:
     """Turn logits into one probability map per sentence, at the size of the sentence's image.
 
-    Warps the maps of :func:`probability_squares` back to the image (cubic, zero outside the
+    Warps the maps of ``probability_squares`` back to the image (cubic, zero outside the
     square). Cubic interpolation overshoots: values may lie slightly
     outside [0, 1]. To save memory, each map is computed only when it is asked for.
 

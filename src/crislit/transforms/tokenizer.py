@@ -48,12 +48,12 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
 
 
 def truncated_words(sentence: str, max_words: int) -> str:
-    """Return the end of a sentence that :func:`tokenize` drops; empty if the sentence fits."""
+    """Return the end of a sentence that ``tokenize`` drops; empty if the sentence fits."""
     return split_at_limit(sentence, max_words)[1].lstrip()
 
 
 def split_at_limit(sentence: str, max_words: int) -> tuple[str, str]:
-    """Divide a sentence, after CLIP's cleaning, into what :func:`tokenize` keeps and drops.
+    """Divide a sentence, after CLIP's cleaning, into what ``tokenize`` keeps and drops.
 
     The limit may lie inside a word. A character of which only some bytes are kept is dropped.
     """
@@ -79,7 +79,7 @@ def has_words(sentence: str) -> bool:
 
 @functools.cache
 def _clip_tokenizer() -> SimpleTokenizer:
-    """Return CLIP's tokenizer, cleaning sentences by :func:`_clean`. Built on first use."""
+    """Return CLIP's tokenizer, cleaning sentences by ``_clean``. Built on first use."""
     tokenizer = SimpleTokenizer()
     tokenizer.clean_fn = functools.partial(_clean, tokenizer.clean_fn)
     return tokenizer

@@ -21,7 +21,7 @@ class Problem:
     """A line that cannot be used.
 
     Attributes:
-        line: Line number from 1, or the number of whatever :attr:`CustomData.unit` names.
+        line: Line number from 1, or the number of whatever ``CustomData.unit`` names.
         reason: Why the line cannot be used.
         split: The line's split, None if unknown.
     """
@@ -60,7 +60,7 @@ class RefBuilder:
 
     Attributes:
         folder: The folder that names of files are relative to.
-        unit: What numbers of problems count, see :class:`CustomData`.
+        unit: What numbers of problems count, see ``CustomData``.
         mask_value: What marks objects in mask images, unless a sample says otherwise.
     """
 

@@ -62,7 +62,7 @@ def read_coco_folder(folder: Path, sentences: str | None, images: Path | None) -
     Args:
         folder: The folder. It holds ``train/_annotations.coco.json`` (Roboflow),
             ``annotations/instances_train.json`` (CVAT), ``train.json``, or SAM's ``*.json``.
-        sentences: As in :func:`read_coco`; of splits, the name of a CSV beside each COCO file.
+        sentences: As in ``read_coco``; of splits, the name of a CSV beside each COCO file.
         images: The folder of SAM's images. None: the same.
 
     Raises:

@@ -32,7 +32,7 @@ MAX_LINES = 4
 def draw_sheets(
     data: CustomData, remarks: list[Remark], folder: Path
 ) -> tuple[list[Path], list[str]]:
-    """Draw at most :data:`MAX_SHEETS` contact sheets, ``crislit-sheet-1.png`` and so on.
+    """Draw at most ``MAX_SHEETS`` contact sheets, ``crislit-sheet-1.png`` and so on.
 
     Earlier sheets of the folder are replaced.
 
@@ -93,7 +93,7 @@ def _draw_tile(data: CustomData, row: int) -> Image:
 
 
 def outline(pixels: Image, mask: Mask) -> Image:
-    """Scale an image to :data:`SIDE` pixels, dim it outside a mask, and draw the outline."""
+    """Scale an image to ``SIDE`` pixels, dim it outside a mask, and draw the outline."""
     height, width = mask.shape
     scale = SIDE / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))

@@ -85,7 +85,7 @@ def parse_sentences(sample: dict[str, Any]) -> list[str]:
 
 
 def check_polygons(polygons: list[Any]) -> None:
-    """Raise an :class:`InputError` unless each polygon is a flat list of coordinate pairs."""
+    """Raise an ``InputError`` unless each polygon is a flat list of coordinate pairs."""
     for polygon in polygons:
         is_flat = isinstance(polygon, list) and all(
             isinstance(x, (int, float)) and not isinstance(x, bool) for x in polygon
