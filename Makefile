@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline NO_ALBUMENTATIONS_UPDATE=1 $(BIN)/python -m pytest
 
-.PHONY: help train test test-slow test-gpu test-lowest lint audit clean
+.PHONY: help train test test-slow test-gpu test-lowest lint docs audit clean
 
 help:
 	@echo "make train        install, train on the embedded data, print the result table"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-lowest  run the tests with every dependency at its lowest version"
 	@echo "make audit        list known vulnerabilities of the installed packages (needs a network)"
 	@echo "make lint         run ruff, ruff-format and mypy, like the pre-commit hooks"
+	@echo "make docs         check the generated pages, build the documentation into site/"
 	@echo "make clean        remove environments and caches, but neither data/ nor outputs/"
 
 train: .venv/ready
@@ -31,6 +32,11 @@ test-lowest: .venv-lowest/ready
 
 lint: .venv/ready-dev
 	$(BIN)/pre-commit run --all-files
+
+docs: .venv/ready-dev
+	$(BIN)/python scripts/reference_pages.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "to read it: python3 -m http.server --directory site"
 
 # pip-audit has its own environment, so that it does not audit itself.
 audit: .venv/ready-dev
@@ -64,4 +70,4 @@ audit: .venv/ready-dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-audit build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,238 @@
+"""Every code block of README.md and of the documentation is executed or composed."""
+
+import importlib
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from crislit.checkpoints.released import to_released
+from crislit.config import load_config
+from crislit.data import shapes
+from crislit.inference import segmenter
+from crislit.models.build import build_cris
+from crislit.models.config import CRISConfig
+from tests.documents.pages import (
+    BLOCKS,
+    COMMAND,
+    PAGES,
+    ROOT,
+    Command,
+    commands,
+    python_blocks,
+    shell_lines,
+)
+from tests.runs import run_here
+from tests.test_architecture import COMMANDS
+
+NOT_EMBEDDED = re.compile(r"refcoco|table2|model=rn|trainer=ddp|slurm")
+"""Matches arguments that need RefCOCO, CLIP's weights or several devices."""
+OWN_TESTS = ("docs/own_data.md", "docs/fine_tuning.md")
+"""Pages whose commands have tests of their own: they build on each other, or take long."""
+OTHER_LINES = (
+    *(r"git clone REPOSITORY crislit && cd crislit", r"\. \.venv/bin/activate"),
+    *(r"python3 -m venv \.venv", r"\.venv/bin/python -m pip install -e \."),
+    r"\.venv/bin/python -m pip install torch torchvision --index-url https://download.pytorch.org/"
+    r"whl/cpu",
+)
+"""Lines that set up a machine: `make train` in a fresh clone shows most of them."""
+SMALL = [
+    *("recipe.epochs=1", "image_size=64", "batch_size=8", "dataset.max_images=6", "workers=0"),
+    *("callbacks.pictures=0", "dataset.blind_control=false", "eval_batch_size=64"),
+]
+"""Overrides that reduce a training run to seconds."""
+
+
+def needs_more(command: Command) -> bool:
+    """Whether a command needs RefCOCO, CLIP's weights or several devices."""
+    return any(NOT_EMBEDDED.search(argument) for argument in command.arguments)
+
+
+COMPOSED = [command for command in commands() if needs_more(command)]
+EXECUTED = [
+    command
+    for command in commands()
+    if not needs_more(command) and command.program != "demo" and command.page not in OWN_TESTS
+]
+
+
+def shorten(command: Command) -> list[str]:
+    """Keep one job of every sweep, and make a training run small."""
+    if command.program != "train":
+        return list(command.arguments)
+    parts = [part.replace("glob(*)", "con") for part in command.arguments]
+    return [re.sub(r"^([\w.]+=[\w+]+)(,[\w+]+)+$", r"\1", part) for part in parts] + SMALL
+
+
+def test_the_pages_show_every_command() -> None:
+    assert {command.program for command in commands()} == COMMANDS
+    assert {command.program for command in COMPOSED} <= {"train", "evaluate"}
+    assert len(COMPOSED) >= 8
+    assert len(EXECUTED) >= 20
+
+
+def test_every_line_of_shell_code_is_of_a_kind_that_is_tested() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page, line in shell_lines():
+        if install := re.fullmatch(r'(?:python -m )?pip install -e "\.\[([\w,]+)\]"', line):
+            assert set(install[1].split(",")) <= set(extras["optional-dependencies"]), line
+        elif make := re.fullmatch(r"make ([\w-]+)", line):
+            assert make[1] in targets, line
+        else:
+            known = (COMMAND.pattern, r"python scripts/\w+\.py .*", *OTHER_LINES)
+            assert any(re.fullmatch(kind, line) for kind in known) or page in OWN_TESTS, (
+                page,
+                line,
+            )
+
+
+def test_every_fenced_block_is_of_a_kind_that_is_tested() -> None:
+    kinds = {block.language for block in BLOCKS if block.page not in OWN_TESTS}
+    assert kinds <= {"", "sh", "python", "yaml", "text"}
+
+
+@pytest.mark.parametrize("command", COMPOSED, ids=lambda c: " ".join(c.arguments)[:60])
+def test_every_command_that_needs_gpus_or_refcoco_composes(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = [part.replace("glob(*)", "con") for part in command.arguments if part != "-m"]
+    first_job = [re.sub(r"=([\w+]+),.*", r"=\1", part) for part in parts]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"crislit.{command.program}", *first_job, "--cfg", "job"])
+    GlobalHydra.instance().clear()
+    importlib.import_module(f"crislit.{command.program}").main()
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert shown.dataset.name in ("refcoco", "refcoco+", "grefcoco", "custom", "shapes")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Hub:
+    """The Hugging Face Hub's client, which keeps an uploaded folder here."""
+
+    folder: Path
+
+    def __init__(self, token: str | None) -> None:
+        assert token is None
+
+    def create_repo(self, repository: str, **options: bool) -> str:
+        return f"https://hub/{repository}"
+
+    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.folder)
+
+
+@pytest.fixture
+def workspace(four_networks: list[Path], small_shapes: Path, tmp_path: Path) -> Path:
+    """A folder like a clone, with the networks, images and data that the pages name."""
+    clip = {
+        "embed_dim": 32,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32},
+        "text_cfg": {"context_length": 22, "vocab_size": 99, "width": 64, "heads": 1, "layers": 1},
+    }
+    model = build_cris(CRISConfig(clip=clip, neck=(8, 64, 16), decoder_layers=1))
+    torch.save(to_released(model.state_dict()), tmp_path / "cris_r50.pth")
+    for name, network in zip(("BASELINE", "CON", "DEC1", "FULL"), four_networks, strict=True):
+        (tmp_path / f"{name}.ckpt").symlink_to(network)
+    examples = ROOT / "src/crislit/assets/examples"
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    shutil.copytree(examples, tmp_path / "IMAGES", ignore=shutil.ignore_patterns("*.txt"))
+    shutil.copy(examples / "places.txt", tmp_path / "SENTENCES.txt")
+    (tmp_path / "results").mkdir()
+    shutil.copy(ROOT / "results/table1.csv", tmp_path / "results")
+    shutil.copytree(small_shapes, tmp_path / "data")
+    for name, tests in {"shapes+": ("testA", "testB"), "gshapes": ("test",)}.items():
+        scenes = {"train": 12, "val": 6, **dict.fromkeys(tests, 6)}
+        folder = shapes.write_shapes(tmp_path / "data", name, scenes=scenes)
+        folder.rename(tmp_path / "data" / f"{name}-v{shapes.VERSION}")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_other_command_and_all_python_code_runs_on_embedded_data(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    exec(python_blocks("docs/own_data.md")[0], {})  # draws the data of check_data's example
+    # Other commands read the folder of this run.
+    first = next(command for command in EXECUTED if "hydra.run.dir=RUN" in command.arguments)
+    for command in [first, *EXECUTED]:
+        run_here(command.program, shorten(command), monkeypatch)
+    monkeypatch.setattr(Hub, "folder", workspace / "hub", raising=False)
+    monkeypatch.setattr(segmenter, "HfApi", Hub)
+    monkeypatch.setattr(segmenter, "snapshot_download", lambda *_, **__: str(Hub.folder))
+    for page in PAGES:
+        for code in python_blocks(page) if page not in OWN_TESTS else ():
+            names: dict[str, Any] = {"__name__": page}
+            exec(code.replace("max_images=40", "max_images=6"), names)
+
+    sentences = (workspace / "SENTENCES.txt").read_text().splitlines()
+    assert len(list((workspace / "outputs/predictions").glob("*-mask.png"))) == 2
+    assert len(list((workspace / "masks").glob("*-mask.png"))) == 3 * len(sentences)
+    written = [
+        *("cris_r50/model.safetensors", "mine/model.safetensors", "onnx/grounding.onnx"),
+        *(f"outputs/{kind}.png" for kind in ("compare", "failures", "attention", "threshold")),
+        *("outputs/report/report.md", "outputs/mine/report.md", "outputs/table1.csv"),
+        *("outputs/mask.png", "outputs/from-python/results.json", "hub/model.safetensors"),
+    ]
+    for name in written:
+        assert (workspace / name).is_file(), name
+    released = torch.load(workspace / "ours.pth", weights_only=True)["state_dict"]
+    assert all(name.startswith("module.") for name in released)
+    shipped = (ROOT / "results/table1.csv").read_text()
+    assert (workspace / "results/table1.csv").read_text() == shipped
+
+
+def test_the_backbone_in_the_pages_is_the_configuration_file() -> None:
+    (shown,) = (block.text for block in BLOCKS if "RN50x4-quickgelu" in block.text)
+    file = (ROOT / "conf/model/rn50x4.yaml").read_text()
+    assert OmegaConf.create(shown) == OmegaConf.create(file)
+
+
+def test_configuration_files_in_the_pages_compose(tmp_path: Path) -> None:
+    blocks = [block for block in BLOCKS if block.language == "yaml"]
+    assert blocks
+    for block in blocks:
+        assert block.text.startswith("# @package _global_\n")
+        folder = tmp_path / ("model" if "\nmodel:" in block.text else "recipe")
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.yaml").write_text(block.text)
+        group = folder.name
+        config = load_config([f"hydra.searchpath=[file://{tmp_path}]", f"{group}=mine"])
+        for key, value in OmegaConf.to_container(OmegaConf.create(block.text)).items():  # type: ignore[union-attr]
+            if key != "defaults" and not isinstance(value, dict):
+                assert config[key] == value
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by imports of the scripts
+def test_scripts_accept_the_options_in_the_pages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = [shlex.split(line)[1:] for _, line in shell_lines() if line.startswith("python scrip")]
+    assert len(called) >= 3
+    for script, *rest in called:
+        monkeypatch.setattr(sys, "argv", [script, "--help"])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        usage = capsys.readouterr().out
+        assert all(option in usage for option in rest if option.startswith("--"))
+
+
+def test_links_and_images_lead_to_files() -> None:
+    for page, text in PAGES.items():
+        folder = (ROOT / page).parent
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\((?!http)([^)#\s]+)", prose):
+            assert (folder / target).exists(), (page, target)
