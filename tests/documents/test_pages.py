@@ -39,12 +39,16 @@ NOT_EMBEDDED = re.compile(r"refcoco|table2|model=rn|trainer=ddp|slurm")
 OWN_TESTS = ("docs/own_data.md", "docs/fine_tuning.md")
 """Pages whose commands have tests of their own: they build on each other, or take long."""
 OTHER_LINES = (
+    *(r"make train PYTHON=/path/to/python3\.11", r'python -c "import torch; .*"'),
+    r"python -m pip uninstall -y opencv-python opencv-contrib-python opencv-python-headless",
+    r'python -m pip install "opencv-python-headless>=5\.0\.0\.93"',
+    r"torchrun --nproc-per-node 2 -m crislit\.train trainer=ddp_cpu hydra\.run\.dir=outputs/two",
     *(r"git clone REPOSITORY crislit && cd crislit", r"\. \.venv/bin/activate"),
     *(r"python3 -m venv \.venv", r"\.venv/bin/python -m pip install -e \."),
     r"\.venv/bin/python -m pip install torch torchvision --index-url https://download.pytorch.org/"
     r"whl/cpu",
 )
-"""Lines that set up a machine: `make train` in a fresh clone shows most of them."""
+"""Other lines: most set up a machine, as `make train` in a fresh clone shows."""
 SMALL = [
     *("recipe.epochs=1", "image_size=64", "batch_size=8", "dataset.max_images=6", "workers=0"),
     *("callbacks.pictures=0", "dataset.blind_control=false", "eval_batch_size=64"),
@@ -53,8 +57,9 @@ SMALL = [
 
 
 def needs_more(command: Command) -> bool:
-    """Whether a command needs RefCOCO, CLIP's weights or several devices."""
-    return any(NOT_EMBEDDED.search(argument) for argument in command.arguments)
+    """Whether a command needs RefCOCO, CLIP's weights or several devices, or takes long."""
+    is_advice = command.page == "docs/troubleshooting.md" and command.program == "train"
+    return is_advice or any(NOT_EMBEDDED.search(argument) for argument in command.arguments)
 
 
 COMPOSED = [command for command in commands() if needs_more(command)]
@@ -115,7 +120,13 @@ def test_every_command_that_needs_gpus_or_refcoco_composes(
     GlobalHydra.instance().clear()
     importlib.import_module(f"crislit.{command.program}").main()
     shown = OmegaConf.create(capsys.readouterr().out)
-    assert shown.dataset.name in ("refcoco", "refcoco+", "grefcoco", "custom", "shapes")
+    for argument in first_job:
+        key, _, value = argument.partition("=")
+        if key == "dataset":
+            assert shown.dataset.name == value
+        elif "." in key and not key.startswith(("hydra", "+")):
+            found = OmegaConf.select(shown, key)
+            assert str(found) == value or float(found) == float(value), argument
     assert list(tmp_path.iterdir()) == []
 
 
