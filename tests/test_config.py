@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,9 @@ def test_help_describes_the_command_and_lists_every_key(
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"crislit.{program}").main()
     text = capsys.readouterr().out
-    assert text.startswith(beginning)
+    example, description = text.split("\n\n", 1)
+    assert example.startswith(f"example: python -m crislit.{program} ")
+    assert description.startswith(beginning)
     for key in map(str, load_config(name=program)):
         assert f"\n{key}:" in text
 
@@ -215,24 +218,54 @@ def disk_full(name: str) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
-def test_a_full_disk_is_reported_in_one_line(
+@pytest.fixture
+def error_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @hydra_command("train")
-    def main(_: DictConfig) -> None:
-        raise disk_full("metrics.csv")
+) -> Callable[..., str]:
+    """Run a command whose function raises an error; return what it prints."""
 
-    def save_config(*_: Any, **__: Any) -> None:
-        raise disk_full("config.yaml")
+    def run(error: Exception, name: str, *options: str) -> str:
+        @hydra_command("train")
+        def main(_: DictConfig) -> None:
+            raise error
 
-    def error(name: str, *options: str) -> str:
         arguments = ["train", f"hydra.run.dir={tmp_path / name}", "hydra/job_logging=stdout"]
         monkeypatch.setattr(sys, "argv", [*arguments, *options])
         with pytest.raises(SystemExit, match="1"):
             main()
         return capsys.readouterr().err
 
+    return run
+
+
+def test_exhausted_memory_of_a_gpu_is_one_line_that_names_an_entry(
+    error_of: Callable[..., str],
+) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
+    assert error_of(error, "run") == (
+        "error: the device's memory is exhausted: CUDA out of memory. Tried to allocate 20.00 MiB. "
+        "GPU 0 has (see docs/troubleshooting.md#out-of-memory)\n"
+    )
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_a_closed_output_ends_the_help_silently(program: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", f"crislit.{program}", "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_a_full_disk_is_reported_in_one_line(
+    error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_config(*_: Any, **__: Any) -> None:
+        raise disk_full("config.yaml")
+
     message = "error: the disk is full: [Errno 28] No space left on device: '{}'. Files"
-    assert message.format("metrics.csv") in error("run", "hydra.output_subdir=null")
+    full = disk_full("metrics.csv")
+    assert message.format("metrics.csv") in error_of(full, "run", "hydra.output_subdir=null")
     monkeypatch.setattr("hydra.core.utils._save_config", save_config)  # before our function runs
-    assert message.format("config.yaml") in error("other")
+    assert message.format("config.yaml") in error_of(full, "other")

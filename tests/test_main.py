@@ -2,14 +2,11 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from crislit import __main__ as program
 from tests.test_architecture import COMMANDS
-
-ROOT = Path(__file__).parents[1]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -51,9 +48,3 @@ def test_a_command_gets_its_arguments_and_its_help_starts_with_an_example(
     assert first.startswith(f"example: python -m crislit.{name}")
     assert second == ""
     assert third.startswith(f"usage: python -m crislit.{name} ")
-
-
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_the_help_of_hydras_commands_starts_with_an_example(name: str) -> None:
-    config = (ROOT / f"conf/{name}.yaml").read_text()
-    assert f"header: |-\n      example: python -m crislit.{name} " in config

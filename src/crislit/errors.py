@@ -34,11 +34,16 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         raise SystemExit(f"error: {printable(str(error))}") from error
     except OSError as error:
-        try:
-            sys.stdout.flush()
-        except OSError:  # Python would report the unwritten rest once more at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_unwritten()
         raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from error
+
+
+def discard_unwritten() -> None:
+    """Discard output that cannot be written, which Python would report once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def escape_unencodable() -> None:
@@ -70,6 +75,11 @@ def counted(count: int, singular: str, plural: str = "") -> str:
         plural: The same for other numbers than 1. Empty: the singular and an s.
     """
     return f"{count} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def see(entry: str) -> str:
+    """Return the end of a message, which names an entry of docs/troubleshooting.md by its id."""
+    return f" (see docs/troubleshooting.md#{entry})"
 
 
 def require(condition: object, message: str) -> None:

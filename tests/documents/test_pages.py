@@ -247,3 +247,13 @@ def test_links_and_images_lead_to_files() -> None:
         prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
         for target in re.findall(r"\]\((?!http)([^)#\s]+)", prose):
             assert (folder / target).exists(), (page, target)
+
+
+def test_every_error_that_names_an_entry_of_the_troubleshooting_page_finds_it() -> None:
+    page = PAGES["docs/troubleshooting.md"]
+    entries = re.findall(r"^### .* \{#([\w-]+)\}$", page, re.MULTILINE)
+    assert len(entries) == len(set(entries)) >= 25
+    sources = (path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    named = {name for text in sources for name in re.findall(r"\bsee\(['\"]([\w-]+)", text)}
+    assert named <= set(entries)
+    assert len(named) >= 10

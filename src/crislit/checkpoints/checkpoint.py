@@ -20,7 +20,7 @@ from torch import Tensor
 from crislit.checkpoints.paths import CONFIG, WEIGHTS, find_network
 from crislit.checkpoints.released import parse_released, to_released
 from crislit.config import VERSION
-from crislit.errors import InputError, check_integer, first_line, require
+from crislit.errors import InputError, check_integer, first_line, require, see
 from crislit.io import (
     Writer,
     check_checksums,
@@ -195,11 +195,12 @@ def warn_of_assumptions(path: Path, assumed: Mapping[str, str]) -> None:
     if assumed:
         log.warning(
             "%s does not store all of its sizes; assumed: %s. For others: "
-            "python -m crislit.convert %s FOLDER %s",
+            "python -m crislit.convert %s FOLDER %s%s",
             path,
             ", ".join(assumed.values()),
             path,
             " ".join(f"{option} N" for option in assumed),
+            see("released-sizes"),
         )
 
 

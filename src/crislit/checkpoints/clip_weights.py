@@ -16,7 +16,7 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor
 
 from crislit.checkpoints.released import clip_sizes, from_released, to_released
-from crislit.errors import InputError, first_line, require
+from crislit.errors import InputError, first_line, require, see
 from crislit.io import check_names, read_state_dict, sha256, shipped_weights
 from crislit.models import CRIS
 
@@ -177,7 +177,7 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
         f"    (or {HF_SAFE_WEIGHTS_NAME} of {constants.ENDPOINT}/{repository})\n"
         f"  and put it at {archive}\n"
         "    (or anywhere, with model.clip_weights=PATH)\n"
-        "  to train from random weights instead: model.clip_weights=null"
+        f"  to train from random weights instead: model.clip_weights=null{see('clip-weights')}"
     )
 
 

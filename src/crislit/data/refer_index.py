@@ -25,7 +25,7 @@ from crislit.data.refer_cache import (
     write_cache,
 )
 from crislit.data.wording import SPLIT_ORDER, find_similar
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.io import load_pickle, read_json
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ class ReferIndex:
         require(
             not missing,
             f"{folder} is not at {root}: {', '.join(missing)} not found. Expected\n"
-            f"{TREE.format(root=root, folder=folder, refs=refs)}\n{HOW_TO_GET}",
+            f"{TREE.format(root=root, folder=folder, refs=refs)}\n{HOW_TO_GET}"
+            f"{see('missing-data')}",
         )
         stem = f".{refs_path.stem}.{cache_key(instances_path, refs_path)}"
         complete, incomplete = f"{stem}.crislit", f"{stem}.skip.crislit"

@@ -9,7 +9,7 @@ from crislit.data.custom import read_custom
 from crislit.data.refer_cache import SkippedSample
 from crislit.data.refer_index import ReferIndex
 from crislit.data.shapes import write_shapes
-from crislit.errors import InputError, counted, require
+from crislit.errors import InputError, counted, require, see
 
 WANTED = {
     "folder": "the folder of a REFER data set",
@@ -113,7 +113,7 @@ class CustomSource:
         require(
             not problems,
             f"{counted(len(problems), data.unit)} of {table} cannot be used: {reasons}. "
-            "`python -m crislit.check_data` lists all",
+            f"`python -m crislit.check_data` lists all{see('unusable-lines')}",
         )
         samples = [SkippedSample(f"{data.unit} {p.line} of {table}", p.reason) for p in skipped]
         return ReferIndex.of(data.refs, data.instances, Path(self.file), data.folder, samples)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 
+from crislit.errors import see
 from crislit.inference.onnx_network import OnnxNetwork
 from crislit.inference.segmentation import Segmentation, shorten
 from crislit.io import Image
@@ -106,6 +107,7 @@ def photo_warning(description: Description, image: Image, name: str) -> str:
     return (
         f"{name} looks like a photo, and {description.name} knows drawn shapes only: its masks are "
         "meaningless there. Train a network on photos, and give its file with --checkpoint"
+        f"{see('photos')}"
     )
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crislit.errors import DamagedFileError, InputError, first_line, require
+from crislit.errors import DamagedFileError, InputError, first_line, require, see
 from crislit.io.libraries import is_damage
 from crislit.io.pickles import check_torch_pickle
 
@@ -100,16 +100,17 @@ def read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:
         _raise_unless_damaged(path, error)
-        reason = first_line(error)
+        reason, hint = first_line(error), ""
         if str(error).startswith("Weights only load failed"):  # PyTorch advises to run its code
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
+            hint = see("unsafe-pickle") if code else ""
             reason = (
                 f"it holds {code[1]}, and only tensors and plain containers are read"
                 if code
                 else "its bytes are not a pickle of tensors"
             )
         raise DamagedFileError(
-            f"cannot read {path}: it is damaged, or not a PyTorch checkpoint ({reason})"
+            f"cannot read {path}: it is damaged, or not a PyTorch checkpoint ({reason}){hint}"
         ) from error
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crislit.data import TrainBatch
-from crislit.errors import InputError
+from crislit.errors import InputError, see
 from crislit.training.callbacks import gather_objects
 from crislit.training.checkpointing import LAST, StepSeeds
 from crislit.training.task import CRISTask
@@ -175,6 +175,7 @@ class NanGuard(L.Callback):
             f"{float(step.norm):g}. First not finite: "
             f"{first['origin'] or 'nothing when the batch was run again'}. "
             f"Learning rates: {rates}; {self.recovery_hint()}. Samples: {samples}"
+            f"{see('nan')}"
         )
 
     def recovery_hint(self) -> str:

@@ -21,10 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from crislit.config import config_dir
 from crislit.errors import (
     InputError,
+    discard_unwritten,
     escape_unencodable,
+    first_line,
     is_disk_full,
     printable,
     require,
+    see,
 )
 from crislit.training import processes, run_folder
 from crislit.training.command_line import (
@@ -185,6 +188,9 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
                 if not is_null_group(error):
                     raise
                 _exit_with_error(InputError(explain_null(sys.argv[1:])))
+            except BrokenPipeError as error:  # the help, as by `| head`
+                discard_unwritten()
+                raise SystemExit(1) from error
             except OSError as error:  # Hydra's own files
                 if not is_disk_full(error):
                     raise
@@ -201,6 +207,7 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
 def _run_job(
     function: Callable[[DictConfig], Any], verbose: bool, command: str, config: DictConfig
 ) -> Any:
+    import torch
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -232,6 +239,9 @@ def _run_job(
             _exit_with_error(InputError(f"trainer.{message}"))
         if is_disk_full(error):
             _exit_with_error(InputError(DISK_FULL_MESSAGE.format(error)))
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = f"{first_line(error)}{see('out-of-memory')}"
+            _exit_with_error(InputError(f"the device's memory is exhausted: {reason}"))
         if "LOCAL_RANK" in os.environ:  # if another process failed first, its watcher ends us
             time.sleep(processes.PATIENCE)
         raise

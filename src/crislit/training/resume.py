@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crislit.checkpoints import Checkpoint, read_checkpoint
-from crislit.errors import DamagedFileError, InputError, require
+from crislit.errors import DamagedFileError, InputError, require, see
 from crislit.io import shipped_networks, write_files
 from crislit.models import CRISConfig
 from crislit.training.checkpointing import BEST, LAST, NEXT, PREVIOUS
@@ -195,7 +195,8 @@ def check_same_run(
     require(
         stored["experiment"] == prints["experiment"],
         f"{found} a run with other settings{name_differences(stored_config, config)}; resume=auto "
-        "continues only one run. To change it: resume=RUN/checkpoints/last.ckpt in another folder",
+        "continues only one run. To change it: resume=RUN/checkpoints/last.ckpt in another folder"
+        f"{see('resume-refused')}",
     )
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from crislit.config import settings_of_choice
 from crislit.data import ReferDataModule
-from crislit.errors import InputError, first_line, require
+from crislit.errors import InputError, first_line, require, see
 from crislit.training.callbacks import ProcessGuard
 from crislit.training.checkpointing import AtomicCheckpointIO
 from crislit.training.launch import check_size
@@ -80,7 +80,7 @@ def build_trainer(
         requested = ", ".join(f"trainer.{name}={options.get(name)}" for name in (*devices, *added))
         raise InputError(
             f"this machine cannot run {requested}: {str(error).rstrip('. ')}. It has "
-            f"{torch.cuda.device_count()} GPUs"
+            f"{torch.cuda.device_count()} GPUs{see('no-gpu')}"
         ) from error
     check_size(trainer.world_size, config["trainer"])
     return trainer
