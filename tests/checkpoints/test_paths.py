@@ -12,7 +12,7 @@ import crislit
 from crislit.checkpoints.checkpoint import read_any, read_checkpoint, write_released
 from crislit.checkpoints.initial_weights import find_start
 from crislit.checkpoints.paths import find_network
-from crislit.errors import DamagedFileError, InputError
+from crislit.errors import DamagedFileError, InputError, see
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "evaluate": read_any,
@@ -140,6 +140,7 @@ def test_assumed_sizes_of_a_released_file_are_one_line_with_the_way_to_set_them(
         with caplog.at_level(logging.WARNING):
             checkpoint = read_any(file, **sizes)
         line = f"{file} does not store all of its sizes; assumed: {assumed}. {convert} {options}"
+        line += see("released-sizes")
         assert [record.getMessage() for record in caplog.records] == [line] * bool(assumed)
         assert checkpoint.image_size == sizes.get("image_size", 416)
         assert checkpoint.network.decoder_heads == sizes.get("decoder_heads", 8)
