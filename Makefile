@@ -21,7 +21,7 @@ test: .venv/ready-dev
 	$(TESTS) -n auto -m "not slow and not gpu"
 
 test-slow: .venv/ready-dev
-	$(TESTS) -n 2 --dist loadfile -m "slow and not gpu"
+	$(TESTS) -n 2 --dist worksteal -m "slow and not gpu"
 
 test-gpu: .venv/ready-dev
 	$(TESTS) -m gpu
@@ -34,7 +34,7 @@ lint: .venv/ready-dev
 	$(BIN)/pre-commit run --all-files
 
 docs: .venv/ready-dev
-	$(BIN)/python scripts/reference_pages.py --check
+	$(BIN)/python -m scripts.pages --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "to read it: python3 -m http.server --directory site"
 

@@ -388,6 +388,7 @@ def main(
         nargs="?",
         default=Path(os.environ.get("CRISLIT_DATA", "data")),
         metavar="DATA",
+        help="folder of all data (default: $CRISLIT_DATA, else data)",
     )
     parser.add_argument(
         "--only",

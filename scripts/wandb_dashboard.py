@@ -84,7 +84,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("entity", help="user or team")
-    parser.add_argument("--project", default="crislit")
+    parser.add_argument("--project", default="crislit", help="the runs' project (default: crislit)")
     options = parser.parse_args()
     board = workspace(options.entity, options.project)
     board.save()

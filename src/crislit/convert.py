@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Convert a checkpoint."""
     parser = command_parser("convert", "shapes-tiny mine", __doc__, EPILOG)
     add = parser.add_argument
-    add("source", type=Path, metavar="SRC")
-    add("target", type=Path, metavar="DST")
+    add("source", type=Path, metavar="SRC", help="the network to convert, see below")
+    add("target", type=Path, metavar="DST", help="where to write it, see below")
     add("--to", choices=("crislit", "released"), default="crislit", help="the format of DST")
     released = parser.add_argument_group("sizes that checkpoints of the authors' code do not store")
     released.add_argument(

@@ -20,7 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figure named on the command line."""
     parser = command_parser("figures", "failures shapes-tiny", __doc__)
     parser.add_argument("kind", choices=KINDS, help="; ".join(map(": ".join, KINDS.items())))
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="networks of runs (best.ckpt), or shapes-tiny; one for failures and attention",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="the image (default: outputs/KIND.png)"
     )
@@ -29,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=os.environ.get("CRISLIT_DATA", "data"),
         help="folder of all data (default: $CRISLIT_DATA, else data)",
     )
-    parser.add_argument("--split", default="val")
+    parser.add_argument("--split", default="val", help="split of their data set (default: val)")
     parser.add_argument(
         "--samples",
         type=int,

@@ -122,7 +122,12 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "network's)",
     )
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    add("--precision", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
+    add(
+        "--precision",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="auto: float16 on CUDA, float32 elsewhere (default)",
+    )
     return parser.parse_intermixed_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""``scripts/reference_pages.py``: generated pages are up to date, and show what the code has."""
+"""``python -m scripts.pages``: generated pages are up to date, and show what the code has."""
 
 import argparse
 import re
@@ -9,23 +9,18 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from scripts.reference_pages import (
+from scripts.pages.__main__ import PAGES, check_docstrings, check_pages, main
+from scripts.pages.commands import invocation, preformatted, usage
+from scripts.pages.conf_files import read_comments, read_title
+from scripts.pages.configuration import (
     GROUPS,
-    PAGES,
-    ROOT,
     Configuration,
-    check_pages,
     configuration_page,
-    docstring_violations,
     flatten,
     format_choices,
-    invocation,
-    main,
-    preformatted,
-    read_comments,
-    read_title,
-    usage,
 )
+from scripts.pages.docstrings import docstring_violations
+from scripts.pages.text import ROOT
 
 from crislit.config import known_settings, load_config
 from crislit.errors import InputError
@@ -71,7 +66,7 @@ def test_an_outdated_and_a_missing_page_are_one_error_that_says_what_to_run(tmp_
     (tmp_path / "same.md").write_text("new")
     (tmp_path / "old.md").write_text("old")
     pages = dict.fromkeys(("same.md", "old.md", "missing.md"), "new")
-    with pytest.raises(InputError, match=r"^old.md, missing.md is out of date: run `python scr"):
+    with pytest.raises(InputError, match=r"^old.md, missing.md is out of date: run `python -m"):
         check_pages(tmp_path, pages)
 
 
@@ -204,10 +199,23 @@ def test_public_names_without_documentation_are_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_docstrings_document_every_public_name_and_parameter(tmp_path: Path) -> None:
+    check_docstrings(ROOT / "src")
+    (tmp_path / "crislit").mkdir()
+    (tmp_path / "crislit/__init__.py").write_text('__all__ = ["A"]\nA = 1\n')
+    with pytest.raises(InputError, match=r"^complete the docstrings: crislit.A: no docstring$"):
+        check_docstrings(tmp_path)
+
+
+def test_every_argument_of_a_command_has_a_meaning() -> None:
+    assert "|  |" not in (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+
+
 def test_the_command_checks_the_pages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = "scripts.reference_pages"
+    module = "scripts.pages.__main__"
+    monkeypatch.setattr(f"{module}.check_docstrings", lambda _: None)
     monkeypatch.setattr(f"{module}.ROOT", tmp_path)
     monkeypatch.setattr(f"{module}.PAGES", {"page.md": lambda: "text\n"})
     with pytest.raises(SystemExit, match=r"^error: page.md is out of date"):

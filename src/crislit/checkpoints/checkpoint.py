@@ -333,7 +333,14 @@ def checkpoint_metadata(
     initial_weights: str,
     fingerprint: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return what a Lightning checkpoint stores under ``KEY``."""
+    """Return what a Lightning checkpoint stores under ``KEY``.
+
+    Args:
+        network: The sizes of the network.
+        config: The configuration of the run.
+        initial_weights: The origin of the initial weights, such as ``random``.
+        fingerprint: Digests of the run's settings and data, if known.
+    """
     return {
         "settings": network.to_dict(),
         "config": dict(config),
@@ -384,6 +391,11 @@ def write_folder(
 
 def write_released(checkpoint: Checkpoint, target: Path) -> None:
     """Write weights as the authors' programs read them.
+
+    Args:
+        checkpoint: The network. Only its weights are written.
+        target: A .pth or .pt file, whose names get the prefix ``module.``, or a .safetensors file.
+            It must not exist.
 
     Raises:
         InputError: If the released format cannot hold the network, or the file cannot be written.

@@ -21,6 +21,7 @@ from crislit.io import check_names, read_state_dict, sha256, shipped_weights
 from crislit.models import CRIS
 
 OPENAI = "openai"
+"""Value of ``model.clip_weights`` for the weights that OpenAI published."""
 OPENAI_MODELS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 """OpenAI's models with a ResNet, by their names in open_clip."""
 NON_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -71,7 +72,12 @@ def load_clip_weights(model: CRIS, source: str) -> str:
 
 
 def identify_weights(source: str, path: Path) -> str:
-    """Return a network's initial weights as ``results.json`` records them."""
+    """Return a network's initial weights as ``results.json`` records them.
+
+    Args:
+        source: Their name, such as ``openai`` or ``tiny-clip``.
+        path: Their file, of which the first 16 characters of the SHA-256 are added.
+    """
     return f"{source} (sha256 {sha256(path)[:16]})"
 
 
@@ -185,6 +191,10 @@ def unreachable(address: str, seconds: float = 5) -> str:
     """Return why a server does not answer, or an empty string if it does.
 
     open_clip's own download takes a minute to give up.
+
+    Args:
+        address: A URL of the server.
+        seconds: How long to wait for the connection and for an answer.
     """
     request = urllib.request.Request(address, method="HEAD")
     try:

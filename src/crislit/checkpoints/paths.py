@@ -6,8 +6,10 @@ from pathlib import Path
 from crislit.errors import DamagedFileError, InputError, require
 from crislit.io import shipped_networks
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-"""The files of a shared network."""
+WEIGHTS = "model.safetensors"
+"""Name of a shared network's file of weights."""
+CONFIG = "config.json"
+"""Name of the file beside it, with everything else."""
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 """Suffixes of networks, which hints list. Files with other suffixes are read, too."""
 NAMES = ("best.ckpt", "last.ckpt")

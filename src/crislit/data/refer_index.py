@@ -126,7 +126,18 @@ class ReferIndex:
         image_folder: Path,
         skipped: Sequence[SkippedSample] = (),
     ) -> "ReferIndex":
-        """Index refs and annotations in memory; file names of images may be paths."""
+        """Index refs and annotations in memory.
+
+        Args:
+            refs: The content of a refs file.
+            instances: The content of ``instances.json``; file names of images may be paths.
+            source: The file that errors name.
+            image_folder: The folder of the images.
+            skipped: Training refs that were left out, and why.
+
+        Raises:
+            InputError: If refs or annotations are not valid.
+        """
         arrays = build_index(refs, instances, source, plain_names=False)
         return cls(arrays, image_folder, None, skipped)
 

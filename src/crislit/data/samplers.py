@@ -86,6 +86,11 @@ def evaluation_share(size: int, rank: int = 0, processes: int = 1) -> Sequence[i
 
     If there are fewer samples than processes, one without a sample gets ``NO_SAMPLE``: a
     process without a batch would not take part in the collectives of the others.
+
+    Args:
+        size: Number of samples.
+        rank: Number of the process, from 0.
+        processes: Number of processes.
     """
     return range(rank * size // processes, (rank + 1) * size // processes) or [NO_SAMPLE]
 

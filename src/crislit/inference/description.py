@@ -101,7 +101,16 @@ def kind_of_images(
 
 
 def photo_warning(description: Description, image: Image, name: str) -> str:
-    """Return a warning if a network that knows drawn shapes only gets a photo; else nothing."""
+    """Return a warning if a network that knows drawn shapes only gets a photo.
+
+    Args:
+        description: The network and the kind of its training images.
+        image: (h, w, 3) uint8 RGB.
+        name: The name of the image, for the warning.
+
+    Returns:
+        The warning, or an empty string.
+    """
     if description.images != "drawn" or not looks_like_photo(image):
         return ""
     return (
@@ -128,7 +137,13 @@ def looks_like_photo(image: Image) -> bool:
 
 
 def empty_mask_warning(result: Segmentation, threshold: float, name: str) -> str:
-    """Return a warning if a mask is empty, with the reason; else nothing."""
+    """Return a warning if a mask is empty, with the reason; else an empty string.
+
+    Args:
+        result: The result with the mask.
+        threshold: Probability above which a pixel belongs to the mask.
+        name: The name of the image, for the warning.
+    """
     if result.mask.any():
         return ""
     return (

@@ -13,7 +13,12 @@ from torch import Tensor
 from crislit.errors import InputError, first_line, require
 from crislit.models import Maps
 
-IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG = "image_encoder.onnx", "grounding.onnx", "export.json"
+IMAGE_ENCODER = "image_encoder.onnx"
+"""Name of the graph that encodes images."""
+GROUNDING = "grounding.onnx"
+"""Name of the graph that finds what sentences refer to in encoded images."""
+EXPORT_CONFIG = "export.json"
+"""Name of the file with the sizes, the threshold and the data set of the training."""
 
 
 class OnnxNetwork:
@@ -53,7 +58,16 @@ class OnnxNetwork:
         return v3, v4, v5
 
     def ground(self, maps: Maps, tokens: Tensor, image_indices: Tensor) -> Tensor:
-        """Three maps, (B, L) and (B,) -> logits (B, 1, S/4, S/4)."""
+        """Segment what sentences refer to in encoded images.
+
+        Args:
+            maps: The output of ``encode_images``.
+            tokens: (B, L) long.
+            image_indices: (B,) long, the index of each sentence's image.
+
+        Returns:
+            Logits, (B, 1, S/4, S/4).
+        """
         return torch.from_numpy(_run(self.grounding, *maps, tokens, image_indices)[0])
 
 

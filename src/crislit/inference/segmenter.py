@@ -147,6 +147,10 @@ class Segmenter:
     def stream(self, image: ImageSource, sentences: str | Sequence[str]) -> Iterator[Segmentation]:
         """Yield the results one after another, so that any number of them fits in memory.
 
+        Args:
+            image: An image of any kind; transparent pixels are shown on white.
+            sentences: One or several.
+
         Raises:
             InputError: See ``__call__``.
         """

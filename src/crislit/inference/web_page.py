@@ -67,6 +67,7 @@ body:not(.has-result) #results > *:not(#hint), body.has-result #hint {display: n
 #notes:not(:has(.note)) {display: none}
 .note {padding: 0.5em 0.75em; border-left: 4px solid #d55e00}
 """
+"""Style sheet of the web page."""
 SHOW_RESULT = """() => {
   document.body.classList.add('has-result');
   const result = document.getElementById('results');

@@ -8,6 +8,7 @@ from typing import Any
 from crislit.errors import InputError
 
 MAX_UPLOAD_BYTES = 20 * 2**20
+"""Bytes of a request that uploads an image."""
 MAX_REQUEST_BYTES = 2**20
 """Bytes of requests other than uploads, such as sentences."""
 ALLOWED_PATHS = re.compile(

@@ -66,6 +66,14 @@ def read_image_file(path: Path, size: tuple[int, int]) -> bytes:
 def decode_pixels(content: bytes, path: Path, size: tuple[int, int]) -> Image:
     """Decode what ``read_image_file`` returned.
 
+    Args:
+        content: The bytes of the file.
+        path: Its path, for errors.
+        size: The (height, width) of the annotation.
+
+    Returns:
+        (h, w, 3) uint8 RGB; turned by its EXIF tag if only then it has this size.
+
     Raises:
         InputError: If it is damaged, or OpenCV is not of the required version.
     """

@@ -71,7 +71,11 @@ def text_writer(text: str) -> Writer:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write one JSON file atomically.
+    """Write one JSON file atomically, indented by two spaces.
+
+    Args:
+        path: The file.
+        content: Any value that ``json.dumps`` accepts.
 
     Raises:
         InputError: If it cannot be written.
@@ -81,6 +85,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one CSV file atomically, a header and one line per row.
+
+    Args:
+        path: The file.
+        columns: The header.
+        rows: Values by column; absent ones are empty.
 
     Raises:
         InputError: If it cannot be written.

@@ -63,6 +63,11 @@ class Neck(nn.Module):
     def project_maps(self, c3: Tensor, c4: Tensor, c5: Tensor) -> Maps:
         """Compute everything that does not depend on the sentences, once per image.
 
+        Args:
+            c3: (P, 8w, H/8, W/8).
+            c4: (P, 16w, H/16, W/16).
+            c5: (P, E, H/32, W/32).
+
         Returns:
             ``v3`` (P, a, h, w'), ``v4`` (P, b, h, w') and ``v5`` (P, c, H/32, W/32).
         """

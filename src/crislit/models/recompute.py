@@ -50,7 +50,12 @@ class Recomputable(nn.Module):
 
 
 def recompute_activations(model: nn.Module, enabled: bool = True) -> None:
-    """Switch activation checkpointing on or off for a network."""
+    """Switch activation checkpointing on or off for a network.
+
+    Args:
+        model: The network, whose ``Recomputable`` modules are switched.
+        enabled: Recompute activations in the backward pass, instead of storing them.
+    """
     for module in model.modules():
         if isinstance(module, Recomputable):
             module.recompute = enabled

@@ -198,7 +198,14 @@ def draw_sample(image: Image, sentence: str, target: Mask, prediction: Mask) -> 
 
 
 def draw_mask(axes: Axes, image: Image, mask: Mask, color: str) -> None:
-    """Show an image, darkened outside a mask, with the mask's outline."""
+    """Show an image, darkened outside a mask, with the mask's outline.
+
+    Args:
+        axes: Where to show it.
+        image: (h, w, 3) uint8 RGB.
+        mask: (h, w); other values than 0 belong to the mask.
+        color: The outline's color, as Matplotlib names it.
+    """
     mask = mask.astype(bool)
     axes.imshow((image * np.where(mask, 1.0, 0.3)[..., None]).astype(np.uint8))
     if mask.any() and not mask.all():

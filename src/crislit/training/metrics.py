@@ -23,13 +23,29 @@ Mask = npt.NDArray[Any]
 
 
 def intersection_and_union(prediction: Mask, target: Mask) -> tuple[int, int]:
-    """Count the pixels in both of two masks, and in either."""
+    """Count the pixels in both of two masks, and in either.
+
+    Args:
+        prediction: A mask of any shape; other values than 0 belong to it.
+        target: A mask of the same shape.
+
+    Returns:
+        The numbers of pixels in the intersection and in the union.
+    """
     prediction, target = prediction.astype(bool), target.astype(bool)
     return int(np.count_nonzero(prediction & target)), int(np.count_nonzero(prediction | target))
 
 
 def iou(intersection: int, union: int) -> float:
-    """Return I / (U + 1e-6)."""
+    """Return I / (U + 1e-6), which is 0 for two empty masks.
+
+    Args:
+        intersection: I, the number of pixels in both masks.
+        union: U, the number of pixels in either.
+
+    Returns:
+        The IoU, in [0, 1).
+    """
     return intersection / (union + 1e-6)
 
 

@@ -23,10 +23,22 @@ BORDER = tuple(255 * channel for channel in CLIP_MEAN)
 """Colour of the border: CLIP's mean, RGB in [0, 255]."""
 Matrix = npt.NDArray[np.float64]
 ProbabilityMap = npt.NDArray[np.float32]
+"""The probability of each pixel, (h, w)."""
 
 
 def letterbox_matrices(height: int, width: int, size: int) -> tuple[Matrix, Matrix]:
-    """Return the affine map from image to square and its inverse, (2, 3) each, for OpenCV."""
+    """Return the affine map from image to square, and its inverse.
+
+    The image is scaled to fit and centered, which leaves a border at two sides.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        size: Side of the square in pixels.
+
+    Returns:
+        Two (2, 3) matrices, as OpenCV's ``warpAffine`` takes them.
+    """
     scale = min(size / height, size / width)
     left, top = (size - width * scale) / 2, (size - height * scale) / 2
     right, bottom = left + width * scale, top + height * scale
