@@ -35,7 +35,7 @@ lint: .venv/ready-dev
 
 docs: .venv/ready-dev
 	$(BIN)/python -m scripts.pages --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "to read it: python3 -m http.server --directory site"
 
 # pip-audit has its own environment, so that it does not audit itself.
@@ -52,7 +52,7 @@ audit: .venv/ready-dev
 	$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml .venv/bin/python
-	@echo "installing into .venv: several gigabytes, this takes minutes (README.md: less without a GPU)"
+	@echo "installing into .venv: several gigabytes, this takes minutes (docs/get_started.md: less without a GPU)"
 	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	@touch $@
 

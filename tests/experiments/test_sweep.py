@@ -219,9 +219,9 @@ def test_any_path_reaches_the_job_unchanged(name: str) -> None:
 
 def test_the_slurm_example_asks_for_two_nodes_of_eight_gpus() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/reproduce.md").read_text()
     pattern = r"^    python -m crislit.train -m (hydra/launcher=slurm .*?)(?:\s+#.*)?$"
-    (line,) = re.findall(pattern, readme, re.MULTILINE)
+    (line,) = re.findall(pattern, page, re.MULTILINE)
     overrides = [re.sub(r",.*", "", part) for part in line.split()]  # its first job
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = compose("train", overrides, return_hydra_config=True)
