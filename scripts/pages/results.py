@@ -11,7 +11,7 @@ from scripts.pages.text import ROOT, code, fill, join_blocks
 
 from crislit.experiments.report import CLAIMED
 from crislit.experiments.runs import collect, group_by_setting
-from crislit.experiments.tables import SHORT_COLUMNS, markdown, readme_tables
+from crislit.experiments.tables import SHORT_COLUMNS, markdown, tables_by_name
 
 FOLDER = ROOT / "results"
 Rows = Sequence[Mapping[str, Any]]
@@ -149,7 +149,7 @@ def results_page() -> str:
     """Return all measured results."""
     make_train = read_csv("make_train.csv")[0]
     files = ("table1.csv", "random_weights.csv")
-    tables = readme_tables(group_by_setting(collect(FOLDER / name for name in files)))
+    tables = tables_by_name(group_by_setting(collect(FOLDER / name for name in files)))
     tables = {name: text.replace("± ", "±&nbsp;") for name, text in tables.items()}
     rounding = [row for row in read_csv("rounding.csv") if row["split"] == "val"]
     tiny_clip, speed = read_json("tiny_clip.json"), read_csv("speed.csv")

@@ -19,7 +19,7 @@ Tensors are renamed, and otherwise keep every bit.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert a checkpoint."""
-    parser = command_parser("convert", "shapes-tiny mine", __doc__, EPILOG)
+    parser = command_parser("convert", "shapes-tiny outputs/shapes-tiny", __doc__, EPILOG)
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="the network to convert, see below")
     add("target", type=Path, metavar="DST", help="where to write it, see below")

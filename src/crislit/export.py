@@ -23,7 +23,7 @@ crislit.load("DIR") does both, with ONNX Runtime (the extra `onnx`: pip install 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export a network."""
-    parser = command_parser("export", "shapes-tiny onnx", __doc__, EPILOG)
+    parser = command_parser("export", "shapes-tiny outputs/onnx", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "source",

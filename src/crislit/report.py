@@ -34,12 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--paper", action="store_true", help="also show the paper's rows that were not run"
     )
-    parser.add_argument(
-        "--fill",
-        type=Path,
-        metavar="FILE",
-        help="also fill the blocks <!-- report NAME --> of a Markdown file",
-    )
     options = parser.parse_args(arguments)
     with one_line_errors():
         require(
@@ -47,27 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"which runs? {SHIPPED} is not here: name results.json files, folders of runs or "
             "records (CSV)",
         )
-        report(options.runs or [SHIPPED], options.output, options.paper, options.fill)
+        report(options.runs or [SHIPPED], options.output, options.paper)
 
 
-def report(paths: Sequence[Path], output: Path, paper_rows: bool, readme: Path | None) -> None:
-    """Write and print the report of some runs; optionally fill the blocks of a Markdown file."""
+def report(paths: Sequence[Path], output: Path, paper_rows: bool) -> None:
+    """Write and print the report of some runs."""
     # Imported after the command line is parsed: they take seconds.
-    from crislit.experiments import (
-        collect,
-        fill_blocks,
-        group_by_setting,
-        readme_tables,
-        write_report,
-    )
-    from crislit.io import write_text
+    from crislit.experiments import collect, group_by_setting, write_report
 
-    groups = group_by_setting(collect(paths))
-    text = write_report(groups, output, paper_rows)
-    if readme:
-        old = readme.read_text(encoding="utf-8")
-        write_text(readme, fill_blocks(old, readme_tables(groups)))
-    print(text)
+    print(write_report(group_by_setting(collect(paths)), output, paper_rows))
     print(f"written to {output}: report.md, table1.csv, table2.csv and plots")
 
 

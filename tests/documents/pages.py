@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {"configuration.md", "commands.md", "results.md"}
+COMPOSED_ELSEWHERE = {"configuration.md", "results.md"}
+"""Generated pages, whose commands ``test_reference_pages.py`` composes."""
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    if path.name not in GENERATED
+    if path.name not in COMPOSED_ELSEWHERE
 }
-"""The text of every page that is written by hand, by its path."""
+"""The text of the other pages, by their paths."""
 COMMAND = re.compile(r"(?:\S*python -m crislit\.|crislit )(\w+) ?(.*)")
 
 

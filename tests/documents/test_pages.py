@@ -193,7 +193,7 @@ def test_every_other_command_and_all_python_code_runs_on_embedded_data(
     assert len(list((workspace / "outputs/predictions").glob("*-mask.png"))) == 2
     assert len(list((workspace / "masks").glob("*-mask.png"))) == 3 * len(sentences)
     written = [
-        *("cris_r50/model.safetensors", "mine/model.safetensors", "onnx/grounding.onnx"),
+        *("cris_r50/model.safetensors", "mine/model.safetensors", "outputs/onnx/grounding.onnx"),
         *(f"outputs/{kind}.png" for kind in ("compare", "failures", "attention", "threshold")),
         *("outputs/report/report.md", "outputs/mine/report.md", "outputs/table1.csv"),
         *("outputs/mask.png", "outputs/from-python/results.json", "hub/model.safetensors"),

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from crislit.experiments.claims import evaluate_claims
+from crislit.experiments.runs import collect, group_by_setting
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -13,6 +16,21 @@ README = (ROOT / "README.md").read_text()
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 130
     assert "make train" in README
+
+
+def test_the_evidence_is_the_recorded_one() -> None:
+    (runs,) = group_by_setting(collect([ROOT / "results/table1.csv"])).values()
+    (full,) = [
+        tested.differences
+        for tested in evaluate_claims(runs)
+        if (tested.dataset, tested.comparison) == ("shapes", "con_dec3 - baseline")
+    ]
+    assert len(full.values) == 3
+    assert f"beats the baseline** by {full.mean:.1f} points of mIoU (three seeds)" in README
+    kills = [ROOT / f"results/{name}.csv" for name in ("kills", "kills_two_processes")]
+    rows = [row for path in kills for row in csv.DictReader(path.read_text().splitlines())]
+    assert {row["same"] for row in rows} == {"yes"}
+    assert f"each of {len(rows)} kills" in README
 
 
 def test_the_result_table_shows_the_recorded_run() -> None:

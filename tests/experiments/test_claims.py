@@ -18,7 +18,7 @@ from crislit.experiments.claims import (
 )
 from crislit.experiments.paper import TABLE1, TABLE1_RESULTS
 from crislit.experiments.plots import plot_claims
-from crislit.experiments.tables import readme_tables
+from crislit.experiments.tables import tables_by_name
 from tests.experiments.measured_runs import Groups, group, run, table_row
 
 
@@ -128,6 +128,6 @@ def test_the_plot_shows_the_interval_of_each_whole_claim() -> None:
     assert labels == ["shapes, 2 seeds"]
 
 
-def test_the_readme_may_show_the_claims() -> None:
-    blocks = readme_tables(grouped(con_dec1=[45, 46], con_dec2=[46, 47.5]))
-    assert "| a second layer helps | shapes | con_dec2 - con_dec1 | 2 |" in blocks["claims-tiny"]
+def test_the_claims_are_a_table_of_a_setting() -> None:
+    tables = tables_by_name(grouped(con_dec1=[45, 46], con_dec2=[46, 47.5]))
+    assert "| a second layer helps | shapes | con_dec2 - con_dec1 | 2 |" in tables["claims-tiny"]

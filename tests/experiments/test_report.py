@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from crislit import report
+from crislit.errors import InputError
 from crislit.experiments.paper import TABLE2_CRIS, TABLE2_OTHERS
 from crislit.experiments.records import add_run
+from crislit.experiments.runs import collect, group_by_setting
+from crislit.experiments.tables import tables_by_name
 from tests.experiments.measured_runs import run
 
 CONF = Path(__file__).parents[2] / "conf/train.yaml"
@@ -18,20 +21,6 @@ CONF = Path(__file__).parents[2] / "conf/train.yaml"
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def write_readme(folder: Path, *blocks: str) -> Path:
-    """Write a Markdown file with these blocks."""
-    path = folder / "README.md"
-    text = "".join(f"<!-- report {name} -->\n\nold\n\n<!-- end -->\n" for name in blocks)
-    path.write_text(f"before\n{text}after\n")
-    return path
-
-
-def fill(readme: Path, *records: Path) -> None:
-    """Report runs and fill the blocks of a Markdown file."""
-    output = readme.parent / "report"
-    report.main([*map(str, records), "--output", str(output), "--fill", str(readme)])
 
 
 @pytest.mark.parametrize(
@@ -148,56 +137,21 @@ def test_the_report_is_written_and_names_what_was_not_run(
     assert sum(row["paper"] != "" for row in printed) == expected
 
 
-def test_filling_the_blocks_of_a_readme_again_changes_nothing(tmp_path: Path) -> None:
-    readme = write_readme(tmp_path, "table1-tiny")
-    add_run(tmp_path / "runs.csv", run("ablation=con", mIoU=0.4321))
-    fill(readme, tmp_path / "runs.csv")
-    filled = readme.read_text()
-    assert "43.21" in filled
-    assert "old" not in filled
-    assert filled.startswith("before\n")
-    assert filled.endswith("after\n")
-    fill(readme, tmp_path / "runs.csv")
-    assert readme.read_text() == filled
-
-
-def test_an_unknown_block_is_an_error_and_the_file_stays(tmp_path: Path) -> None:
-    readme = write_readme(tmp_path, "table9")
-    before = readme.read_text()
-    add_run(tmp_path / "runs.csv", run("ablation=con"))
-    with pytest.raises(SystemExit, match="no table 'table9'"):
-        fill(readme, tmp_path / "runs.csv")
-    assert readme.read_text() == before
-
-
-def test_a_file_without_a_block_is_an_error(tmp_path: Path) -> None:
-    readme = write_readme(tmp_path)
-    before = readme.read_text()
-    add_run(tmp_path / "runs.csv", run("ablation=con"))
-    with pytest.raises(SystemExit, match="no block to fill: expected <!-- report NAME -->"):
-        fill(readme, tmp_path / "runs.csv")
-    assert readme.read_text() == before
-
-
-def test_two_settings_for_one_block_are_an_error(tmp_path: Path) -> None:
-    readme = write_readme(tmp_path, "table1-tiny")
-    before = readme.read_text()
+def test_two_settings_of_one_network_are_an_error(tmp_path: Path) -> None:
     add_run(tmp_path / "0.csv", run("ablation=con"))
     add_run(tmp_path / "1.csv", run("ablation=con", "batch_size=32"))
-    with pytest.raises(SystemExit, match="several settings of tiny"):
-        fill(readme, tmp_path / "0.csv", tmp_path / "1.csv")
-    assert readme.read_text() == before
+    with pytest.raises(InputError, match="several settings of tiny"):
+        tables_by_name(group_by_setting(collect([tmp_path / "0.csv", tmp_path / "1.csv"])))
 
 
-def test_runs_from_random_weights_fill_a_block_of_their_own(tmp_path: Path) -> None:
-    readme = write_readme(tmp_path, "splits-tiny", "splits-tiny-random")
+def test_runs_from_random_weights_have_tables_of_their_own(tmp_path: Path) -> None:
     from_random = run("ablation=con_dec3", "model.clip_weights=null", mIoU=0.1234)
     from_random["initial_weights"] = "random"
     add_run(tmp_path / "clip.csv", run("ablation=con_dec3", mIoU=0.4321))
     add_run(tmp_path / "random.csv", from_random)
-    fill(readme, tmp_path / "clip.csv", tmp_path / "random.csv")
-    first, second = readme.read_text().split("<!-- report splits-tiny-random -->")
-    assert "43.21" in first
-    assert "12.34" not in first
-    assert "12.34" in second
-    assert "43.21" not in second
+    tables = tables_by_name(group_by_setting(collect(sorted(tmp_path.glob("*.csv")))))
+    for kind in ("table1", "splits"):
+        assert "43.21" in tables[f"{kind}-tiny"]
+        assert "12.34" not in tables[f"{kind}-tiny"]
+        assert "12.34" in tables[f"{kind}-tiny-random"]
+        assert "43.21" not in tables[f"{kind}-tiny-random"]

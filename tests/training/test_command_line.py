@@ -73,6 +73,8 @@ def test_a_value_that_needs_quotes_is_shown_with_them(
         (["max_words=1"], "did you mean dataset.max_words?"),
         (["--epochs", "1"], "--epochs is not an option: write recipe.epochs=VALUE"),
         (["--batch-size=4"], "--batch-size is not an option: write batch_size=VALUE"),
+        (["-m", "--cfg", "job", "seed=0,1"], "leave out -m and the commas"),
+        (["--multirun", "--cfg=job"], "leave out -m and the commas"),
         (["modle=rn50"], "modle is not a setting, did you mean model?"),
         (["model=rn5"], "Could not find 'model/rn5', did you mean model=rn50? model has rn101, "),
         (["logger=[csv,wand]"], "Could not find 'logger/wand', did you mean logger=wandb? logger"),

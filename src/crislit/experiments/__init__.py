@@ -3,13 +3,12 @@
 from crislit.experiments.paper import TABLE1
 from crislit.experiments.report import write_report
 from crislit.experiments.runs import collect, group_by_setting
-from crislit.experiments.tables import fill_blocks, readme_tables
+from crislit.experiments.tables import tables_by_name
 
 __all__ = [
     "TABLE1",
     "collect",
-    "fill_blocks",
     "group_by_setting",
-    "readme_tables",
+    "tables_by_name",
     "write_report",
 ]

@@ -1,7 +1,6 @@
 """Tables 1 and 2: measured runs beside the paper's results."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from crislit.errors import require
 from crislit.experiments.claims import claims_table
@@ -224,52 +223,28 @@ def value_cells(ours: Measured | None, paper: float | None) -> dict[str, str]:
     }
 
 
-def readme_tables(groups: Groups) -> dict[str, str]:
-    """Return the tables for Markdown files by the names of their blocks.
+def tables_by_name(groups: Groups) -> dict[str, str]:
+    """Return the tables as Markdown by name: ``table1-tiny``, ``claims-tiny``, ``splits-tiny``.
 
-    Runs from random weights have blocks of their own.
+    Those of runs from random weights end in ``-random``. ``table2`` is the paper's, too.
 
     Raises:
-        InputError: If two settings would fill the same block.
+        InputError: If two settings would have the same name.
     """
     cris = [row for row in table2(groups, paper_rows=True) if row[0].startswith(("method", "CRIS"))]
-    blocks = {"table2": markdown(cris, left=2)}
+    tables = {"table2": markdown(cris, left=2)}
     for setting, runs in groups.items():
         if setting.model in TABLE2_CRIS:
             continue
         name = setting.model + ("-random" if setting.initial_weights == "random" else "")
         require(
-            f"table1-{name}" not in blocks,
+            f"table1-{name}" not in tables,
             f"there are several settings of {name}, but one table of each kind: report them "
             "separately",
         )
         table = table1(runs, published=False)
         indices = [table[0].index(c) for c in ("data", "Con.", "n", "seeds", *SHORT_COLUMNS)]
-        blocks[f"table1-{name}"] = markdown([[row[i] for i in indices] for row in table], left=3)
-        blocks[f"claims-{name}"] = markdown(claims_table(runs, parts=False), left=2)
-        blocks[f"splits-{name}"] = markdown(splits_table(runs), left=2)
-    return blocks
-
-
-def fill_blocks(text: str, tables: Mapping[str, str]) -> str:
-    """Put tables between ``<!-- report NAME -->`` and ``<!-- end -->``.
-
-    Raises:
-        InputError: If a block's table does not exist, or the text has no block.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        require(
-            match[2] in tables,
-            f"there is no table {match[2]!r} for this file, only {', '.join(tables)}",
-        )
-        return f"{match[1]}\n{tables[match[2]]}\n{match[3]}"
-
-    pattern = r"(<!-- report ([\w-]+) -->\n).*?(\n<!-- end -->)"
-    filled, count = re.subn(pattern, fill, text, flags=re.DOTALL)
-    require(
-        count,
-        "there is no block to fill: expected <!-- report NAME --> and <!-- end -->, with one of "
-        f"{', '.join(tables)}",
-    )
-    return filled
+        tables[f"table1-{name}"] = markdown([[row[i] for i in indices] for row in table], left=3)
+        tables[f"claims-{name}"] = markdown(claims_table(runs, parts=False), left=2)
+        tables[f"splits-{name}"] = markdown(splits_table(runs), left=2)
+    return tables

@@ -14,7 +14,7 @@ from hydra.errors import (
 from omegaconf.errors import InterpolationKeyError
 
 from crislit.config import known_settings, list_choices, settings_of_choice
-from crislit.errors import InputError
+from crislit.errors import InputError, require
 from crislit.training.settings import did_you_mean, unknown_setting
 from crislit.training.trainer_options import trainer_arguments
 
@@ -61,11 +61,16 @@ def quote_value(text: str) -> str:
 
 
 def check_options(arguments: Sequence[str], command: str) -> None:
-    """Check that no setting is written as an option, ``--epochs 1``.
+    """Check that no setting is written as an option, ``--epochs 1``, and no sweep is to be shown.
 
     Raises:
         InputError: If one is.
     """
+    options = {argument.partition("=")[0] for argument in arguments}
+    require(
+        options.isdisjoint(("--cfg", "-c")) or options.isdisjoint(("-m", "--multirun")),
+        "--cfg shows one configuration, and -m asks for several: leave out -m and the commas",
+    )
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and (found := find_setting(name[2:], command)):

@@ -136,7 +136,7 @@ def check_resume(
     require(
         not different,
         f"{path} is a checkpoint of another model: it has {different}. Resume with the overrides "
-        "of its own run",
+        f"of its own run{see('resume-refused')}",
     )
     trained = checkpoint.config or config
     if config["resume"] == AUTO:
