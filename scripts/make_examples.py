@@ -1,16 +1,19 @@
-"""Draw the example images that ship with the package, each with a text file of sentences.
+"""Draw the example images that ship with the package, and describe them.
 
-The scenes are in none of the data sets. The text files have one sentence per line.
+The scenes are in none of the data sets. Each image has a text file with one sentence per line, and
+examples.jsonl holds all sentences with their masks, as `dataset=custom` reads them.
 
 python scripts/make_examples.py src/crislit/assets/examples
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from pycocotools import mask as coco_mask
 
 from crislit.data.expressions import describe
 from crislit.data.scenes import draw_scene
@@ -38,11 +41,19 @@ def draw_example(name: str) -> tuple[Any, list[tuple[str, Any]]]:
 def main(folder: Path) -> None:
     """Draw and describe every example."""
     folder.mkdir(parents=True, exist_ok=True)
+    lines = []
     for name in EXAMPLES:
         image, sentences = draw_example(name)
         PIL.Image.fromarray(image).save(folder / f"{name}.jpg", quality=90)
         text = "\n".join(sentence for sentence, _ in sentences)
         (folder / f"{name}.txt").write_text(text + "\n")
+        split = "val" if name == "mixture" else "train"
+        for sentence, mask in sentences:
+            runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            rle = {"size": list(mask.shape), "counts": runs["counts"].decode()}
+            line = {"image": f"{name}.jpg", "sentence": sentence, "split": split, "rle": rle}
+            lines.append(json.dumps(line) + "\n")
+    (folder / "examples.jsonl").write_text("".join(lines))
 
 
 if __name__ == "__main__":

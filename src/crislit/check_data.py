@@ -7,7 +7,7 @@ from pathlib import Path
 from crislit.errors import counted, one_line_errors, printable, require
 from crislit.inference import command_parser
 
-EXAMPLE = "outputs/own/data.jsonl    # the data of docs/own_data.md"
+EXAMPLE = "src/crislit/assets/examples/examples.jsonl"
 EPILOG = """
 Each line of a JSON-lines file is an object with an image and its sentences. Paths are relative to
 the file:

@@ -17,7 +17,7 @@ The network is split into two graphs, so that an image is encoded once for all i
 
 P and B are any numbers; image_indices holds the index of each sentence's image. The graphs
 contain neither the preprocessing nor the resizing of masks to the image's own size.
-crislit.load("DIR") does both, with ONNX Runtime (the extra `onnx`: pip install "crislit[onnx]").
+crislit.load("DIR") does both, with ONNX Runtime (the extra `onnx`).
 """
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crislit.errors import InputError, one_line_errors, require
+from crislit.errors import InputError, one_line_errors, require, see
 from crislit.inference import command_parser
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class Job:
         stem = "image" if name == "-" else Path(name).name
         for number, result in enumerate(self.segmenter.stream(image, self.sentences)):
             if message := empty_mask_warning(result, self.segmenter.threshold, shown):
-                warn(f"{message}; lower it with --threshold")
+                warn(f"{message}; lower it with --threshold{see('empty-mask')}")
             line = result.to_json(name)
             if self.output is not None:
                 base = self.output / safe_file_name(stem, result.sentence, self.taken)

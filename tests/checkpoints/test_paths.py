@@ -52,7 +52,7 @@ def test_the_folder_of_a_run_is_answered_with_its_best_checkpoint(reader: str, r
     message = refuse(run, READERS[reader])
     assert message.endswith(
         f"{run} is a folder, and a checkpoint is a file: give {run}/checkpoints/best.ckpt; it also "
-        "holds checkpoints/last.ckpt, checkpoints/previous.ckpt"
+        "holds checkpoints/last.ckpt, checkpoints/previous.ckpt" + see("checkpoint-path")
     )
     assert message.startswith(f"init_from={run}: " if reader == "init_from" else str(run))
 
@@ -71,7 +71,7 @@ def test_a_file_of_text_is_answered_with_the_checkpoint_beside_it(
 ) -> None:
     message = refuse(run / name, READERS[reader])
     assert f"{run / name} is not a checkpoint but text, which begins with {start!r}" in message
-    assert message.endswith(f"; there is {run}/checkpoints/best.ckpt")
+    assert message.endswith(f"; there is {run}/checkpoints/best.ckpt{see('checkpoint-path')}")
 
 
 def test_other_folders_are_answered_with_what_they_hold(run: Path, tmp_path: Path) -> None:
@@ -84,9 +84,10 @@ def test_other_folders_are_answered_with_what_they_hold(run: Path, tmp_path: Pat
     write(*(tmp_path / f"sweep/{number}" / best for number in range(6)))
     message = refuse(tmp_path / "sweep")
     assert f"give {tmp_path}/sweep/0/{best}; it also holds 1/{best}, 2/{best}, 3/{best}" in message
-    assert message.endswith(f"3/{best}, 2 more")
+    assert message.endswith(f"3/{best}, 2 more{see('checkpoint-path')}")
     write(tmp_path / "authors/cris_r50.pth")
-    assert refuse(tmp_path / "authors").endswith(f"give {tmp_path}/authors/cris_r50.pth")
+    message = refuse(tmp_path / "authors")
+    assert message.endswith(f"give {tmp_path}/authors/cris_r50.pth{see('checkpoint-path')}")
     write(tmp_path / "onnx/grounding.onnx")
     assert "exported to ONNX, which can only predict" in refuse(tmp_path / "onnx")
     write(tmp_path / "killed/.hydra/config.yaml")

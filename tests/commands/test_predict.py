@@ -142,7 +142,7 @@ def test_the_default_network_warns_of_photos_once_and_of_empty_masks(
     assert len(empty) == 2
     assert re.fullmatch(
         r"warning: the mask of 'the red star' in .*a\.png is empty: the highest probability is "
-        r"0\.\d{3}, and the threshold 1; lower it with --threshold",
+        r"0\.\d{3}, and the threshold 1; lower it with --threshold \(see .*#empty-mask\)",
         empty[0],
     )
     predict.main([str(EXAMPLES / "places.jpg"), "red disc", *options])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import PIL.Image
 import pytest
 from pycocotools import mask as coco_mask
 
+from crislit import check_data
 from crislit.data import read_custom
 from crislit.data.custom.builder import CustomData
 from crislit.data.sources import CustomSource, build_source
-from crislit.errors import InputError
+from crislit.errors import InputError, see
 
 Mask = npt.NDArray[np.bool_]
 PAGE = (Path(__file__).parents[2] / "docs/own_data.md").read_text(encoding="utf-8")
@@ -342,7 +344,9 @@ def test_own_sentences_of_a_single_file_need_no_table(tmp_path: Path) -> None:
         (4, "it has no sentence: name a key or an attribute sentence, sentences or caption"),
     ]  # fmt: skip
     file = write_json(tmp_path / "bare.json", coco(["a.jpg"]))
-    with pytest.raises(InputError, match=r"no annotation has a sentence: pass .* of categories$"):
+    with pytest.raises(
+        InputError, match=r"no annotation has a sentence: pass .* of categories \(see "
+    ):
         read_custom(file)
 
 
@@ -359,7 +363,8 @@ def test_attributes_of_other_names_are_listed(tmp_path: Path) -> None:
     expected = "name a key or an attribute sentence, sentences or caption; found "
     with pytest.raises(InputError, match="no annotation has a sentence: pass a CSV") as error:
         read_custom(file)
-    assert str(error.value).endswith(f". Or {expected}description, occluded, phrase")
+    end = f". Or {expected}description, occluded, phrase{see('no-sentences')}"
+    assert str(error.value).endswith(end)
     content["annotations"].append({**second, "id": 3, "sentence": "the box"})
     problems = read_custom(write_json(tmp_path / "c.json", content)).problems
     assert [(problem.line, problem.reason) for problem in problems] == [
@@ -483,9 +488,9 @@ def test_one_coco_file_per_split_beside_the_images(tmp_path: Path) -> None:
 # -- SAM
 
 
-def test_sam_needs_a_table_of_sentences(tmp_path: Path) -> None:
+def write_sam(folder: Path) -> None:
     for number in (1, 2):
-        save_image(tmp_path, f"sa_{number}.jpg")
+        save_image(folder, f"sa_{number}.jpg")
         mask = coco_mask.encode(np.asfortranarray(DISC, dtype=np.uint8))
         runs = {"size": mask["size"], "counts": mask["counts"].decode()}
         image = {"image_id": number, "width": WIDTH, "height": HEIGHT}
@@ -495,7 +500,11 @@ def test_sam_needs_a_table_of_sentences(tmp_path: Path) -> None:
             for i in range(2)
         ]  # fmt: skip
         content = {"image": {**image, "file_name": f"sa_{number}.jpg"}, "annotations": annotations}
-        write_json(tmp_path / f"sa_{number}.json", content)
+        write_json(folder / f"sa_{number}.json", content)
+
+
+def test_sam_needs_a_table_of_sentences(tmp_path: Path) -> None:
+    write_sam(tmp_path)
     (tmp_path / "s.csv").write_text("ann_id,sentence,split\n10,the disc,train\n21,a disc,val\n")
     table = str(tmp_path / "s.csv")
     data = read_custom(str(tmp_path), table)
@@ -513,6 +522,34 @@ def test_sam_needs_a_table_of_sentences(tmp_path: Path) -> None:
 def test_a_folder_without_such_files_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds neither train/"):
         read_custom(str(tmp_path))
+
+
+def test_the_commands_of_the_page_read_the_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_image(tmp_path / "photos", "p0.jpg")
+    tasks = [task(1, "/data/upload/1/0a1b2c3d-p0.jpg", [stroke("a"), text("a", "the disc")])]
+    write_json(tmp_path / "project-1.json", tasks)
+    save_image(tmp_path / "cvat-export/images", "p0.jpg")
+    exported = coco(["p0.jpg"], attributes={"occluded": False, "sentence": "the man in red"})
+    write_json(tmp_path / "cvat-export/annotations/instances_default.json", exported)
+    write_roboflow(tmp_path / "roboflow-export")
+    for table in (tmp_path / "roboflow-export").glob("*/s.csv"):
+        table.rename(table.with_name("sentences.csv"))
+    write_sam(tmp_path / "sam-output")
+    (tmp_path / "sentences.csv").write_text("ann_id,sentence,split\n10,a disc,train\n")
+    lines = [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert len(lines) == 5
+    for line in lines:
+        program, *arguments = shlex.split(line.removeprefix("python -m crislit."))
+        assert program == "check_data"
+        check_data.main(arguments)
+        assert re.search(r"^train: 1 object,", capsys.readouterr().out, re.MULTILINE)
 
 
 # -- Masks of several objects, as CVAT and Pascal VOC write them

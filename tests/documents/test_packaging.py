@@ -132,7 +132,7 @@ def test_the_shipped_examples_match_the_script_that_draws_them(tmp_path: Path) -
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted(path.name for path in shipped.iterdir())
     for name in names:
-        if name.endswith(".txt"):
+        if not name.endswith(".jpg"):
             assert (tmp_path / name).read_text() == (shipped / name).read_text()
         else:
             drawn, expected = (

@@ -1,5 +1,6 @@
-"""``make docs`` fails at a broken link, and the site needs no other address."""
+"""``make docs`` fails at a broken link; the site is complete, and needs no other address."""
 
+import importlib
 import os
 import re
 import shlex
@@ -45,6 +46,11 @@ def test_broken_links_fail_the_build_and_pages_load_nothing_from_other_addresses
         tags = re.findall(r"<(?:script|link|img|object)\b[^>]*>", html)
         loaded = re.findall(r'(?:src|href|data)="([^"]+)"', "".join(tags))
         assert not [address for address in loaded if re.match(r"(?:https?:)?//", address)], page
+    for page in (ROOT / "docs/reference/api").glob("*.md"):
+        package = "crislit" if page.stem == "crislit" else f"crislit.{page.stem}"
+        html = (tmp_path / f"site/reference/api/{page.stem}.html").read_text()
+        for name in {*importlib.import_module(package).__all__} - {"__version__"}:
+            assert f'id="{package}.{name}"' in html, name
     boxes = re.findall(r"model\.html#([\w-]+)", (ROOT / "docs/images/model.svg").read_text())
     assert len(boxes) >= 8
     model = (tmp_path / "site/model.html").read_text()

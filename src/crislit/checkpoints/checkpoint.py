@@ -219,7 +219,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"{path} is not a checkpoint of crislit: expected the entry {KEY!r}, found "
             f"{', '.join(map(str, entries)) or 'nothing'}. "
-            "`python -m crislit.convert` reads those of the authors' code"
+            f"`python -m crislit.convert` reads those of the authors' code{see('keys')}"
         )
     return content
 

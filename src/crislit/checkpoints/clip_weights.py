@@ -60,7 +60,7 @@ def load_clip_weights(model: CRIS, source: str) -> str:
     if stored != built:
         raise InputError(
             f"{path} holds the weights of {describe_clip(stored)}, and the network is built on "
-            f"{describe_clip(built)}"
+            f"{describe_clip(built)}{see('wrong-clip')}"
         )
     unused = ("num_batches_tracked", "logit_scale")  # may be missing
     state = {name: value for name, value in expected.items() if name.endswith(unused)} | state
@@ -160,7 +160,7 @@ def find_openai(clip: str | Mapping[str, Any]) -> Path:
         require(
             sha256(archive) == checksum,
             f"{archive} is not OpenAI's file, whose SHA-256 is {checksum}: download it again from "
-            f"{url}",
+            f"{url}{see('wrong-clip')}",
         )
         return archive
     repository = published.get("hf_hub", "").rstrip("/")

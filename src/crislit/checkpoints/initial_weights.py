@@ -9,7 +9,7 @@ from crislit.checkpoints.checkpoint import read_any
 from crislit.checkpoints.clip_weights import identify_weights
 from crislit.checkpoints.paths import WEIGHTS, find_network
 from crislit.config import list_choices, settings_of_choice
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.io import check_finite, sha256
 from crislit.models import CRIS
 
@@ -75,7 +75,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
     require(
         encoders <= fitting.keys(),
         f"init_from={source} has other encoders than this run ({describe(start.network.clip)}, "
-        f"not {describe(model.config.clip)}): {advise(start.network.clip)}",
+        f"not {describe(model.config.clip)}): {advise(start.network.clip)}{see('other-encoders')}",
     )
     heads = start.network.decoder_heads
     require(

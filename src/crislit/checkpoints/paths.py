@@ -3,7 +3,7 @@
 import codecs
 from pathlib import Path
 
-from crislit.errors import DamagedFileError, InputError, require
+from crislit.errors import DamagedFileError, InputError, require, see
 from crislit.io import shipped_networks
 
 WEIGHTS = "model.safetensors"
@@ -45,6 +45,7 @@ def find_network(path: Path) -> Path:
     if text := read_text_start(path):
         raise DamagedFileError(
             f"{path} is not a checkpoint but text, which begins with {text!r}: {EXPECTED}{hint}"
+            f"{see('checkpoint-path')}"
         )
     return path
 
@@ -73,7 +74,10 @@ def explain_folder(folder: Path) -> str:
             names = [str(path.relative_to(folder)) for path in found[1:]]
             more = [f"{len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
             also = f"; it also holds {', '.join(names[:MAX_NAMES] + more)}" if names else ""
-            return f"{folder} is a folder, and a checkpoint is a file: give {found[0]}{also}"
+            return (
+                f"{folder} is a folder, and a checkpoint is a file: give {found[0]}{also}"
+                f"{see('checkpoint-path')}"
+            )
     if any(folder.glob("*.onnx")):
         return (
             f"{folder} is a network exported to ONNX, which can only predict: give the "

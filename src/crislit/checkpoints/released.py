@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.io import check_finite, check_names, format_shape, join_names, read_state_dict
 from crislit.models import CRIS, CRISConfig, build_cris
 
@@ -298,7 +298,7 @@ def _clip_layers(state: Mapping[str, Tensor], source: str, prefix: str) -> tuple
     require(
         f"{prefix}visual.class_embedding" not in state,
         f"{source} holds a CLIP with a vision transformer; CRIS needs one with a ResNet, such as "
-        "RN50",
+        f"RN50{see('wrong-clip')}",
     )
     stages = [count_blocks(state, f"{prefix}visual.layer{stage}.") for stage in (1, 2, 3, 4)]
     text_layers = count_blocks(state, f"{prefix}transformer.resblocks.")

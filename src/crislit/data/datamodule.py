@@ -24,7 +24,7 @@ from crislit.data.refer_index import ReferIndex
 from crislit.data.samplers import ImageGroupedBatchSampler, TrainSampler, evaluation_share
 from crislit.data.sources import DataSource
 from crislit.data.workers import init_worker
-from crislit.errors import InputError, check_integer, counted, printable, require
+from crislit.errors import InputError, check_integer, counted, printable, require, see
 from crislit.transforms.augmentation import Augmentation
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,8 @@ class ReferDataModule(L.LightningDataModule):
         require(
             sentences >= self.batch_size,
             f"no training batch: an epoch of the train split has {counted(sentences, 'sentence')}, "
-            f"fewer than batch_size={self.batch_size}. Set batch_size={sentences} or smaller",
+            f"fewer than batch_size={self.batch_size}. Set batch_size={sentences} or smaller"
+            f"{see('no-batch')}",
         )
 
     @property
@@ -212,12 +213,13 @@ class ReferDataModule(L.LightningDataModule):
         require(
             steps > 0 and rest == 0 and per_device % self.sentences_per_image == 0,
             f"batch_size={self.batch_size} does not divide over {counted(processes, 'device')} "
-            f"with {given}",
+            f"with {given}{see('fewer-gpus')}",
         )
         require(
             per_device > 1,
             "a training batch of one sample per device is too small: BatchNorm needs two. Set "
-            f"batch_size to at least {2 * processes}, or batch_size_per_device to 2 or more",
+            f"batch_size to at least {2 * processes}, or batch_size_per_device to 2 or more"
+            f"{see('batchnorm')}",
         )
         require(
             per_device > self.sentences_per_image or self.image_size > 32,

@@ -25,7 +25,7 @@ from crislit.data.refer_annotations import (
     parse_file_name,
     parse_text,
 )
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.io import MAX_PIXELS, write_files
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,11 @@ def write_cache(index: CachedIndex, folder: Path, name: str) -> None:
         else:
             log.info("the index is cached in %s", path)
             return
-    log.warning("the index of %s could not be cached; every start builds it again", folder)
+    log.warning(
+        "the index of %s could not be cached; every start builds it again%s",
+        folder,
+        see("index-cache"),
+    )
 
 
 def check_arrays(a: IndexArrays) -> None:

@@ -160,7 +160,7 @@ class ReferIndex:
             )
             raise InputError(
                 f"this data set has no split {split!r}, only {', '.join(self.splits)}"
-                f"{hint if similar else ''}"
+                f"{hint if similar else ''}{see('no-val') if split in ('train', 'val') else ''}"
             )
         return np.flatnonzero(self._arrays.split == self._split_names.index(split))
 
@@ -230,7 +230,7 @@ class ReferIndex:
         require(
             not missing,
             f"{len(missing)} of {len(rows)} images are missing in {self.image_folder}: {some}. "
-            "Fetch them again",
+            f"Fetch them again{see('missing-images')}",
         )
 
     def _text(self, name: str, row: int) -> str:

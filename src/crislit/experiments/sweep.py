@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from crislit.checkpoints import read_checkpoint
-from crislit.errors import DamagedFileError, InputError, require
+from crislit.errors import DamagedFileError, InputError, require, see
 from crislit.experiments.records import add_run, check_record, find_run
 from crislit.training import (
     FULL_ERROR,
@@ -86,7 +86,7 @@ def run_job(config: Mapping[str, Any], arguments: Sequence[str], folder: Path, g
         if is_main:
             clear_interrupted(folder, config, prints["data"])
         code = run_process(arguments, folder, group)
-        require(code == 0, f"the job in {folder} failed with exit code {code}; see its output")
+        require(code == 0, f"the job in {folder} failed with exit code {code}{see('sweep-job')}")
         if not is_main:
             return 0.0  # the job's main process has the results
     measured = read_results(results, config, prints["data"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crislit.checkpoints import read_any
-from crislit.errors import InputError
+from crislit.errors import InputError, see
 from crislit.inference.onnx_network import EXPORT_CONFIG, GROUNDING, IMAGE_ENCODER
 from crislit.inference.quantization import quantize
 from crislit.io import Writer, find_examples, refuse_existing, text_writer, write_files
@@ -92,7 +92,9 @@ def export_onnx(
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError('ONNX is not installed: pip install "crislit[onnx]"') from error
+        raise InputError(
+            f"ONNX is not installed: it comes with the extra onnx{see('extras')}"
+        ) from error
     checkpoint = read_any(source, max_tokens)
     files = [target / name for name in (IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG)]
     refuse_existing(*files)

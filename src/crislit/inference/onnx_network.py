@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crislit.errors import InputError, first_line, require
+from crislit.errors import InputError, first_line, require, see
 from crislit.models import Maps
 
 IMAGE_ENCODER = "image_encoder.onnx"
@@ -75,7 +75,9 @@ def _open_session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError('ONNX Runtime is not installed: pip install "crislit[onnx]"') from error
+        raise InputError(
+            f"ONNX Runtime is not installed: it comes with the extra onnx{see('extras')}"
+        ) from error
     require(path.is_file(), f"there is no {path}: export the network again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 
 from crislit.checkpoints import CONFIG, WEIGHTS, Checkpoint, read_any, write_folder
-from crislit.errors import InputError, check_integer, counted, first_line, require
+from crislit.errors import InputError, check_integer, counted, first_line, require, see
 from crislit.inference.description import describe_network
 from crislit.inference.forks import check_process, prepare_forked_process
 from crislit.inference.model_card import model_card
@@ -94,7 +94,8 @@ class Segmenter:
         if isinstance(model, OnnxNetwork):
             require(
                 device in (None, "cpu") and precision in ("auto", "float32"),
-                f"an exported network runs on the CPU in float32, not on {device} in {precision}",
+                f"an exported network runs on the CPU in float32, not on {device} in {precision}"
+                f"{see('onnx')}",
             )
             require(not compile, "an exported network cannot be compiled: leave compile out")
             require(
@@ -226,7 +227,7 @@ class Segmenter:
             check_max_tokens(self.model, self.model.max_tokens)
         for text in texts:
             if message := truncation_warning(text, self.model.max_tokens):
-                warnings.warn(message, stacklevel=3)
+                warnings.warn(f"{message}{see('tokens')}", stacklevel=3)
         return texts
 
     # -- Sharing
@@ -414,7 +415,7 @@ def choose_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"this machine cannot compute on device {name!r}: {first_line(error)}"
+            f"this machine cannot compute on device {name!r}: {first_line(error)}{see('no-gpu')}"
         ) from error
     return device
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crislit.errors import InputError
+from crislit.errors import InputError, see
 from crislit.inference.description import Description, looks_like_photo
 from crislit.inference.segmenter import Segmenter, truncation_warning
 from crislit.inference.web_answers import KEEP_SECONDS, Answer, label_colours, render, segment
@@ -91,7 +91,9 @@ def build_page(segmenter: Segmenter, description: Description) -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise InputError('Gradio is not installed: pip install "crislit[demo]"') from error
+        raise InputError(
+            f"Gradio is not installed: it comes with the extra demo{see('extras')}"
+        ) from error
 
     with gradio.Blocks(
         title="crislit", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from crislit.errors import InputError, printable, require
+from crislit.errors import InputError, printable, require, see
 from crislit.io.images import (
     DAMAGED,
     Image,
@@ -20,7 +20,7 @@ from crislit.io.libraries import require_opencv
 from crislit.io.orientation import read_tag, require_upright, turn_upright
 
 log = logging.getLogger(__name__)
-FIX = "fetch it again, or save it as PNG or JPEG"
+FIX = f"fetch it again, or save it as PNG or JPEG{see('unreadable-image')}"
 
 
 def decode_image(path: Path, size: tuple[int, int]) -> Image:

@@ -9,7 +9,7 @@ from typing import TypeGuard
 import cv2
 import PIL.Image
 
-from crislit.errors import require
+from crislit.errors import require, see
 
 OPENCV = 5
 """Required major version of OpenCV: others warp and decode to different pixels."""
@@ -60,5 +60,5 @@ def require_opencv() -> None:
         version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) >= OPENCV,
         f"OpenCV {version} is installed, but crislit needs version {OPENCV} or later, because "
         "others change results: remove all packages that `pip list` shows as opencv-..., then run "
-        f"`pip install 'opencv-python-headless>={OPENCV}'`",
+        f"`pip install 'opencv-python-headless>={OPENCV}'`{see('opencv')}",
     )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from crislit.errors import require
+from crislit.errors import require, see
 from crislit.io.libraries import is_damage
 
 ORIENTATION = 0x0112
@@ -86,7 +86,8 @@ def require_upright(image: PIL.Image.Image, name: str) -> None:
     orientation = read_orientation(image)
     require(
         orientation == 1,
-        f"{name} is stored rotated (EXIF orientation {orientation}): save image and mask upright",
+        f"{name} is stored rotated (EXIF orientation {orientation}): save image and mask upright"
+        f"{see('exif')}",
     )
 
 

@@ -189,7 +189,7 @@ def check_names(
         ],
     }
     reasons = [f"{what} {join_names(names)}" for what, names in differences.items() if names]
-    require(not reasons, f"{complaint}: {'; '.join(reasons)}")
+    require(not reasons, f"{complaint}: {'; '.join(reasons)}{see('keys')}")
 
 
 def check_storage(weights: Mapping[str, Any], source: str) -> None:

@@ -14,7 +14,7 @@ from hydra.errors import (
 from omegaconf.errors import InterpolationKeyError
 
 from crislit.config import known_settings, list_choices, settings_of_choice
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.training.settings import did_you_mean, unknown_setting
 from crislit.training.trainer_options import trainer_arguments
 
@@ -208,7 +208,7 @@ def explain_key(key: str, hint: str, command: str) -> str:
         known = {*known, *trainer_arguments()}
     found = find_setting(name, command)
     if not path and found and found != name:
-        return f"{name} is not a setting, did you mean {found}?"
+        return f"{name} is not a setting, did you mean {found}?{see('unknown-key')}"
     return unknown_setting(group, name, known)
 
 

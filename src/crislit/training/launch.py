@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.training import processes
 
 SLURM_RANKS = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
@@ -74,13 +74,13 @@ def _check_complete() -> None:
             not lacking,
             f"Slurm has started this job (SLURM_NTASKS={os.environ['SLURM_NTASKS']}), but "
             f"the environment lacks {' and '.join(lacking)}: start the command with srun, or unset "
-            "SLURM_NTASKS",
+            f"SLURM_NTASKS{see('slurm')}",
         )
         tasks = os.environ["SLURM_NTASKS"]
         require(
             tasks == "1" or "SLURM_NTASKS_PER_NODE" in os.environ,
             f"Slurm was asked for --ntasks={tasks}, which does not set the tasks per node: "
-            "ask for --nodes and --ntasks-per-node instead",
+            f"ask for --nodes and --ntasks-per-node instead{see('slurm')}",
         )
     elif present and missing:
         raise InputError(
@@ -136,11 +136,13 @@ def check_size(wanted: int, trainer: Mapping[str, Any]) -> None:
         raise InputError(
             f"torchrun has started {started} processes (WORLD_SIZE), but {asked} make {wanted}: "
             "set trainer.devices to its --nproc-per-node and trainer.num_nodes to its --nnodes"
+            f"{see('hangs')}"
         )
     raise InputError(
         f"Slurm has started SLURM_NTASKS={started} tasks, but {asked} make {wanted}: "
         "set trainer.devices to Slurm's --ntasks-per-node and trainer.num_nodes to its --nodes, or "
         "request as many tasks; in an interactive allocation, unset SLURM_NTASKS"
+        f"{see('slurm')}"
     )
 
 
@@ -152,5 +154,5 @@ def _check_port(port: int) -> None:
         except (OSError, OverflowError) as error:
             raise InputError(
                 f"the processes of this run cannot meet at MASTER_PORT={port}: {error}. Unset "
-                "MASTER_PORT, and a free port is chosen"
+                f"MASTER_PORT, and a free port is chosen{see('master-port')}"
             ) from error

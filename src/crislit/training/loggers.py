@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
 from crislit.checkpoints import unreachable
+from crislit.errors import see
 from crislit.io import Image
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,11 @@ def choose_wandb_mode(folder: Path) -> None:
     if reason:
         os.environ["WANDB_MODE"] = "offline"
         log.warning(
-            "%s: Weights & Biases logs offline; `wandb sync %s/wandb/offline-run-*` uploads later",
+            "%s: Weights & Biases logs offline; "
+            "`wandb sync %s/wandb/offline-run-*` uploads later%s",
             reason,
             folder,
+            see("wandb"),
         )
 
 

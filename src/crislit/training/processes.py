@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from crislit.errors import see
+
 MAIN_PROCESS = "CRISLIT_FIRST_PROCESS"
 """Environment variable: id of the main process, for the processes that it starts."""
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -98,7 +100,7 @@ def _exit_with_child(process: "subprocess.Popen[bytes]", rank: int) -> None:
                 f"error: process {rank} of {len(_started) + 1}, counted from 0 on this machine, "
                 f"was ended by a signal ({signal.strsignal(-code)}{cause}), and the others end "
                 "with it; continue a training from its last checkpoint with resume=auto "
-                "hydra.run.dir=FOLDER",
+                f"hydra.run.dir=FOLDER{see('killed')}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -89,7 +89,7 @@ class RunGuard(Callback):
                 require(
                     owner is None,
                     f"{lock.parent} is in use by {owner}: choose another hydra.sweep.dir, or wait "
-                    "until it has ended",
+                    f"until it has ended{see('folder-in-use')}",
                 )
             check = hydra.utils.get_method(self.job_check) if self.job_check else check_unused
             for overrides, job, job_folder in list_jobs(config):
@@ -106,11 +106,13 @@ class RunGuard(Callback):
         named_by_time = "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False))
         require(
             not named_by_time or config.get("resume") != "auto",
-            "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER",
+            "resume=auto needs a folder that it finds again: add hydra.run.dir=FOLDER"
+            f"{see('interrupted')}",
         )
         require(
             not named_by_time or (started_processes() or 1) == 1,
-            "processes that torchrun or Slurm starts need one folder: add hydra.run.dir=FOLDER",
+            "processes that torchrun or Slurm starts need one folder: add hydra.run.dir=FOLDER"
+            f"{see('one-folder')}",
         )
 
     def _reserve(self, folder: Path, continues: bool) -> None:
@@ -122,7 +124,7 @@ class RunGuard(Callback):
             reserved.release()
             raise InputError(
                 f"{folder} holds an earlier run; choose another hydra.run.dir, nothing is "
-                f"overwritten{CONTINUE if self.command == 'train' else ''}"
+                f"overwritten{CONTINUE if self.command == 'train' else ''}{see('folder-in-use')}"
             )
 
 
@@ -134,7 +136,8 @@ def check_unused(config: Config, folder: Path) -> None:
     """
     require(
         not (folder / "results.json").exists(),
-        f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is overwritten",
+        f"{folder} holds an earlier run; choose another hydra.sweep.dir, nothing is overwritten"
+        f"{see('folder-in-use')}",
     )
 
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crislit.errors import InputError
+from crislit.errors import InputError, see
 
 if sys.platform == "win32":
     import msvcrt
@@ -91,7 +91,7 @@ def reserve(folder: Path, setting: str) -> ReservedFolder:
         if handle is None:
             raise InputError(
                 f"{folder} is in use by {_owner(folder)}: choose another {setting}, or wait until "
-                "it has ended"
+                f"it has ended{see('folder-in-use')}"
             )
         os.ftruncate(handle, 0)
         owner = f"process {os.getpid()} on {socket.gethostname()}"

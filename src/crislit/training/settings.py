@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from crislit.config import known_settings, own_settings, settings_of_choice
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 
 Config = dict[str, Any]
 """A resolved configuration, as plain dictionaries and lists."""
@@ -79,9 +79,12 @@ def unknown_setting(group: str, name: str, known: Iterable[str]) -> str:
     path, names = f"{group}." if group else "", sorted(known)
     guess = did_you_mean(name, names, path)
     if guess and len(names) > MAX_LISTED:
-        return f"{path}{name} is not a setting{guess}"
+        return f"{path}{name} is not a setting{guess}{see('unknown-key')}"
     owner = f"{group} has" if group else "there are"
-    return f"{path}{name} is not a setting{guess or ';'} {owner} {', '.join(names)}"
+    return (
+        f"{path}{name} is not a setting{guess or ';'} {owner} {', '.join(names)}"
+        f"{see('unknown-key')}"
+    )
 
 
 def did_you_mean(name: str, choices: Iterable[str], path: str = "") -> str:

@@ -123,7 +123,7 @@ def build_logger(config: Config, folder: Path, resumed_steps: int = 0) -> Logger
         try:
             loggers.append(_build_one(options, folder, resumed_steps))
         except (InstantiationException, ImportError) as error:
-            hint = "; pip install 'crislit[tensorboard]'" if name == "tensorboard" else ""
+            hint = see("tensorboard") if name == "tensorboard" else ""
             raise InputError(
                 f"logger.{name} cannot start: {first_line(error.__cause__ or error)}{hint}"
             ) from error

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crislit.errors import require
+from crislit.errors import require, see
 from crislit.io import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -172,7 +172,7 @@ def restore(square: ProbabilityMap, height: int, width: int) -> ProbabilityMap:
     require(
         np.isfinite(square).all(),
         "the network computes NaN or infinity: its weights are too large, its training failed, or "
-        "float16 is too small",
+        f"float16 is too small{see('nan')}",
     )
     _, inverse = letterbox_matrices(height, width, square.shape[0])
     return cv2.warpAffine(  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from crislit.data.custom.values import (
     parse_whole,
 )
 from crislit.data.refer_annotations import index_by_id
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 from crislit.io import read_json
 
 CATEGORIES = "categories"
@@ -123,7 +123,8 @@ def add_coco(
         has_sentences = categories is not None or any(map(_attributes, annotations.values()))
         if annotations and not has_sentences:
             found = _list_texts(annotations.values())
-            raise InputError(f"{path}: {NO_SENTENCES}{found and f'. Or {EXPECTED}{found}'}")
+            other = f". Or {EXPECTED}{found}" if found else ""
+            raise InputError(f"{path}: {NO_SENTENCES}{other}{see('no-sentences')}")
         groups = _own_sentences(annotations, images, categories, builder.problems, split)
     for ann_id, (name, sentences) in groups.items():
         try:
