@@ -46,7 +46,9 @@ def main(path: Path) -> None:
         below.axis("off")
     figure.savefig(path, dpi=100)
     wrong = {sentence: f"{score:.2f}" for sentence, score in scores.items() if score <= 0.5}
-    print(f"{len(scores) - len(wrong)} of {len(scores)} masks have an IoU above 0.5; not {wrong}")
+    print(f"{len(scores) - len(wrong)} of {len(scores)} masks have an IoU above 0.5")
+    if wrong:
+        print(f"not {wrong}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ import torch
 import crislit
 from crislit import convert
 from crislit.checkpoints.checkpoint import Checkpoint, read_checkpoint, strip_folders, without_paths
+from crislit.checkpoints.clip_weights import identify_weights
 from crislit.errors import InputError
 from crislit.inference.model_card import model_card
 from crislit.inference.segmenter import Segmenter
+from crislit.io.assets import shipped_weights
 from crislit.models.build import build_cris
 from tests.inference.test_segmenter import TINY
 from tests.io.test_images import photo
@@ -177,7 +179,8 @@ def test_a_card_grants_no_licence_for_initial_weights_of_others(source: str, tra
 
 def test_a_card_grants_a_licence_for_our_own_weights(trained: Path) -> None:
     shipped = read_checkpoint(Path("shapes-tiny")).initial_weights
-    for source in ("random", shipped):
+    tiny_clip = identify_weights("tiny-clip", shipped_weights()["tiny-clip"])
+    for source in ("random", tiny_clip, shipped):
         checkpoint = replace(read_checkpoint(trained), initial_weights=source)
         assert "license: mit" in model_card(checkpoint, "net")
 

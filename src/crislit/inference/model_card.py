@@ -1,9 +1,10 @@
 """The model card (README) of a shared network."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from crislit.checkpoints import Checkpoint, identify_weights
+from crislit.checkpoints import Checkpoint, identify_weights, read_checkpoint
 from crislit.errors import InputError, counted, require
 from crislit.io import shipped_weights
 
@@ -93,7 +94,8 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
     if dataset.get("embedded"):
         limits = EMBEDDED_LIMITS
         tiny_clip = identify_weights("tiny-clip", shipped_weights()["tiny-clip"])
-        if checkpoint.initial_weights in ("random", tiny_clip):
+        shapes_tiny = read_checkpoint(Path("shapes-tiny")).initial_weights
+        if checkpoint.initial_weights in ("random", tiny_clip, shapes_tiny):
             licence = licence or "mit"
     else:
         limits = REFER_LIMITS if dataset.get("folder") else CUSTOM_LIMITS
