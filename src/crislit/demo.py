@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from crislit.errors import InputError, one_line_errors, require
+from crislit.errors import InputError, one_line_errors, require, see
 from crislit.inference import command_parser
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -81,7 +81,7 @@ def launch(page: Any, host: str, port: int | None) -> str:
             if any(map(os.environ.get, PROXIES))
             else ""
         )
-        raise InputError(f"cannot serve at {host}: {error}{hint}") from error
+        raise InputError(f"cannot serve at {host}: {error}{hint}{see('port')}") from error
     return str(address)
 
 

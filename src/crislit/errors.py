@@ -1,11 +1,13 @@
 """Errors caused by user input, and how commands report them."""
 
 import errno
+import functools
 import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
 
 
@@ -79,7 +81,20 @@ def counted(count: int, singular: str, plural: str = "") -> str:
 
 def see(entry: str) -> str:
     """Return the end of a message, which names an entry of docs/troubleshooting.md by its id."""
-    return f" (see docs/troubleshooting.md#{entry})"
+    return f" (see {_troubleshooting()}#{entry})"
+
+
+@functools.cache
+def _troubleshooting() -> str:
+    """Return the path of the page, or its address if the package was built with one."""
+    path = "docs/troubleshooting.md"
+    try:
+        fields = metadata("crislit")
+    except PackageNotFoundError:  # run from its source
+        return path
+    addresses = dict(url.split(", ", 1) for url in fields.get_all("Project-URL") or ())
+    repository = addresses.get("Repository")
+    return f"{repository}/blob/v{fields['Version']}/{path}" if repository else path
 
 
 def require(condition: object, message: str) -> None:
@@ -101,6 +116,13 @@ def check_integer(
         is_integer and minimum <= value <= maximum and value % multiple_of == 0,
         f"{name} must be {kind}, at least {minimum}{bound}, got {found}",
     )
+
+
+def why_unwritten(error: BaseException) -> str:
+    """Return why a file cannot be written: that the disk is full, or what the system says."""
+    if is_disk_full(error):
+        return f"the disk is full{see('disk-space')}"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

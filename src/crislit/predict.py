@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crislit.errors import InputError, one_line_errors, require, see
+from crislit.errors import InputError, one_line_errors, require, see, why_unwritten
 from crislit.inference import command_parser
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def prepare_output(output: str, names: Sequence[str]) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another --output"
+            f"cannot write to {folder}: {why_unwritten(error)}; choose another --output"
         ) from error
     return folder
 

@@ -258,25 +258,25 @@ def test_links_and_images_lead_to_files_and_headings() -> None:
         for name, heading in targets:
             target = (ROOT / page).parent / name if name else ROOT / page
             assert target.exists(), (page, name)
-            if heading:
+            if heading and "/api/" not in name:  # the build of the site checks those
                 assert heading in headings(target.read_text()), (page, name, heading)
 
 
 def headings(text: str) -> set[str]:
     """Return the anchors of a page's headings, as Markdown's table of contents makes them."""
-    found = re.findall(r"^#+ (.*?)(?: \{#([\w-]+)\})?$", text, re.MULTILINE)
+    found = re.findall(r'^#+ (?:<a id="([\w-]+)"></a>)?(.*)$', text, re.MULTILINE)
     return {
         given or re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
-        for title, given in found
+        for given, title in found
     }
 
 
 QUESTIONS = {"dependency-conflict", "slow-loading", "quickgelu", "loss-does-not-fall", "paper"}
 QUESTIONS |= {"rounding", "threshold", "mask-size", "many-sentences", "languages", "slow-cpu"}
 QUESTIONS |= {"remote-page"}
-OF_OTHER_PROGRAMS = {"no-make", "shared-memory", "zsh", "workers-main", "mps", "port"}
-BEFORE_INSTALLATION = {"python-version", "mirror", "disk-space"}
-OF_A_LINE = {"mask-size-differs", "mask-values", "csv-commas"}  # below unusable-lines
+OF_OTHER_PROGRAMS = {"no-make", "shared-memory", "zsh", "workers-main", "mps"}
+BEFORE_INSTALLATION = {"python-version", "mirror"}
+OF_A_LINE = {"mask-size-differs", "mask-values"}  # below unusable-lines
 MESSAGES = {"recorded", "page-limits"}  # that say what to do
 WITHOUT_ERROR = QUESTIONS | OF_OTHER_PROGRAMS | BEFORE_INSTALLATION | OF_A_LINE | MESSAGES
 """Entries of the troubleshooting page that no error of crislit has to name."""
@@ -284,7 +284,7 @@ WITHOUT_ERROR = QUESTIONS | OF_OTHER_PROGRAMS | BEFORE_INSTALLATION | OF_A_LINE 
 
 def test_errors_and_entries_of_the_troubleshooting_page_belong_together() -> None:
     page = PAGES["docs/troubleshooting.md"]
-    entries = re.findall(r"^### .* \{#([\w-]+)\}$", page, re.MULTILINE)
+    entries = re.findall(r'^### <a id="([\w-]+)"></a>.', page, re.MULTILINE)
     assert len(entries) == len(set(entries)) >= 25
     sources = (path.read_text() for path in (ROOT / "src").rglob("*.py"))
     named = {name for text in sources for name in re.findall(r"\bsee\(['\"]([\w-]+)", text)}

@@ -178,8 +178,8 @@ def test_public_names_without_documentation_are_listed(tmp_path: Path) -> None:
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample/__init__.py").write_text(
         '"""A package."""\n'
-        "from sample.parts import A, B, C, crop, paste, seek\n"
-        '__all__ = ["A", "B", "C", "crop", "paste", "seek"]\n'
+        "from sample.parts import A, B, C, N, crop, paste, seek, turn\n"
+        '__all__ = ["A", "B", "C", "N", "crop", "paste", "seek", "turn"]\n'
     )
     (tmp_path / "sample/parts.py").write_text(
         'A = 1\n"""One."""\nB = 2\n'
@@ -189,13 +189,19 @@ def test_public_names_without_documentation_are_listed(tmp_path: Path) -> None:
         '    def move(self, x, y):\n        """Move it."""\n'
         "    def _hidden(self, x, y): pass\n"
         'def crop(image, box):\n    """Crop images to a box."""\n'
-        'def paste(image, box):\n    """Paste."""\n'
-        'def seek(image):\n    """Look."""\n'
+        'def paste(image, box):\n    """Paste an image."""\n'
+        'def seek(image):\n    """Look."""\n    raise InputError("lost")\n'
+        'def turn(image: Tensor):\n    """Turn."""\n    require(image, "no image")\n'
+        'class N(nn.Module):\n    """A layer of 3."""\n'
     )
     assert docstring_violations(tmp_path, "sample") == [
         "sample.parts.B: no docstring",
         "sample.parts.C.move: nothing about x, y",
-        "sample.parts.paste: nothing about image, box",
+        "sample.parts.N: no section, equation or other source",
+        "sample.parts.paste: nothing about box",
+        "sample.parts.seek: nothing about InputError",
+        "sample.parts.turn: no shapes",
+        "sample.parts.turn: nothing about InputError",
     ]
 
 

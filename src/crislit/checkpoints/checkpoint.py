@@ -161,7 +161,9 @@ def read_any(
     given = {"max_words": max_tokens, "decoder_heads": decoder_heads, "image_size": image_size}
     if isinstance(content, Checkpoint):
         if names := [name for name, value in given.items() if value is not None]:
-            raise InputError(f"{path} stores {', '.join(names)} itself; leave it out")
+            raise InputError(
+                f"{path} stores {', '.join(names)} itself; leave it out{see('released-sizes')}"
+            )
         content.check()
         return content
     size = 416 if image_size is None else image_size

@@ -82,7 +82,11 @@ def identify_weights(source: str, path: Path) -> str:
 
 
 def find_weights(clip: str | Mapping[str, Any], source: str) -> Path:
-    """Return the file of ``model.clip_weights``, for a model of CLIP.
+    """Return the file of CLIP's weights.
+
+    Args:
+        clip: A name of open_clip, or the sizes of a CLIP.
+        source: ``model.clip_weights``: ``openai``, the bare name of shipped weights, or a path.
 
     Raises:
         InputError: If there is none, and it cannot be downloaded.
@@ -124,7 +128,7 @@ def read_clip(path: Path) -> dict[str, Tensor]:
         except RuntimeError as error:
             raise InputError(
                 f"cannot read {path}: it is a damaged TorchScript archive "
-                f"({str(error).strip().splitlines()[0]})"
+                f"({str(error).strip().splitlines()[0]}){see('wrong-clip')}"
             ) from error
     else:
         state = read_state_dict(path)

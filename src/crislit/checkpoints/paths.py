@@ -40,7 +40,7 @@ def find_network(path: Path) -> Path:
     require(
         path.is_file(),
         f"no checkpoint at {path}; a run keeps checkpoints/best.ckpt and checkpoints/last.ckpt"
-        + hint,
+        f"{hint}{see('checkpoint-path')}",
     )
     if text := read_text_start(path):
         raise DamagedFileError(
@@ -84,7 +84,8 @@ def explain_folder(folder: Path) -> str:
             "network that it was exported from"
         )
     kind = "the folder of a run without checkpoints" if is_run(folder) else "not a network"
-    return f"{folder} is {kind}, and there is no {folder / WEIGHTS}: {EXPECTED}"
+    missing = folder / WEIGHTS
+    return f"{folder} is {kind}, and there is no {missing}: {EXPECTED}{see('checkpoint-path')}"
 
 
 def is_run(folder: Path) -> bool:

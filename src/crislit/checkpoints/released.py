@@ -216,7 +216,9 @@ def infer_config(
             expected = to_released(build_cris(network).state_dict())
     except InputError as error:
         found = ", ".join(f"{name} ({format_shape(state[name])})" for name in deciding)
-        raise InputError(f"{complaint}: {error}; sizes are inferred from {found}") from error
+        raise InputError(
+            f"{complaint}: {error}; sizes are inferred from {found}{see('keys')}"
+        ) from error
     check_names(state, expected, complaint)
     return network
 

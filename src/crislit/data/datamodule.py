@@ -224,7 +224,7 @@ class ReferDataModule(L.LightningDataModule):
         require(
             per_device > self.sentences_per_image or self.image_size > 32,
             "one image of 32 pixels per device is too little for BatchNorm: raise image_size "
-            "or batch_size",
+            f"or batch_size{see('batchnorm')}",
         )
         return steps
 

@@ -374,7 +374,7 @@ def rotated_targets(groups: Sequence[Sequence[int]]) -> dict[int, int]:
 
 
 def read_image(index: ReferIndex, ref: int) -> Image:
-    """Read a ref's image as RGB on the raw pixel grid that its polygons were drawn on.
+    """Read the image of a ref of an index, (H, W, 3) RGB on the pixel grid of its polygons.
 
     Raises:
         InputError: If it is missing, damaged, or not of the annotated size.

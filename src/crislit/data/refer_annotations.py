@@ -89,6 +89,9 @@ def parse_segmentation(
         segmentation: COCO polygons, run lengths (compressed or not), or a list of run lengths,
             which are united.
         size: The image's (height, width).
+
+    Raises:
+        InputError: If it is of neither kind or of both, or too large.
     """
     if isinstance(segmentation, dict):
         return [], _parse_run_lengths(segmentation, size)

@@ -44,7 +44,7 @@ CRISLIT_DATA=FOLDER."""
 class ReferIndex:
     """One data set: its refs, their sentences, images and masks.
 
-    Refs are numbered from 0 in the order of the file. Use ``open`` or ``of``.
+    Refs are numbered from 0 in the order of the file. ``open`` and ``of`` make its arrays.
 
     Attributes:
         image_folder: The folder of the images.

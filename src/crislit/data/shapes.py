@@ -22,7 +22,7 @@ from crislit.data.expressions import Style, describe
 from crislit.data.scenes import Drawn, draw_scene, is_eligible
 from crislit.data.shapes_annotations import AnnotationFiles, Scene, to_annotation, to_target
 from crislit.data.workers import init_worker
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see, why_unwritten
 from crislit.io import Image
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def write_shapes(
         part.mkdir()
     except OSError as error:
         raise InputError(
-            f"cannot write the embedded data set below {root} ({error.strerror}): "
+            f"cannot write the embedded data set below {root} ({why_unwritten(error)}): "
             "set data_root to a writable folder"
         ) from error
     try:
@@ -175,7 +175,7 @@ def _write_all(root: Path, name: str, seed: int, counts: dict[str, int]) -> None
         require(
             scene.is_written,
             f"cannot write {folder / scene.file_name}: is the disk full? "
-            "Free some space and start again",
+            f"Free some space and start again{see('disk-space')}",
         )
         files.add(scene, split)
     difficulty = files.write(root / name, "refs(crislit).p", {"version": VERSION, "seed": seed})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from crislit.errors import InputError
+from crislit.errors import InputError, why_unwritten
 
 if sys.platform == "win32":
     from filelock import FileLock
@@ -75,5 +75,6 @@ def check_writable(path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> InputError:
     """Return the error of a record that cannot be written."""
-    reason = error.strerror or error
-    return InputError(f"cannot write the record {path}: {reason}. Choose another file: record=FILE")
+    return InputError(
+        f"cannot write the record {path}: {why_unwritten(error)}. Choose another file: record=FILE"
+    )

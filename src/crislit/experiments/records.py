@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crislit.data import shapes
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, why_unwritten
 from crislit.experiments.paper import TABLE2_COLUMNS
 from crislit.experiments.record_lock import check_writable, lock_record
 from crislit.io import write_csv, write_text
@@ -163,7 +163,7 @@ def check_record(path: Path) -> None:
     try:
         exists = path.exists()
     except OSError as error:  # its name is too long
-        raise InputError(f"cannot write the record {path}: {error.strerror}") from error
+        raise InputError(f"cannot write the record {path}: {why_unwritten(error)}") from error
     if exists:
         read_rows(path)
     check_writable(path)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import PIL.Image
 from pycocotools import mask as coco_mask
 
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, why_unwritten
 from crislit.inference.masks import paint
 from crislit.io import Image, ImageSource, open_image
 
@@ -140,7 +140,7 @@ def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(pixels).save(path, "PNG")
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error}") from error
+        raise InputError(f"cannot write {path}: {why_unwritten(error)}") from error
 
 
 def shorten(text: str, maximum: int = 200) -> str:

@@ -384,7 +384,10 @@ def load(
             f"{source} is an exported network, which needs ONNX Runtime: use backend='onnx', or "
             "the network that it was exported from",
         )
-        require(max_words is None, f"{source} stores max_words itself; leave it out")
+        require(
+            max_words is None,
+            f"{source} stores max_words itself; leave it out{see('released-sizes')}",
+        )
     require(
         is_exported or backend != "onnx",
         f"{source} is not an exported network; `python -m crislit.export {source} DIR` makes one",

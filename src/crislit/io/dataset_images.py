@@ -24,7 +24,7 @@ FIX = f"fetch it again, or save it as PNG or JPEG{see('unreadable-image')}"
 
 
 def decode_image(path: Path, size: tuple[int, int]) -> Image:
-    """Read an image of this (height, width), which its annotation states.
+    """Read the image at a path, of the (height, width) that its annotation states.
 
     COCO's annotations were drawn on the stored pixels: browsers ignored the EXIF orientation then.
     It is not applied, unlike in prediction, unless only the upright image has the stated size.
@@ -37,7 +37,7 @@ def decode_image(path: Path, size: tuple[int, int]) -> Image:
 
 
 def read_image_file(path: Path, size: tuple[int, int]) -> bytes:
-    """Read a file without decoding it; check that its header and end are those of an image.
+    """Read the file at a path without decoding it; check that header and end are an image's.
 
     The size is checked first: a file of a few bytes can claim any number of pixels.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from crislit.errors import InputError, first_line, is_disk_full, require
+from crislit.errors import InputError, first_line, require, see, why_unwritten
 
 Writer = Callable[[Path], Any]
 """Writes one file, given its path."""
@@ -51,13 +51,12 @@ def write_files(files: Mapping[Path, Writer]) -> None:
             with contextlib.suppress(OSError):
                 leftover.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):  # PyTorch: RuntimeError
-            reason = "the disk is full" if is_disk_full(error) else error
-            raise InputError(f"cannot write {path}: {reason}") from error
+            raise InputError(f"cannot write {path}: {why_unwritten(error)}") from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write one text file atomically.
+    """Write a text to a path atomically.
 
     Raises:
         InputError: If it cannot be written.
@@ -114,7 +113,10 @@ def sync(path: Path) -> None:
 def refuse_existing(*paths: Path) -> None:
     """Raise an ``InputError`` if one of the files exists."""
     for path in paths:
-        require(not path.exists(), f"{path} exists and is never overwritten: choose another path")
+        require(
+            not path.exists(),
+            f"{path} exists and is never overwritten: choose another path{see('folder-in-use')}",
+        )
 
 
 def read_json(path: Path) -> Any:

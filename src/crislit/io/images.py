@@ -50,7 +50,7 @@ DAMAGED = "is damaged, or in a format that cannot be read"
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read an image upright according to its EXIF, and lay transparency over white.
+    """Read an image, (H, W, 3) RGB, upright according to its EXIF; transparency becomes white.
 
     Of several frames, the first is read, with a warning.
 

@@ -69,7 +69,7 @@ def to_state_dict(content: Any, source: str) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a state dict from a safetensors file.
 
     Raises:
         DamagedFileError: If it is damaged or not a safetensors file.
@@ -79,6 +79,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise DamagedFileError(
             f"cannot read {path}: it is damaged, or not a safetensors file ({error})"
+            f"{see('checkpoint-path')}"
         ) from error
 
 
@@ -100,10 +101,10 @@ def read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:
         _raise_unless_damaged(path, error)
-        reason, hint = first_line(error), ""
+        reason, hint = first_line(error), see("checkpoint-path")
         if str(error).startswith("Weights only load failed"):  # PyTorch advises to run its code
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
-            hint = see("unsafe-pickle") if code else ""
+            hint = see("unsafe-pickle") if code else hint
             reason = (
                 f"it holds {code[1]}, and only tensors and plain containers are read"
                 if code
@@ -126,7 +127,9 @@ def check_checksums(path: Path) -> None:
             record = archive.testzip()
     except Exception as error:
         _raise_unless_damaged(path, error)
-        raise DamagedFileError(f"{path} is damaged ({first_line(error)})") from error
+        raise DamagedFileError(
+            f"{path} is damaged ({first_line(error)}){see('checkpoint-path')}"
+        ) from error
     if record is not None:
         raise DamagedFileError(f"{path} is damaged (the checksum of {record} is wrong)")
 
@@ -155,7 +158,7 @@ def _raise_unless_damaged(path: Path, error: Exception) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, in contiguous layout and with the usual file permissions."""
+    """Write tensors by name to a path, as contiguous safetensors with the usual permissions."""
     path.touch()
     permissions = path.stat().st_mode  # save_file makes a file that only its owner may read
     save_file({n: x.clone(memory_format=torch.contiguous_format) for n, x in tensors.items()}, path)
@@ -168,7 +171,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def check_names(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str
 ) -> None:
-    """Compare a state dict's names, shapes and kinds of numbers with the expected ones.
+    """Compare names, shapes and kinds of numbers found in a state dict with the expected ones.
 
     Raises:
         InputError: With the complaint and everything missing, unexpected or different.
@@ -197,8 +200,13 @@ def check_storage(weights: Mapping[str, Any], source: str) -> None:
 
     Strides can make gigabytes of a few bytes.
 
+    Args:
+        weights: A state dict, of any shapes.
+        source: The file's name, for errors.
+
     Raises:
-        InputError: If they are not.
+        InputError: If some are not plain numbers.
+        DamagedFileError: If they are larger than their data.
     """
     odd = [
         f"{name} ({getattr(value, 'dtype', type(value).__name__)})"
@@ -225,7 +233,7 @@ def is_plain_tensor(value: Any) -> bool:
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Raise an ``InputError`` if a weight is NaN or infinite."""
+    """Raise an ``InputError``, which names the source, if a weight of any shape is not finite."""
     if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise InputError(
             f"{source} holds weights that are NaN or infinite: its training diverged, or it is "
@@ -239,7 +247,7 @@ def format_shape(value: Tensor) -> str:
 
 
 def join_names(names: Sequence[str], maximum: int = 20) -> str:
-    """List names, long ones and long lists shortened."""
+    """List at most a maximum of names, long ones shortened."""
     shown = [name if len(name) <= 200 else f"{name[:200]}..." for name in names[:maximum]]
     rest = f" and {len(names) - maximum} more" if len(names) > maximum else ""
     return ", ".join(shown) + rest

@@ -167,7 +167,7 @@ class CRIS(nn.Module):
 
 
 def check_max_tokens(model: CRIS, max_tokens: int) -> None:
-    """Check that the text encoder can take sentences of this length and every token of CLIP.
+    """Check that a model's text encoder takes sentences of this length and all tokens of CLIP.
 
     Raises:
         InputError: If it cannot.

@@ -9,7 +9,7 @@ from crislit.models.recompute import Recomputable
 
 
 class Decoder(Recomputable):
-    """Transformer decoder that attends from the cells of the fused map to the words.
+    """Transformer decoder: the cells of the fused map attend to the words (section 3.3).
 
     Args:
         width: D, channels of the map and of the words.
@@ -143,6 +143,12 @@ def sine_positions(positions: Tensor, width: int) -> Tensor:
 
 def sine_positions_2d(h: int, w: int, width: int, device: torch.device | None = None) -> Tensor:
     """Encode the cells of a grid, row by row: x in the first half of the channels, y in the second.
+
+    Args:
+        h: Rows.
+        w: Columns.
+        width: Number of channels, a multiple of 4.
+        device: Where to make the tensor.
 
     Returns:
         (h w, width).

@@ -25,7 +25,7 @@ RN50 at 416 pixels has 2.8 million."""
 
 
 def optimize_for_training(model: CRIS, network_class: type[CRIS] = CRIS) -> CRIS:
-    """Return an equivalent network with fewer multiplications.
+    """Return a network that is equivalent to a model, with fewer multiplications.
 
     It consists of the same modules under the same names, so training one network trains the other.
     """

@@ -11,7 +11,7 @@ from crislit.models.recompute import Recomputable
 
 
 class ImageProjector(nn.Sequential, Recomputable):
-    """Projects the decoded map to z_v, at 1/4 of the input's size.
+    """Projects the decoded map to z_v, at 1/4 of the input's size (section 3.4).
 
     Args:
         width: D.
@@ -79,7 +79,7 @@ class PixelClassifier(nn.Module):
         self.conv = nn.Conv2d(channels, 1, kernel_size, padding=kernel_size // 2)
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """Compute the logits, (B, C, H/4, W/4) -> (B, 1, H/4, W/4); the sentence is not used."""
+        """Classify pixels, (B, C, H/4, W/4) -> (B, 1, H/4, W/4); the sentence is not used."""
         logits: Tensor = self.conv(pixels)
         return logits
 

@@ -114,7 +114,7 @@ def explain_commas(override: str) -> str:
     listed = shlex.quote(f"{key}=[{value}]")
     return (
         f"the argument {override!r} has commas: write {quoted} for text, {listed} for a list, or "
-        "add -m to run once per value"
+        f"add -m to run once per value{see('unknown-key')}"
     )
 
 

@@ -40,7 +40,7 @@ def check_launch(trainer: Mapping[str, Any]) -> None:
     require(
         nodes == 1 or started is not None or any(name in os.environ for name in NODE_LAUNCH),
         f"trainer.num_nodes={nodes} needs a process on every node: start with torchrun or srun, or "
-        "set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node",
+        f"set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node{see('hangs')}",
     )
     if started is not None and wanted is not None:
         check_size(wanted, trainer)
@@ -85,14 +85,14 @@ def _check_complete() -> None:
     elif present and missing:
         raise InputError(
             f"the environment sets {present[0]}, but lacks {' and '.join(missing)}: start with "
-            f"torchrun, which sets all of them, or unset {present[0]}"
+            f"torchrun, which sets all of them, or unset {present[0]}{see('hangs')}"
         )
     elif "WORLD_SIZE" in os.environ and not present and "NODE_RANK" not in os.environ:
         size = os.environ["WORLD_SIZE"]
         require(
             size == "1",
             f"the environment variable WORLD_SIZE={size} is set, but RANK is not: start with "
-            "torchrun, which sets both, or unset WORLD_SIZE",
+            f"torchrun, which sets both, or unset WORLD_SIZE{see('hangs')}",
         )
 
 

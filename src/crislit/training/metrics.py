@@ -90,7 +90,7 @@ class SegmentationMetric(Metric):
             setattr(self, name, getattr(self, name) + value)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every metric of ``METRICS`` in [0, 1], and the counts ``samples``, ``empty``.
+        """Return scalars: each of ``METRICS`` in [0, 1], and the counts ``samples`` and ``empty``.
 
         Raises:
             ValueError: If no sample was added.

@@ -47,7 +47,10 @@ SWEEP_JOB = "CRISLIT_SWEEP_JOB"
 """Environment variable: the folder that a sweep made for its job, which need not be empty."""
 FULL_ERROR = "CRISLIT_FULL_ERROR"
 """Environment variable: the user's ``HYDRA_FULL_ERROR``, for the jobs of a sweep."""
-DISK_FULL_MESSAGE = "the disk is full: {}. Files written before are intact; make room, start again"
+DISK_FULL_MESSAGE = (
+    "the disk is full: {}. Files written before are intact; make room, start again"
+    f"{see('disk-space')}"
+)
 CONTINUE = ". To continue a run that was interrupted: resume=auto"
 
 
@@ -155,7 +158,7 @@ def check_config(config: DictConfig, command: str) -> Config:
 
 
 def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a Hydra command of a function; errors caused by the user end it with one line.
+    """Make a Hydra command of a function; an ``InputError`` ends it with one line.
 
     With ``HYDRA_FULL_ERROR=1`` in the environment they come with their tracebacks.
 

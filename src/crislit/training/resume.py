@@ -147,7 +147,8 @@ def check_resume(
     require(
         before == now,
         f"{path} continues at its optimizer's rate: recipe.optimizer.learning_rate={now} must "
-        f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it",
+        f"be {before}, as in its own run. recipe.optimizer.milestones and gamma lower it"
+        f"{see('resume-refused')}",
     )
     counted_before, counted_now = (
         "steps" if settings["recipe"]["optimizer"].get("cooldown") else "epochs"
@@ -156,7 +157,8 @@ def check_resume(
     require(
         counted_before == counted_now,
         f"{path} counts its schedule in {counted_before}, and recipe.optimizer.cooldown="
-        f"{config['recipe']['optimizer'].get('cooldown')} in {counted_now}: set it as in its run",
+        f"{config['recipe']['optimizer'].get('cooldown')} in {counted_now}: set it as in its run"
+        f"{see('resume-refused')}",
     )
     epochs = config["trainer"]["max_epochs"]
     require(
@@ -190,7 +192,8 @@ def check_same_run(
     require(
         stored["data"] == prints["data"],
         f"{found} a run on other sentences or masks (digest {stored['data']}, here "
-        f"{prints['data']}): choose another hydra.run.dir, or restore the data",
+        f"{prints['data']}): choose another hydra.run.dir, or restore the data"
+        f"{see('resume-refused')}",
     )
     require(
         stored["experiment"] == prints["experiment"],

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crislit.errors import InputError, see
+from crislit.errors import InputError, see, why_unwritten
 
 if sys.platform == "win32":
     import msvcrt
@@ -182,7 +182,7 @@ def _owner(folder: Path) -> str:
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file has the name of this folder or of one above it"
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    return why_unwritten(error)
 
 
 def _is_unused(folder: Path) -> bool:

@@ -101,14 +101,14 @@ class CRISTask(L.LightningModule):
     # -- Training
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch, a scalar, and log it."""
         loss = self.loss(batch)
         # Without prog_bar, for which Lightning waits for the device at every step.
         self.log("train/loss", loss, batch_size=len(batch.images))
         return loss
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """Return the loss of a batch without logging it."""
+        """Return the loss of a batch, a scalar (section 3.4)."""
         images = self._normalised(batch.images)
         masks = batch.masks.to(images.dtype) / 255
         return text_to_pixel_contrastive_loss(self.model(images, batch.tokens), masks)
@@ -248,7 +248,7 @@ class CRISTask(L.LightningModule):
         self._log(self.select_split, self.validation_metric)
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count a batch of one of the test loaders."""
+        """Count a batch of the test loader with the index ``dataloader_idx``."""
         split = self.splits[dataloader_idx]
         self._count(split, batch)
         if batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]:

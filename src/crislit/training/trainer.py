@@ -77,10 +77,11 @@ def build_trainer(
         # Lightning raises RuntimeErrors for what Slurm was asked for.
         devices = ("accelerator", "devices", "strategy", "precision")
         added = (name for name in config["trainer"] if name not in TRAINER_DEFAULTS)
+        lacks_gpu = options.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available()
         requested = ", ".join(f"trainer.{name}={options.get(name)}" for name in (*devices, *added))
         raise InputError(
             f"this machine cannot run {requested}: {str(error).rstrip('. ')}. It has "
-            f"{torch.cuda.device_count()} GPUs{see('no-gpu')}"
+            f"{torch.cuda.device_count()} GPUs{see('no-gpu') if lacks_gpu else ''}"
         ) from error
     check_size(trainer.world_size, config["trainer"])
     return trainer

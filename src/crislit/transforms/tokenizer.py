@@ -48,7 +48,7 @@ def tokenize(sentences: Sequence[str], max_words: int = 17) -> Tensor:
 
 
 def truncated_words(sentence: str, max_words: int) -> str:
-    """Return the end of a sentence that ``tokenize`` drops; empty if the sentence fits."""
+    """Return the end of a sentence that ``tokenize`` drops at ``max_words`` tokens, if any."""
     return split_at_limit(sentence, max_words)[1].lstrip()
 
 

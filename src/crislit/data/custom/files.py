@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from crislit.errors import InputError, require
+from crislit.errors import InputError, require, see
 
 
 def read_text(path: Path) -> str:
@@ -30,12 +30,15 @@ def read_text(path: Path) -> str:
     )
     try:
         if is_utf16:
-            raise InputError(f"{path} is not UTF-8 text but UTF-16: save it as UTF-8")
+            raise InputError(
+                f"{path} is not UTF-8 text but UTF-16: save it as UTF-8{see('csv-commas')}"
+            )
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{path} is not UTF-8 text ({error.reason} in line {line}): save it as UTF-8"
+            f"{see('csv-commas')}"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 

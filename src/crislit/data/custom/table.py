@@ -6,7 +6,7 @@ from pathlib import Path
 
 from crislit.data.custom.builder import Problem
 from crislit.data.custom.values import parse_sentences, parse_split, parse_whole
-from crislit.errors import InputError, counted, require
+from crislit.errors import InputError, counted, require, see
 
 COLUMNS = ("ann_id", "sentence", "split")
 Groups = dict[int, tuple[str, list[tuple[int, str]]]]
@@ -76,11 +76,13 @@ def _read_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[
                 elif any(field.strip() for field in row):
                     problems.append(Problem(line, _length_error(row, header, separator)))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}. Save it as UTF-8") from error
+        raise InputError(
+            f"{path} is not a CSV file in UTF-8: {error}. Save it as UTF-8{see('csv-commas')}"
+        ) from error
     except csv.Error as error:
         raise InputError(
             f"{path} is not a CSV file in UTF-8: {error}, after line {line or 1}. Put quotation "
-            'marks around a whole sentence, and write one within it as ""'
+            f'marks around a whole sentence, and write one within it as ""{see("csv-commas")}'
         ) from error
 
 
