@@ -13,7 +13,7 @@ from make_examples import draw_example
 from matplotlib.figure import Figure
 
 import crislit
-from crislit.inference.masks import colour_of, paint
+from crislit.inference.masks import color_of, paint
 from crislit.io.assets import EXAMPLES
 from crislit.io.images import open_image
 from crislit.training.metrics import intersection_and_union, iou
@@ -38,7 +38,7 @@ def main(path: Path) -> None:
         for number, ((sentence, target), result) in enumerate(zip(sentences, results, strict=True)):
             scores[sentence] = iou(*intersection_and_union(result.mask, target))
             style = {"xycoords": "axes fraction", "va": "top", "fontsize": 11}
-            color = tuple(channel / 255 for channel in colour_of(number))
+            color = tuple(channel / 255 for channel in color_of(number))
             text = f"“{sentence}”, IoU {scores[sentence]:.2f}"
             below.annotate("■", (0.01, -0.03 - 0.1 * number), color=color, **style)
             below.annotate(text, (0.07, -0.03 - 0.1 * number), **style)

@@ -32,7 +32,7 @@ from crislit.data.scenes import draw_scene
 from crislit.data.shapes import SETS, make_scene
 from crislit.models.build import build_clip
 from crislit.training.provenance import commit, hardware
-from crislit.transforms.letterbox import letterbox_image, normalise, stack_images
+from crislit.transforms.letterbox import letterbox_image, normalize, stack_images
 from crislit.transforms.tokenizer import tokenize
 
 OBJECTS = (1, 1, 2, 3)
@@ -111,7 +111,7 @@ def caption(rng: np.random.Generator, described: Sequence[Sequence[str]]) -> str
 
 def batch_loss(clip: CLIP, scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
     """Return the contrastive loss of some scenes, each with a caption."""
-    inputs = normalise(stack_images([image for image, _ in scenes]))
+    inputs = normalize(stack_images([image for image, _ in scenes]))
     images = F.normalize(clip.visual(inputs), dim=-1)
     sentences = encode(clip, [caption(rng, described) for _, described in scenes])
     return contrastive_loss(images, sentences, clip.logit_scale.exp().clamp(max=100))
@@ -137,7 +137,7 @@ def project(clip: CLIP, sentences: Sequence[str]) -> Tensor:
 def retrieval(clip: CLIP, scenes: Sequence[Scene], objects: int) -> dict[str, float]:
     """Return the recall at 1, 5 and 10 between scenes and captions of so many objects."""
     clip.eval()
-    inputs = normalise(stack_images([image for image, _ in scenes]))
+    inputs = normalize(stack_images([image for image, _ in scenes]))
     images = F.normalize(
         torch.cat([clip.visual(part) for part in torch.split(inputs, 100)]), dim=-1
     )

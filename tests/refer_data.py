@@ -43,8 +43,8 @@ SIZES = ((120, 160), (160, 120), (100, 100), (75, 180), (150, 113))
 """Heights and widths of the images, in rotation."""
 SPLITS = {"train": 19, "val": 5, "testA": 4, "testB": 4}
 """Images per split of RefCOCO."""
-GREY_IMAGE = 3
-"""Index of the image without colour."""
+GRAY_IMAGE = 3
+"""Index of the image without color."""
 
 PERSON, DOG, BALL, BUS, FENCE, CROWD = 1, 18, 37, 6, 90, 200
 CATEGORIES = {
@@ -56,7 +56,7 @@ CATEGORIES = {
     CROWD: ("person", "people"),
 }
 """COCO's supercategory and name of each kind of object."""
-COLOURS = {"red": (40, 40, 220), "green": (50, 180, 60), "blue": (220, 90, 40), "white": (240,) * 3}
+COLORS = {"red": (40, 40, 220), "green": (50, 180, 60), "blue": (220, 90, 40), "white": (240,) * 3}
 LOCATION_WORDS = {"left", "right", "leftmost", "rightmost", "middle"}
 """Words that RefCOCO+ does without."""
 
@@ -68,12 +68,12 @@ class Scene:
     Attributes:
         image: Its entry in instances.json.
         annotations: The objects from left to right.
-        colours: The colour of each object.
+        colors: The color of each object.
     """
 
     image: dict[str, Any]
     annotations: list[dict[str, Any]] = field(default_factory=list)
-    colours: list[str] = field(default_factory=list)
+    colors: list[str] = field(default_factory=list)
 
 
 def write_refer_root(root: Path) -> Path:
@@ -90,9 +90,9 @@ def write_refer_root(root: Path) -> Path:
     (root / "images/train2014").write_text("mscoco/images/train2014\n")
     for index, scene in enumerate(scenes):
         image = draw_scene(scene, seed=index)
-        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         path = folder / scene.image["file_name"]
-        cv2.imwrite(str(path), grey if index == GREY_IMAGE else image)
+        cv2.imwrite(str(path), gray if index == GRAY_IMAGE else image)
 
     splits = [split for split, count in SPLITS.items() for _ in range(count)]
     in_refcoco, only_in_gref = scenes[: len(splits)], scenes[len(splits) :]
@@ -107,7 +107,7 @@ def write_refer_root(root: Path) -> Path:
 
 
 def make_scene(index: int) -> Scene:
-    """Place three or four objects side by side, of kinds and colours that follow from the index."""
+    """Place three or four objects side by side, of kinds and colors that follow from the index."""
     height, width = SIZES[index % len(SIZES)]
     image_id = 25 + 1931 * index  # as wide apart as COCO's
     scene = Scene(
@@ -122,7 +122,7 @@ def make_scene(index: int) -> Scene:
     kinds = (PERSON, BALL, DOG, PERSON, BUS, PERSON, FENCE, BALL, PERSON, CROWD, DOG)
     count = 3 + index % 2
     for slot in range(count):
-        kind, colour = kinds[(3 * index + slot) % len(kinds)], list(COLOURS)[(index + slot) % 4]
+        kind, color = kinds[(3 * index + slot) % len(kinds)], list(COLORS)[(index + slot) % 4]
         left, right = (slot + 0.08) * width / count, (slot + 0.92) * width / count
         top, bottom = (0.15 + 0.05 * (slot % 3)) * height, (0.8 - 0.04 * (index % 4)) * height
         segmentation = outline(kind, left, top, right, bottom, (height, width))
@@ -138,7 +138,7 @@ def make_scene(index: int) -> Scene:
                 "iscrowd": int(kind == CROWD),
             }
         )
-        scene.colours.append(colour)
+        scene.colors.append(color)
     return scene
 
 
@@ -195,13 +195,13 @@ def run_lengths(mask: Mask) -> list[int]:
 
 
 def draw_scene(scene: Scene, seed: int) -> npt.NDArray[np.uint8]:
-    """Draw the objects in their colours over a noisy gradient: (h, w, 3) BGR."""
+    """Draw the objects in their colors over a noisy gradient: (h, w, 3) BGR."""
     height, width = scene.image["height"], scene.image["width"]
     noise = np.random.default_rng(seed).normal(0, 6, (height, width, 3))
     image = (90 + 60 * np.linspace(0, 1, height)[:, None, None] + noise).clip(0, 255)
-    for annotation, colour in zip(scene.annotations, scene.colours, strict=True):
+    for annotation, color in zip(scene.annotations, scene.colors, strict=True):
         mask = decode(annotation["segmentation"], height, width)
-        image[mask > 0] = COLOURS[colour]
+        image[mask > 0] = COLORS[color]
     return image.astype(np.uint8)
 
 
@@ -234,11 +234,11 @@ def make_refcoco(scenes: list[Scene], splits: list[str]) -> Iterator[dict[str, A
 
 def describe(scene: Scene, slot: int) -> list[str]:
     """Return four sentences about an object."""
-    name, colour = CATEGORIES[scene.annotations[slot]["category_id"]][1], scene.colours[slot]
+    name, color = CATEGORIES[scene.annotations[slot]["category_id"]][1], scene.colors[slot]
     place = {0: "leftmost", len(scene.annotations) - 1: "rightmost"}.get(slot, "middle")
     side = "left" if slot < len(scene.annotations) / 2 else "right"
     located = f"{place} {name} by the café" if slot == 1 else f"{place} {name}"
-    return [located, f"{colour} {name}", f"the {colour} {name} on the {side}", f"{colour} thing"]
+    return [located, f"{color} {name}", f"the {color} {name} on the {side}", f"{color} thing"]
 
 
 def make_ref(

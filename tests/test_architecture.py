@@ -153,7 +153,7 @@ def words_of(node: ast.AST) -> set[str]:
     return set()
 
 
-def test_every_form_of_import_is_recognised() -> None:
+def test_every_form_of_import_is_recognized() -> None:
     source = """
 import crislit
 import crislit.training.metrics as m

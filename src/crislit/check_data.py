@@ -17,8 +17,8 @@ the file:
   {"image": "photos/8.jpg", "sentence": "the cat", "rle": {"size": [480, 640], "counts": "..."}}
 
 mask: an image of the same size with two values: 0 and 1, black and white, or black (else white)
-and another colour; edges may be soft. With more values, "mask_value" names the object's: a number
-(in a palette image, the index) or a colour, "#800000".
+and another color; edges may be soft. With more values, "mask_value" names the object's: a number
+(in a palette image, the index) or a color, "#800000".
 split: train by default; training needs val, too.
 
 FILE may also be a COCO instances file whose annotations have a sentence, or with a CSV table:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Check custom data, and print problems, a summary and notes."""
     parser = command_parser("check_data", EXAMPLE, __doc__, EPILOG)
     add = parser.add_argument
-    add("file", metavar="FILE", help="a JSON-lines file, or what a labelling tool wrote, see below")
+    add("file", metavar="FILE", help="a JSON-lines file, or what a labeling tool wrote, see below")
     add(
         "--sentences",
         metavar="TABLE",

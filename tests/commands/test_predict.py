@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from crislit import predict
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
-from crislit.inference.masks import COLOURS, paint, safe_file_name
+from crislit.inference.masks import COLORS, paint, safe_file_name
 from crislit.inference.segmenter import Segmenter
 from crislit.io.assets import EXAMPLES
 from crislit.models.build import build_cris
@@ -127,7 +127,7 @@ def test_an_option_given_twice_is_a_usage_error(
 def test_the_default_network_warns_of_photos_once_and_of_empty_masks(
     tmp_path: Path, capsys: Capture
 ) -> None:
-    for name in ("a.png", "b.png"):  # smooth noise has as many colours as a photo
+    for name in ("a.png", "b.png"):  # smooth noise has as many colors as a photo
         noise = PIL.Image.fromarray(photo(12, 16)).resize((320, 240), PIL.Image.Resampling.BICUBIC)
         noise.save(tmp_path / name)
     options = ["--output", "-", "--device", "cpu"]
@@ -357,30 +357,30 @@ def test_bad_input_is_one_error_line(
     assert "\n" not in str(caught.value)
 
 
-def test_paint_colours_and_outlines_the_mask_only() -> None:
+def test_paint_colors_and_outlines_the_mask_only() -> None:
     image = np.full((40, 60, 3), 100, dtype=np.uint8)
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:20, 10:30] = True
     painted = paint(image, [mask, np.roll(mask, 15, axis=0)])
     assert (image == 100).all(), "the image itself does not change"
-    assert painted[15, 20].tolist() == [round((100 + channel) / 2) for channel in COLOURS[0]]
-    assert painted[30, 20].tolist() == [round((100 + channel) / 2) for channel in COLOURS[1]]
-    assert painted[10, 15].tolist() == list(COLOURS[0])
+    assert painted[15, 20].tolist() == [round((100 + channel) / 2) for channel in COLORS[0]]
+    assert painted[30, 20].tolist() == [round((100 + channel) / 2) for channel in COLORS[1]]
+    assert painted[10, 15].tolist() == list(COLORS[0])
     assert (painted[9, 15] == 255).all()
     assert (painted[7:9, 15] == 0).all()
     assert (painted[:7] == 100).all()
     assert np.array_equal(paint(image, [np.zeros_like(mask)]), image)
 
 
-OBJECTS = [(255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255), (128, 128, 128), *COLOURS]
+OBJECTS = [(255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255), (128, 128, 128), *COLORS]
 
 
-@pytest.mark.parametrize("object_colour", OBJECTS)
-@pytest.mark.parametrize("number", range(len(COLOURS)))
-def test_a_mask_is_visible_on_an_object_of_any_colour(
-    object_colour: tuple[int, int, int], number: int
+@pytest.mark.parametrize("object_color", OBJECTS)
+@pytest.mark.parametrize("number", range(len(COLORS)))
+def test_a_mask_is_visible_on_an_object_of_any_color(
+    object_color: tuple[int, int, int], number: int
 ) -> None:
-    image = np.full((60, 80, 3), object_colour, dtype=np.uint8)
+    image = np.full((60, 80, 3), object_color, dtype=np.uint8)
     y, x = np.mgrid[:60, :80]
     masks = {
         "disc": np.hypot(x - 40, y - 30) < 15,
@@ -393,18 +393,18 @@ def test_a_mask_is_visible_on_an_object_of_any_colour(
         painted = paint(image, [mask], first=number)
         black, white = ((painted == value).all(axis=2) for value in (0, 255))
         around = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
-        assert (painted[~around] == object_colour).all(), f"{name}: beyond the lines"
+        assert (painted[~around] == object_color).all(), f"{name}: beyond the lines"
         border = np.ones_like(mask)
         border[1:-1, 1:-1] = False
         nearest = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(1, (3, 3))) > 0
         assert white[nearest & ~mask & ~border].all(), f"{name}: the white line closes"
         assert black[mask & border].all(), f"{name}: the line along the image's border"
         assert black[around].any(), name
-    centre = paint(image, [masks["disc"]], first=number)[30, 40]
-    mixed = (np.array(object_colour) + COLOURS[number]) / 2
-    assert np.abs(centre - mixed).max() <= 0.5
+    center = paint(image, [masks["disc"]], first=number)[30, 40]
+    mixed = (np.array(object_color) + COLORS[number]) / 2
+    assert np.abs(center - mixed).max() <= 0.5
     thin = paint(image, [masks["line"]], first=number)[30, 40]
-    assert thin.tolist() == list(COLOURS[number]), "a thin mask keeps its colour"
+    assert thin.tolist() == list(COLORS[number]), "a thin mask keeps its color"
 
 
 def test_an_image_of_another_format_comes_from_the_standard_input(

@@ -351,7 +351,7 @@ def test_mixed_precision_is_for_training_only(
     assert set(calls) == {(True, True, torch.bfloat16), (False, False, torch.float32)}
 
 
-def test_the_loss_is_of_normalised_images_and_of_masks_between_0_and_1() -> None:
+def test_the_loss_is_of_normalized_images_and_of_masks_between_0_and_1() -> None:
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     masks = torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8)
     batch, model = TrainBatch(images, sentences(3, 5), masks), tiny().eval()

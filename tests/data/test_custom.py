@@ -55,7 +55,7 @@ def save_masks(folder: Path) -> list[str]:
     """Save the box in every form of mask image, and return the files' names."""
     box = box_mask()
     images = {
-        "grey": PIL.Image.fromarray(255 * box),
+        "gray": PIL.Image.fromarray(255 * box),
         "ones": PIL.Image.fromarray(box),
         "bits": PIL.Image.fromarray(box.astype(bool)),
         "rgb": PIL.Image.fromarray(np.repeat(255 * box[..., None], 3, axis=2)),
@@ -64,7 +64,7 @@ def save_masks(folder: Path) -> list[str]:
         "palette": (3 * box, [0, 0, 0] * 256),
         "black first": (box, [0] * 3 + [255] * 3),
         "white first": (1 - box, [255] * 3 + [0] * 3),
-        "coloured": (2 * box, [255, 255, 255, 0, 0, 0, 0, 0, 128]),
+        "colored": (2 * box, [255, 255, 255, 0, 0, 0, 0, 0, 128]),
     }
     for name, (entries, palette) in palettes.items():
         images[name] = PIL.Image.fromarray(entries, "P")

@@ -150,7 +150,7 @@ def test_a_missing_split_names_the_one_that_is_like_it(tmp_path: Path) -> None:
     samples = [sample(0, split="trian"), sample(1, split="val"), sample(2, split="testA")]
     index = build_source({"file": write(tmp_path, *samples)}, tmp_path).open()
     for asked, hint in (
-        ("train", ": is 'trian' misspelt in it?" + see("no-val")),
+        ("train", ": is 'trian' misspelled in it?" + see("no-val")),
         ("vall", ": did you mean 'val'?"),
         ("testa", ": did you mean 'testA'?"),
         ("fold 1", ""),

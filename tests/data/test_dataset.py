@@ -104,8 +104,8 @@ KINDS = sorted(set(itertools.product(("RGB", "L", "P", "RGBA", "1"), SUFFIXES)) 
 
 @pytest.mark.parametrize(("mode", "suffix"), KINDS)
 def test_images_of_every_kind_are_read_as_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
-    grey = np.add.outer(np.arange(24), 3 * np.arange(32))[..., None]
-    pixels = grey + np.array([0, 60, 120])  # red, green and blue differ
+    gray = np.add.outer(np.arange(24), 3 * np.arange(32))[..., None]
+    pixels = gray + np.array([0, 60, 120])  # red, green and blue differ
     image = PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
     path = tmp_path / f"a.{suffix}"
     image.save(path, **OPTIONS.get(suffix, {}))

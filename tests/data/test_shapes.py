@@ -59,7 +59,7 @@ VOCABULARY = {
         "ring": "ring; donut",
         "heart": "heart",
     },
-    "colour": {
+    "color": {
         "red": "red",
         "orange": "orange",
         "yellow": "yellow",
@@ -117,7 +117,7 @@ Lexeme = tuple[str, str]
 class Phrase:
     """The meaning of a noun phrase; attributes that it does not mention are empty."""
 
-    colour: str = ""
+    color: str = ""
     pattern: str = ""
     shape: str = ""
     size: str = ""
@@ -193,10 +193,10 @@ UNCLEAR = "unclear"
 
 @dataclass(frozen=True)
 class Seen:
-    """An object as this test sees it: colour and pattern from pixels, the rest from its mask."""
+    """An object as this test sees it: color and pattern from pixels, the rest from its mask."""
 
     ann_id: int
-    colour: str
+    color: str
     pattern: str
     shape: str
     x: float
@@ -219,7 +219,7 @@ def median_hue(hues: npt.NDArray[np.float64]) -> float:
     return (float(np.median((hues - mean + 180) % 360)) + mean - 180) % 360
 
 
-def colour_of(image: Image, inside: Mask) -> str:
+def color_of(image: Image, inside: Mask) -> str:
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_BGR2HSV)
     hues, saturations = hsv[inside].astype(np.float64)[:, :2].T
     if np.median(saturations) < 0.5:
@@ -327,16 +327,16 @@ def see(image: Image, masks: dict[int, Mask], categories: dict[int, str]) -> lis
     """Return every object of a scene, given the masks and categories by annotation."""
     objects = []
     for ann_id, mask in masks.items():
-        inside = erode(mask, 2)  # without borders, where JPEG mixes colours
+        inside = erode(mask, 2)  # without borders, where JPEG mixes colors
         others = [other for key, other in masks.items() if key != ann_id]
         is_alone = not any((dilate(mask) & other).any() for other in others)
         best, overlap = geometry_of(mask)
         # Objects that may be partly hidden keep their annotated shape.
         shape = best if is_alone or overlap > 0.93 else categories[ann_id]
         ys, xs = np.nonzero(mask)
-        colour, pattern = colour_of(image, inside), pattern_of(image, inside)
+        color, pattern = color_of(image, inside), pattern_of(image, inside)
         x, y, area = float(xs.mean()), float(ys.mean()), int(mask.sum())
-        objects.append(Seen(ann_id, colour, pattern, shape, x, y, area))
+        objects.append(Seen(ann_id, color, pattern, shape, x, y, area))
     return objects
 
 
@@ -344,11 +344,11 @@ def see(image: Image, masks: dict[int, Mask], categories: dict[int, str]) -> lis
 
 
 def matching(phrase: Phrase, objects: list[Seen]) -> list[Seen]:
-    """Return the objects that have every colour, pattern and shape that the phrase names."""
+    """Return the objects that have every color, pattern and shape that the phrase names."""
     return [
         seen
         for seen in objects
-        if phrase.colour in ("", seen.colour)
+        if phrase.color in ("", seen.color)
         and phrase.pattern in ("", seen.pattern)
         and phrase.shape in ("", seen.shape)
     ]
@@ -601,9 +601,9 @@ def test_every_word_is_understood(written: WrittenSet) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_colour_and_pattern_is_clear_from_the_pixels(written: WrittenSet) -> None:
+def test_every_color_and_pattern_is_clear_from_the_pixels(written: WrittenSet) -> None:
     objects = [seen for scene in written.scenes.values() for seen in scene]
-    assert not [seen for seen in objects if UNCLEAR in (seen.colour, seen.pattern)]
+    assert not [seen for seen in objects if UNCLEAR in (seen.color, seen.pattern)]
 
 
 def test_the_annotated_category_is_the_shape_of_the_mask(written: WrittenSet) -> None:
@@ -679,10 +679,10 @@ def test_every_target_is_at_least_half_visible_and_some_are_partly_hidden(
     assert share([part < 1 for part in visible]) > 0.1
 
 
-def test_most_targets_share_their_shape_or_colour_with_another_object(written: WrittenSet) -> None:
+def test_most_targets_share_their_shape_or_color_with_another_object(written: WrittenSet) -> None:
     pairs = [written.target(ref) for ref in written.refs]
     alike = [
-        any(other.shape == target.shape or other.colour == target.colour for other in others)
+        any(other.shape == target.shape or other.color == target.color for other in others)
         for target, others in pairs
     ]
     assert share(alike) >= 0.7
@@ -703,12 +703,12 @@ def test_every_test_a_target_has_another_object_of_its_shape(written: WrittenSet
 
 
 @without_relations
-def test_test_b_targets_share_colour_or_pattern_but_not_shape(written: WrittenSet) -> None:
+def test_test_b_targets_share_color_or_pattern_but_not_shape(written: WrittenSet) -> None:
     for ref in written.split_refs("testB"):
         target, rest = written.target(ref)
         assert target.shape not in [other.shape for other in rest], written.where(ref)
-        colours, patterns = {other.colour for other in rest}, {other.pattern for other in rest}
-        assert target.colour in colours or target.pattern in patterns, written.where(ref)
+        colors, patterns = {other.color for other in rest}, {other.pattern for other in rest}
+        assert target.color in colors or target.pattern in patterns, written.where(ref)
 
 
 def test_every_image_is_unique_and_in_one_split(written: WrittenSet) -> None:

@@ -23,7 +23,7 @@ from crislit.models.config import CRISConfig
 from crislit.models.cris import CRIS
 from crislit.transforms.letterbox import (
     letterbox_image,
-    normalise,
+    normalize,
     probability_maps,
     restore,
     stack_images,
@@ -72,7 +72,7 @@ def test_a_mask_is_the_probability_above_the_threshold_at_the_images_own_size(
     threshold = float(np.median(segmenter(image, SENTENCES[1])[0].probability))
     results = Segmenter(model, image_size=64, device="cpu", threshold=threshold)(image, SENTENCES)
     assert [result.sentence for result in results] == SENTENCES
-    square = normalise(stack_images([letterbox_image(image, 64)]))
+    square = normalize(stack_images([letterbox_image(image, 64)]))
     for result in results:
         with torch.no_grad():
             logits = model(square, crislit.tokenize([result.sentence], 17))

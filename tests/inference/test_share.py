@@ -111,7 +111,7 @@ def test_a_card_needs_the_complete_configuration(trained: Path) -> None:
         model_card(checkpoint, "someone/net")
 
 
-def test_the_card_lists_metrics_data_recipe_licence_and_limits(trained: Path) -> None:
+def test_the_card_lists_metrics_data_recipe_license_and_limits(trained: Path) -> None:
     checkpoint = read_checkpoint(trained)
     card = model_card(checkpoint, "someone/net")
     header, body = card.split("---\n", 2)[1:]
@@ -150,7 +150,7 @@ def test_a_card_grants_and_claims_only_what_is_known(trained: Path) -> None:
         card = model_card(unevaluated, "net")
         assert words in card
         assert "license:" not in card
-        assert "No licence is given" in card
+        assert "No license is given" in card
         assert 'from_pretrained("path/to/net")' in card
         assert ("exactly one object" in card) == (words == "crowd workers")
         licensed = model_card(replace(trained_on_shapes, config=config), "net", "cc-by-4.0")
@@ -172,12 +172,12 @@ def test_a_card_counts_in_the_singular_and_the_plural(
 @pytest.mark.parametrize(
     "source", ["openai (sha256 1)", "RN50.pt (sha256 1)", "tiny-clip (sha256 1)", "unknown"]
 )
-def test_a_card_grants_no_licence_for_initial_weights_of_others(source: str, trained: Path) -> None:
+def test_a_card_grants_no_license_for_initial_weights_of_others(source: str, trained: Path) -> None:
     checkpoint = replace(read_checkpoint(trained), initial_weights=source)
     assert "license:" not in model_card(checkpoint, "net")
 
 
-def test_a_card_grants_a_licence_for_our_own_weights(trained: Path) -> None:
+def test_a_card_grants_a_license_for_our_own_weights(trained: Path) -> None:
     shipped = read_checkpoint(Path("shapes-tiny")).initial_weights
     tiny_clip = identify_weights("tiny-clip", shipped_weights()["tiny-clip"])
     for source in ("random", tiny_clip, shipped):

@@ -24,13 +24,13 @@ from crislit import demo
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
 from crislit.errors import InputError
 from crislit.inference import describe_network, web_answers
-from crislit.inference.masks import COLOURS, outline
+from crislit.inference.masks import COLORS, outline
 from crislit.inference.segmenter import Segmenter
 from crislit.inference.web_answers import (
     DISPLAY_SIZE,
     MAX_SENTENCE_LENGTH,
     MAX_SENTENCES,
-    label_colours,
+    label_colors,
     marked_share,
     render,
     save_masks,
@@ -86,7 +86,7 @@ def test_the_page_shows_the_segmenters_results(
     shown = photo(120, 160)
     for result in expected:
         outline(shown, result.mask)
-    assert np.array_equal(image, shown), "a mask is visible on an object of any colour"
+    assert np.array_equal(image, shown), "a mask is visible on an object of any color"
     assert [label for _, label in annotations] == [*SENTENCES, "leftmost dog (2)"]
     for (mask, _), result in zip(annotations, expected, strict=True):
         assert np.array_equal(mask, result.mask)
@@ -135,9 +135,9 @@ def test_captions_read_well_for_any_share(marked: int, expected: str) -> None:
     assert marked_share(np.arange(10_000).reshape(100, 100) < marked) == expected
 
 
-def test_colours_are_those_of_the_overlays() -> None:
-    assert label_colours(["a", "b"]) == {"a": "#e69f00", "b": "#56b4e9"}
-    assert label_colours(["a"] * 8)["a"] == "#{:02x}{:02x}{:02x}".format(*COLOURS[0])
+def test_colors_are_those_of_the_overlays() -> None:
+    assert label_colors(["a", "b"]) == {"a": "#e69f00", "b": "#56b4e9"}
+    assert label_colors(["a"] * 8)["a"] == "#{:02x}{:02x}{:02x}".format(*COLORS[0])
 
 
 def test_masks_are_deleted_after_an_hour(tmp_path: Path) -> None:
@@ -231,12 +231,12 @@ def test_another_threshold_needs_no_other_forward_pass_and_errors_are_messages(
     mark = build_mark(shown, segmenter, description, str(image_path.parent), folder)
     expected = original(segmenter, image_path, SENTENCES)
     for threshold in (0.0, segmenter.threshold, 0.95):
-        (annotated, colours), maps, file, notes = mark(
+        (annotated, colors), maps, file, notes = mark(
             str(image_path), "\n".join(SENTENCES), threshold
         )
         for (mask, label), result in zip(annotated[1], expected, strict=True):
             assert np.array_equal(mask, result.probability > threshold)
-            assert label in colours
+            assert label in colors
         assert (len(maps), Path(file).parents[1]) == (2, folder)
         empty = sum(result.probability.max() <= threshold for result in expected)
         assert notes.count("Nothing is marked for") == empty
@@ -333,8 +333,8 @@ CONTRASTS = """() => {
   const level = (x) => x <= 10 ? x / 3295 : ((x / 255 + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * level(r) + 0.7152 * level(g) + 0.0722 * level(b) + 0.05;
   const background = (node) => {
-    const colour = node ? numbers(getComputedStyle(node).backgroundColor) : [255, 255, 255, 1];
-    return colour[3] == 1 ? colour : background(node.parentElement);
+    const color = node ? numbers(getComputedStyle(node).backgroundColor) : [255, 255, 255, 1];
+    return color[3] == 1 ? color : background(node.parentElement);
   };
   const ratio = (node, style) => {
     const [a, b] = [light(numbers(style.color)), light(background(node))];
@@ -430,7 +430,7 @@ def test_by_default_the_page_serves_this_machine_only_and_leaves_no_files(
 
 
 @pytest.mark.slow
-def test_several_sentences_get_their_own_colours_and_an_archive(
+def test_several_sentences_get_their_own_colors_and_an_archive(
     page: Any, image_path: Path, segmenter: Segmenter
 ) -> None:
     ask(page, image_path, "\n".join(SENTENCES))
@@ -441,9 +441,9 @@ def test_several_sentences_get_their_own_colours_and_an_archive(
     background = "getComputedStyle(n).backgroundColor"
     script = f"n => {{ while ({background}.endsWith(', 0)')) n = n.parentElement;"
     script += f" return {background} }}"
-    for sentence, colour in zip(SENTENCES, COLOURS, strict=False):
+    for sentence, color in zip(SENTENCES, COLORS, strict=False):
         found = page.get_by_text(sentence, exact=True).last.evaluate(script)
-        assert re.findall(r"\d+", found)[:3] == [str(channel) for channel in colour]
+        assert re.findall(r"\d+", found)[:3] == [str(channel) for channel in color]
     page.get_by_label("Sentences, one per line").fill("word " * 15 + "lost")
     page.get_by_role("button", name="Mark", exact=True).click()
     page.get_by_text("not read is 'lost'").first.wait_for()

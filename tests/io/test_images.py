@@ -19,7 +19,7 @@ from crislit.io.images import ImageSource, open_image
 
 
 def photo(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
-    """An image of smooth random colours."""
+    """An image of smooth random colors."""
     rng = np.random.default_rng(seed)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return np.array(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC))
@@ -42,23 +42,23 @@ def test_an_image_is_the_same_as_path_file_pil_image_and_array(tmp_path: Path) -
             assert np.array_equal(open_image(source), image)
 
 
-def test_grey_images_of_8_and_16_bits_have_three_equal_channels() -> None:
-    grey = photo()[..., 0]
-    expected = np.repeat(grey[..., None], 3, axis=2)
-    deep = grey.astype(np.uint16) * 257
+def test_gray_images_of_8_and_16_bits_have_three_equal_channels() -> None:
+    gray = photo()[..., 0]
+    expected = np.repeat(gray[..., None], 3, axis=2)
+    deep = gray.astype(np.uint16) * 257
     for image in (
-        grey,
+        gray,
         deep,
-        saved(PIL.Image.fromarray(grey), "PNG"),
+        saved(PIL.Image.fromarray(gray), "PNG"),
         saved(PIL.Image.fromarray(deep), "PNG"),
         saved(PIL.Image.fromarray(deep), "TIFF"),
         PIL.Image.fromarray(deep.astype(np.int32)),
     ):
         assert np.array_equal(open_image(image), expected)
     assert np.array_equal(open_image(deep[..., None]), expected)
-    # PIL has no 16-bit colours.
+    # PIL has no 16-bit colors.
     assert np.array_equal(open_image(photo().astype(np.uint16) * 257), photo())
-    one_bit = open_image(PIL.Image.fromarray(grey > 128))
+    one_bit = open_image(PIL.Image.fromarray(gray > 128))
     assert np.array_equal(one_bit, np.where(expected > 128, 255, 0))
 
 
@@ -66,7 +66,7 @@ def test_grey_images_of_8_and_16_bits_have_three_equal_channels() -> None:
 def test_of_several_frames_prediction_takes_the_first_and_data_sets_none(
     kind: str, tmp_path: Path
 ) -> None:
-    first, second = (PIL.Image.new("RGB", (70, 50), colour) for colour in ("red", "blue"))
+    first, second = (PIL.Image.new("RGB", (70, 50), color) for color in ("red", "blue"))
     options = {"lossless": True} if kind == "WEBP" else {}
     file = saved(first, kind, save_all=True, append_images=[second], **options)
     (tmp_path / "two").write_bytes(file.getvalue())
@@ -99,11 +99,11 @@ def test_transparency_is_shown_on_white() -> None:
         rgb = open_image(source)
         assert np.array_equal(rgb[:, :35], image[:, :35])
         assert (rgb[:, 35:] == 255).all()
-    grey = PIL.Image.fromarray(np.dstack([image[..., 0], alpha]), "LA")
-    assert (open_image(saved(grey, "PNG"))[:, 35:] == 255).all()
+    gray = PIL.Image.fromarray(np.dstack([image[..., 0], alpha]), "LA")
+    assert (open_image(saved(gray, "PNG"))[:, 35:] == 255).all()
 
 
-def test_a_palette_and_its_transparent_colour_are_converted() -> None:
+def test_a_palette_and_its_transparent_color_are_converted() -> None:
     image = PIL.Image.fromarray(photo()).quantize(16)
     expected = np.array(image.convert("RGB"))
     assert np.array_equal(open_image(saved(image, "PNG")), expected)
@@ -149,13 +149,13 @@ def test_an_image_with_damaged_exif_is_read() -> None:
         assert np.array_equal(open_image(file), photo())
 
 
-def test_16_bit_grey_that_is_almost_black_is_warned_about() -> None:
+def test_16_bit_gray_that_is_almost_black_is_warned_about() -> None:
     deep = PIL.Image.fromarray(np.linspace(0, 4000, 900).reshape(30, 30).astype(np.uint16))
     with pytest.warns(UserWarning, match="reach only 4000 of 65535, which is almost black"):
         assert open_image(deep).max() == 16
 
 
-def test_transparency_of_16_bit_and_of_premultiplied_grey_is_shown_on_white() -> None:
+def test_transparency_of_16_bit_and_of_premultiplied_gray_is_shown_on_white() -> None:
     deep = PIL.Image.fromarray(np.full((10, 10), 20_000, np.uint16))
     deep.info["transparency"] = 20_000
     assert (open_image(deep) == 255).all()

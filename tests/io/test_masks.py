@@ -40,7 +40,7 @@ def read(path: Path, value: Any = None) -> Array:
     return mask
 
 
-def colours(background: tuple[int, ...], marked: tuple[int, ...]) -> Array:
+def colors(background: tuple[int, ...], marked: tuple[int, ...]) -> Array:
     return np.where(DISC[..., None], marked, background).astype(np.uint8)
 
 
@@ -52,15 +52,15 @@ TWO_VALUES: dict[str, Any] = {
     "16 bits, 0 and 1": DISC.astype(np.uint16),
     "16 bits, 0 and 300": 300 * DISC.astype(np.uint16),
     "16 bits, 0 and 65535": 65535 * DISC.astype(np.uint16),
-    "red on black": colours((0, 0, 0), (200, 30, 30)),
-    "dark blue on black": colours((0, 0, 0), (0, 0, 60)),
-    "red on white": colours((255, 255, 255), (200, 30, 30)),
+    "red on black": colors((0, 0, 0), (200, 30, 30)),
+    "dark blue on black": colors((0, 0, 0), (0, 0, 60)),
+    "red on white": colors((255, 255, 255), (200, 30, 30)),
     "palette": palette_image(DISC, [0, 0, 0, 220, 20, 60]),
     "palette, object first": palette_image(~DISC, [220, 20, 60, 0, 0, 0]),
     "palette, white first": palette_image(~DISC, [255, 255, 255, 0, 0, 0]),
     "palette, blue on white": palette_image(DISC, [255, 255, 255, 0, 0, 128]),
     "palette, white background last": palette_image(~DISC, [0, 0, 128, 255, 255, 255]),
-    "palette of one colour": palette_image(3 * DISC, [0, 0, 0] * 256),
+    "palette of one color": palette_image(3 * DISC, [0, 0, 0] * 256),
     "opaque": PIL.Image.fromarray(255 * DISC.astype(np.uint8)).convert("RGBA"),
 }
 
@@ -91,29 +91,29 @@ def test_webp_and_soft_edges_are_cut_in_the_middle(tmp_path: Path) -> None:
     assert np.array_equal(read(save(tmp_path, blurred, "m.webp", quality=70)), DISC)
 
 
-def with_alpha(grey: Array, opaque: Array) -> PIL.Image.Image:
-    bands = [PIL.Image.fromarray(255 * band.astype(np.uint8)) for band in (grey, opaque)]
+def with_alpha(gray: Array, opaque: Array) -> PIL.Image.Image:
+    bands = [PIL.Image.fromarray(255 * band.astype(np.uint8)) for band in (gray, opaque)]
     return PIL.Image.merge("LA", bands)
 
 
 ALL: Array = np.ones(SIZE, dtype=bool)
-GREY = PIL.Image.fromarray(255 * DISC.astype(np.uint8))
+GRAY = PIL.Image.fromarray(255 * DISC.astype(np.uint8))
 BLACK_WHITE = palette_image(DISC, [0, 0, 0, 255, 255, 255])
 BLACK_ON_WHITE = palette_image(DISC, [255, 255, 255, 0, 0, 0])
 DEEP: Array = (65535 * DISC.astype(np.uint16)).astype(np.uint16)
 OPAQUE: dict[str, tuple[Any, dict[str, Any]]] = {
-    "L, unused value": (GREY, {"transparency": 7}),
+    "L, unused value": (GRAY, {"transparency": 7}),
     "LA": (with_alpha(DISC, ALL), {}),
     "I;16": (DEEP, {}),
     "P, unused entry": (BLACK_WHITE, {"transparency": b"\xff\xff\0"}),
     "P, unused index": (BLACK_WHITE, {"transparency": 2}),
     "P, opaque entries": (BLACK_WHITE, {"transparency": b"\xff\xff"}),
-    "RGB, unused colour": (GREY.convert("RGB"), {"transparency": (1, 0, 0)}),
-    "RGBA": (GREY.convert("RGBA"), {}),
+    "RGB, unused color": (GRAY.convert("RGB"), {"transparency": (1, 0, 0)}),
+    "RGBA": (GRAY.convert("RGBA"), {}),
 }
 TRANSPARENT: dict[str, tuple[Any, dict[str, Any]]] = {
     "1": (DISC, {"transparency": 0}),
-    "L": (GREY, {"transparency": 0}),
+    "L": (GRAY, {"transparency": 0}),
     "LA, white": (with_alpha(ALL, DISC), {}),
     "LA, black": (with_alpha(~ALL, DISC), {}),
     "I;16": (DEEP, {"transparency": 0}),
@@ -121,9 +121,9 @@ TRANSPARENT: dict[str, tuple[Any, dict[str, Any]]] = {
     "P, index of the object": (BLACK_WHITE, {"transparency": 1}),
     "P, entries": (BLACK_WHITE, {"transparency": b"\x80\xff"}),
     "P, black on transparent white": (BLACK_ON_WHITE, {"transparency": 0}),
-    "P, one colour": (palette_image(DISC, [0] * 6), {"transparency": b"\0\xff"}),
-    "RGB": (GREY.convert("RGB"), {"transparency": (0, 0, 0)}),
-    "RGBA": (PIL.Image.merge("RGBA", [GREY.point([99] * 256)] * 3 + [GREY]), {}),
+    "P, one color": (palette_image(DISC, [0] * 6), {"transparency": b"\0\xff"}),
+    "RGB": (GRAY.convert("RGB"), {"transparency": (0, 0, 0)}),
+    "RGBA": (PIL.Image.merge("RGBA", [GRAY.point([99] * 256)] * 3 + [GRAY]), {}),
 }
 
 
@@ -193,7 +193,7 @@ AMBIGUOUS: dict[str, tuple[Any, str]] = {
     "16-bit instances": (1000 * (DISC.astype(np.uint16) + LOWER), "its values are 0, 1000, 2000"),
     "no background": (np.where(DISC, 255, 128).astype(np.uint8), "its values are 128, 255"),
     "one other value": (2 * DISC.astype(np.uint8), "its values are 0, 2"),
-    "two colours": (colours((0, 0, 255), (200, 30, 30)), "its colours are #0000ff, #c81e1e"),
+    "two colors": (colors((0, 0, 255), (200, 30, 30)), "its colors are #0000ff, #c81e1e"),
     "palette of three": (
         palette_image(DISC.astype(np.uint8) + LOWER, VOC),
         "#000000, #800000, #008000",
@@ -211,7 +211,7 @@ AMBIGUOUS: dict[str, tuple[Any, str]] = {
         "its values are 0, 100, 245, 255",
     ),
     "steps": (np.broadcast_to((x // 8 * 17).astype(np.uint8), SIZE), "(16 values)"),
-    "image": (np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8), "colours)"),
+    "image": (np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8), "colors)"),
 }
 
 
@@ -226,24 +226,24 @@ def test_a_mask_that_leaves_a_choice_is_an_error_that_lists_it(name: str, tmp_pa
 
 
 def test_mask_value_chooses(tmp_path: Path) -> None:
-    grey = save(tmp_path, LABELS, "grey.png")
+    gray = save(tmp_path, LABELS, "gray.png")
     indexed = save(tmp_path, AMBIGUOUS["VOC, palette"][0], "indexed.png")
     rgb = save(tmp_path, PIL.Image.open(indexed).convert("RGB"), "rgb.png")
     shades = save(tmp_path, palette_image(DISC, [0, 0, 0, 90, 90, 90]), "shades.png")
     for path, value in (
-        *((grey, 1), (grey, "1"), (grey, [1, 1, 1])),
+        *((gray, 1), (gray, "1"), (gray, [1, 1, 1])),
         *((indexed, 1), (indexed, "#800000"), (indexed, [128, 0, 0]), (indexed, (128, 0, 0))),
         *((rgb, "#800000"), (rgb, "[128, 0, 0]"), (shades, 1), (shades, "#5a5a5a")),
     ):
         assert np.array_equal(read(path, value), DISC), (path.name, value)
-    assert np.array_equal(read(grey, 255), RING)
+    assert np.array_equal(read(gray, 255), RING)
     instances = save(tmp_path, 1000 * (DISC.astype(np.uint16) + LOWER), "instances.png")
     assert np.array_equal(read(instances, 2000), LOWER)
-    assert read_mask(grey, SIZE, 1)[1] == "1 (mask_value) of 0, 1, 255"
+    assert read_mask(gray, SIZE, 1)[1] == "1 (mask_value) of 0, 1, 255"
     for path, value, listed in (
-        (grey, 7, "no pixel of mask_value 7: its values are 0, 1, 255"),
-        (indexed, "#800001", "no pixel of mask_value #800001: its colours are #000000, #800000"),
-        (rgb, 1, "no pixel of mask_value 1: its colours"),
+        (gray, 7, "no pixel of mask_value 7: its values are 0, 1, 255"),
+        (indexed, "#800001", "no pixel of mask_value #800001: its colors are #000000, #800000"),
+        (rgb, 1, "no pixel of mask_value 1: its colors"),
     ):
         with pytest.raises(InputError, match=listed):
             read(path, value)
@@ -251,7 +251,7 @@ def test_mask_value_chooses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "red", "#80", [1, 2], [1, 2, 256], {}, "70000"])
 def test_other_mask_values_are_errors(value: Any) -> None:
-    with pytest.raises(InputError, match="mask_value must be a whole number, a colour"):
+    with pytest.raises(InputError, match="mask_value must be a whole number, a color"):
         parse_mask_value(value)
 
 

@@ -64,12 +64,12 @@ def sentences(*lengths: int, padded_to: int = 12) -> Tensor:
 
 
 def random_images(count: int, height: int = 64, width: int = 64) -> Tensor:
-    """Return normalised images of noise: (count, 3, height, width)."""
+    """Return normalized images of noise: (count, 3, height, width)."""
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def bytes_of(images: Tensor) -> Tensor:
-    """Convert normalised images to uint8."""
+    """Convert normalized images to uint8."""
     return (64 * images + 128).clamp(0, 255).to(torch.uint8)
 
 

@@ -18,7 +18,7 @@ from crislit.models.optimized import optimize_for_inference, optimize_for_traini
 from crislit.training.build import build_model
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.task import CRISTask
-from crislit.transforms import normalise, probability_squares
+from crislit.transforms import normalize, probability_squares
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -76,7 +76,7 @@ def test_the_whole_way_from_bytes_to_loss_and_probabilities_stays_on_the_device(
     forms = (model.train(), optimize_for_training(model), optimize_for_inference(model.eval()))
     for form in forms:
         with NoCopies():  # type: ignore[no-untyped-call]
-            logits = form(normalise(images), tokens, image_indices)
+            logits = form(normalize(images), tokens, image_indices)
             loss = text_to_pixel_contrastive_loss(logits, masks / 255)
             squares = probability_squares(logits, 416)
         assert (logits.device.type, loss.device.type, squares.device.type) == 3 * (device,)
@@ -106,7 +106,7 @@ def test_a_step_of_the_task_stays_on_the_device_in_every_precision(
 def test_a_tensor_on_the_wrong_device_is_noticed(device: str) -> None:
     model = build(device, "model=tiny").train()
     images, tokens, _ = inputs(device)
-    maps = model.encode_images(normalise(images))
+    maps = model.encode_images(normalize(images))
     on_cpu = [torch.empty(x.shape) for x in maps]
     with pytest.raises(RuntimeError, match="device"):
         model.ground((on_cpu[0], maps[1], maps[2]), tokens)

@@ -1,4 +1,4 @@
-"""A run's numbers are labelled with the digest of the sentences and masks that it saw."""
+"""A run's numbers are labeled with the digest of the sentences and masks that it saw."""
 
 import json
 from pathlib import Path

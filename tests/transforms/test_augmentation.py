@@ -95,7 +95,7 @@ def test_left_and_right_are_exchanged(sentence: str, mirrored: str) -> None:
         "the one on the lhſ",  # not in the alphabet of left and right
     ],
 )
-def test_sentences_without_a_mirror_image_are_recognised(sentence: str) -> None:
+def test_sentences_without_a_mirror_image_are_recognized(sentence: str) -> None:
     assert mirror_sentence(sentence) is None
 
 

@@ -22,7 +22,7 @@ from crislit.transforms.letterbox import (
     letterbox_image,
     letterbox_mask,
     letterbox_matrices,
-    normalise,
+    normalize,
     probability_maps,
     restore,
     stack_images,
@@ -30,8 +30,8 @@ from crislit.transforms.letterbox import (
 
 THRESHOLD = 0.35
 EXAMPLES = range(4)
-GREY_LEVELS = 0.1
-"""Tolerance: versions of OpenCV differ by up to 0.07 grey levels on average, linear interpolation
+GRAY_LEVELS = 0.1
+"""Tolerance: versions of OpenCV differ by up to 0.07 gray levels on average, linear interpolation
 instead of cubic by 0.19."""
 # The same examples on every run, and no failure on a busy machine.
 relaxed = settings(
@@ -76,7 +76,7 @@ def test_the_letterboxed_image_is_the_golden_one(
 ) -> None:
     warped = letterbox_image(numbers[f"{i}.image_rgb"], int(numbers[f"{i}.size"]))
     assert warped.dtype == np.uint8
-    assert mean_difference(warped, numbers[f"{i}.input_uint8"]) < GREY_LEVELS
+    assert mean_difference(warped, numbers[f"{i}.input_uint8"]) < GRAY_LEVELS
 
 
 @pytest.mark.parametrize("i", EXAMPLES)
@@ -85,21 +85,21 @@ def test_the_letterboxed_mask_is_the_golden_one_and_soft(
 ) -> None:
     warped = letterbox_mask(numbers[f"{i}.mask"], int(numbers[f"{i}.size"]))
     assert warped.dtype == np.uint8
-    assert mean_difference(warped, 255 * numbers[f"{i}.input_mask"]) < GREY_LEVELS
+    assert mean_difference(warped, 255 * numbers[f"{i}.input_mask"]) < GRAY_LEVELS
     assert np.isin(warped, (0, 255)).mean() < 1, "the edges are soft"
 
 
 @pytest.mark.parametrize("i", EXAMPLES)
-def test_the_normalised_input_is_the_golden_one(
+def test_the_normalized_input_is_the_golden_one(
     numbers: dict[str, npt.NDArray[Any]], i: int
 ) -> None:
     expected = numbers[f"{i}.input_tensor"]
-    golden_input = normalise(stack_images([numbers[f"{i}.input_uint8"]]))[0].numpy()
+    golden_input = normalize(stack_images([numbers[f"{i}.input_uint8"]]))[0].numpy()
     np.testing.assert_allclose(golden_input, expected, atol=1e-5)
     warped = letterbox_image(numbers[f"{i}.image_rgb"], int(numbers[f"{i}.size"]))
-    ours = normalise(stack_images([warped]))[0].numpy()
-    grey_levels = 255 * np.array(CLIP_STD)[:, None, None]
-    assert mean_difference(grey_levels * ours, grey_levels * expected) < GREY_LEVELS
+    ours = normalize(stack_images([warped]))[0].numpy()
+    gray_levels = 255 * np.array(CLIP_STD)[:, None, None]
+    assert mean_difference(gray_levels * ours, gray_levels * expected) < GRAY_LEVELS
 
 
 @pytest.mark.parametrize("i", EXAMPLES)
@@ -110,7 +110,7 @@ def test_the_way_back_from_logits_is_the_golden_one(
     logits = torch.from_numpy(numbers[f"{i}.logits"])
     (probability,) = probability_maps(logits, int(numbers[f"{i}.size"]), [target.shape])
     expected = 255 * numbers[f"{i}.restored_probability"]
-    assert mean_difference(255 * probability, expected) < GREY_LEVELS
+    assert mean_difference(255 * probability, expected) < GRAY_LEVELS
     assert mean_difference(probability > THRESHOLD, numbers[f"{i}.restored_mask"]) < 1e-3
     golden_iou = float(numbers[f"{i}.iou"])
     assert iou(probability > THRESHOLD, target) == pytest.approx(golden_iou, abs=1e-3)
@@ -119,7 +119,7 @@ def test_the_way_back_from_logits_is_the_golden_one(
 # -- Geometry
 
 
-def test_a_wide_image_is_scaled_by_its_width_and_centred_vertically() -> None:
+def test_a_wide_image_is_scaled_by_its_width_and_centered_vertically() -> None:
     matrix, inverse = letterbox_matrices(100, 200, 50)
     np.testing.assert_allclose(matrix, [[0.25, 0, 0], [0, 0.25, 12.5]], atol=1e-6)
     np.testing.assert_allclose(inverse, [[4, 0, 0], [0, 4, -50]], atol=1e-6)
@@ -136,14 +136,14 @@ sides = st.integers(1, 3000)
 
 @given(height=sides, width=sides, size=st.integers(32, 1024))
 @settings(relaxed, max_examples=200)
-def test_the_map_keeps_the_aspect_ratio_and_the_centre_and_shows_the_entire_image(
+def test_the_map_keeps_the_aspect_ratio_and_the_center_and_shows_the_entire_image(
     height: int, width: int, size: int
 ) -> None:
     matrix, inverse = letterbox_matrices(height, width, size)
     scale = min(size / height, size / width)
     np.testing.assert_allclose(matrix[:, :2], scale * np.eye(2), rtol=1e-4, atol=1e-6 * scale)
-    centre = matrix @ [width / 2, height / 2, 1]
-    np.testing.assert_allclose(centre, [size / 2, size / 2], atol=1e-3 * size)
+    center = matrix @ [width / 2, height / 2, 1]
+    np.testing.assert_allclose(center, [size / 2, size / 2], atol=1e-3 * size)
     corners = np.array([[0, 0, 1], [width, height, 1]]) @ matrix.T
     assert corners.min() > -1e-3 * size
     assert corners.max() < size * (1 + 1e-3)
@@ -232,11 +232,11 @@ def test_masks_in_column_order_are_warped_like_those_in_row_order() -> None:
     )
 
 
-# -- Colours and probabilities
+# -- Colors and probabilities
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 80), (80, 40)])
-def test_the_border_has_clips_mean_colour_in_rgb(height: int, width: int) -> None:
+def test_the_border_has_clips_mean_color_in_rgb(height: int, width: int) -> None:
     warped = letterbox_image(np.zeros((height, width, 3), dtype=np.uint8), 80)
     border = warped[:18] if width > height else warped[:, :18]
     # 122.77, 116.75 and 104.09, rounded.
@@ -264,13 +264,13 @@ def test_the_border_of_a_mask_is_empty() -> None:
     assert (warped[22:58] == 255).all()
 
 
-def test_normalising_maps_clips_mean_to_zero_and_one_deviation_above_it_to_one() -> None:
+def test_normalizing_maps_clips_mean_to_zero_and_one_deviation_above_it_to_one() -> None:
     pixels = np.array([[[0, 0, 0], [255, 255, 255], [51, 102, 153]]], dtype=np.uint8)
-    values = normalise(stack_images([pixels]))[0]
+    values = normalize(stack_images([pixels]))[0]
     assert values.shape == (3, 1, 3)
     assert values.dtype == torch.float32
-    for channel, grey in enumerate((0.2, 0.4, 0.6)):
-        expected = [(value - CLIP_MEAN[channel]) / CLIP_STD[channel] for value in (0, 1, grey)]
+    for channel, gray in enumerate((0.2, 0.4, 0.6)):
+        expected = [(value - CLIP_MEAN[channel]) / CLIP_STD[channel] for value in (0, 1, gray)]
         assert values[channel, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -281,7 +281,7 @@ def test_images_are_stacked_with_channels_last_in_memory() -> None:
     stacked = stack_images(images)
     assert np.array_equal(stacked.permute(0, 2, 3, 1), np.stack(images))
     assert stacked.is_contiguous(memory_format=torch.channels_last)
-    assert normalise(stacked).is_contiguous(memory_format=torch.channels_last)
+    assert normalize(stacked).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_probabilities_are_upsampled_with_aligned_corners() -> None:

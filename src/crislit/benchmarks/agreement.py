@@ -16,7 +16,7 @@ from crislit.config import compose_config
 from crislit.data import EvaluationBatch, ReferEvaluationSet
 from crislit.errors import InputError, require
 from crislit.training import SegmentationMetric, build_data, intersection_and_union
-from crislit.transforms import normalise, probability_maps
+from crislit.transforms import normalize, probability_maps
 
 
 def measure_agreement(options: Options, device: torch.device, folder: Path) -> list[Measurement]:
@@ -80,7 +80,7 @@ def count_masks(
     tokens, image_indices = batch.tokens.to(device), batch.image_indices.to(device)
     for tensor in (tokens, image_indices):  # compiled once for all numbers of sentences
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    logits = candidate(normalise(batch.images.to(device)), tokens, image_indices)
+    logits = candidate(normalize(batch.images.to(device)), tokens, image_indices)
     sizes = [target.shape for target in batch.targets]
     maps = probability_maps(logits, checkpoint.image_size, sizes)
     return [

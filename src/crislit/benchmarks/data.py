@@ -45,7 +45,7 @@ from crislit.transforms import (
     letterbox_image,
     letterbox_mask,
     letterbox_matrices,
-    normalise,
+    normalize,
 )
 
 IMAGES = 160
@@ -99,7 +99,7 @@ def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement
 
     def load_as_float(batch: Sequence[TrainKey]) -> Any:
         loaded = data.__getitems__(batch)
-        return normalise(loaded.images), loaded.masks / 255
+        return normalize(loaded.images), loaded.masks / 255
 
     work = {
         "decode and cubic warp: the floor": for_each(
@@ -119,7 +119,7 @@ def measure_stages(root: Path, image_size: int, rounds: int) -> list[Measurement
             lambda mask: letterbox_mask(mask, image_size), [255 * index.mask(ref) for ref in refs]
         ),
         "choice and tokens": for_each(data.draw_words, batches),
-        "made floats": for_each(normalise, [data.__getitems__(batch).images for batch in batches]),
+        "made floats": for_each(normalize, [data.__getitems__(batch).images for batch in batches]),
     }
     torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)

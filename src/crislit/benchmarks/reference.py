@@ -25,7 +25,7 @@ def reference_logits(model: CRIS, images: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         model: The network whose layers are applied.
-        images: (B, 3, H, W), normalised.
+        images: (B, 3, H, W), normalized.
         tokens: (B, L).
 
     Returns:

@@ -16,7 +16,7 @@ from crislit.benchmarks.training import Step
 from crislit.data import ReferDataModule, TrainBatch
 from crislit.models import CRIS, optimize_for_training
 from crislit.training import text_to_pixel_contrastive_loss
-from crislit.transforms import normalise
+from crislit.transforms import normalize
 
 CPU_BATCH = 4
 CPU_STEPS = 6
@@ -43,7 +43,7 @@ def measure_waiting(model: CRIS, module: ReferDataModule) -> Measurement:
         batch = next(batches)
         waited += time.perf_counter() - before
         adam.zero_grad()
-        logits = model(normalise(batch.images), batch.tokens)
+        logits = model(normalize(batch.images), batch.tokens)
         torch.autograd.backward(text_to_pixel_contrastive_loss(logits, batch.masks / 255))
         adam.step()
     name = f"a training step of {CPU_BATCH} waits for {loader.num_workers} workers"
@@ -116,5 +116,5 @@ def train_on(step: Step, batch: TrainBatch, device: torch.device) -> Tensor:
     images, tokens, masks = (
         x.to(device, non_blocking=True) for x in (batch.images, batch.tokens, batch.masks)
     )
-    step.images, step.tokens, step.masks = normalise(images), tokens, masks / 255
+    step.images, step.tokens, step.masks = normalize(images), tokens, masks / 255
     return step.take()

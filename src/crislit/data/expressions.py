@@ -1,6 +1,6 @@
 """Generates referring expressions that fit exactly one object of an embedded scene.
 
-A sentence names attributes (shape, colour, pattern). If they fit several objects, it adds a size, a
+A sentence names attributes (shape, color, pattern). If they fit several objects, it adds a size, a
 place in the image or a relation to a landmark. Every predicate is clearly true, clearly false or
 borderline; a sentence is used only if it is clearly true of its target and clearly false of every
 other object.
@@ -22,7 +22,7 @@ MAX_WORDS = 14
 """Maximum words per sentence, so that text encoders need not truncate any."""
 WIDTH, HEIGHT = 320, 240
 """The size of a scene in pixels."""
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart")
 NOUNS = {
@@ -36,7 +36,7 @@ NOUNS = {
     "heart": ("heart",),
 }
 ANYTHING = ("one", "object", "thing", "shape")
-COLOUR_WORDS = {name: (name,) for name in COLOURS} | {
+COLOR_WORDS = {name: (name,) for name in COLORS} | {
     "purple": ("purple", "violet"),
     "cyan": ("cyan", "turquoise"),
 }
@@ -86,16 +86,16 @@ class Thing:
 
     Attributes:
         shape: One of ``SHAPES``.
-        colour: One of ``COLOURS``.
+        color: One of ``COLORS``.
         pattern: One of ``PATTERNS``.
-        x: Horizontal centre of its visible pixels.
-        y: Vertical centre of its visible pixels.
+        x: Horizontal center of its visible pixels.
+        y: Vertical center of its visible pixels.
         visible: Number of its visible pixels.
         full: Number of its pixels, including hidden ones.
     """
 
     shape: str
-    colour: str
+    color: str
     pattern: str
     x: float
     y: float
@@ -104,23 +104,23 @@ class Thing:
 
 
 Attributes = tuple[str, ...]
-"""The attributes that a noun phrase mentions: any of ``colour``, ``pattern`` and ``shape``."""
-# Relative frequencies; people prefer to name the shape and the colour.
+"""The attributes that a noun phrase mentions: any of ``color``, ``pattern`` and ``shape``."""
+# Relative frequencies; people prefer to name the shape and the color.
 MENTIONS: dict[Attributes, float] = {
     ("shape",): 3.0,
-    ("colour", "shape"): 4.0,
-    ("colour",): 1.5,
+    ("color", "shape"): 4.0,
+    ("color",): 1.5,
     ("pattern", "shape"): 1.5,
-    ("colour", "pattern", "shape"): 1.0,
-    ("colour", "pattern"): 0.6,
+    ("color", "pattern", "shape"): 1.0,
+    ("color", "pattern"): 0.6,
     ("pattern",): 0.4,
     (): 0.6,
 }
 # Relative frequencies for landmarks, which have shorter names.
 LANDMARKS: dict[Attributes, float] = {
     ("shape",): 2.0,
-    ("colour", "shape"): 1.0,
-    ("colour", "pattern", "shape"): 0.2,
+    ("color", "shape"): 1.0,
+    ("color", "pattern", "shape"): 0.2,
 }
 
 
@@ -157,11 +157,11 @@ def has_place(place: str, target: Thing, others: Sequence[Thing]) -> bool:
     (x, y), rest = position(target), [position(other) for other in others]
     if place == "middle":
 
-        def off_centre(u: float, v: float) -> float:  # in image widths
+        def off_center(u: float, v: float) -> float:  # in image widths
             return float(np.hypot(u - 0.5, (v - 0.5) * HEIGHT / WIDTH))
 
-        distance = off_centre(x, y)
-        return distance < 0.14 and all(off_centre(u, v) > distance + 0.12 for u, v in rest)
+        distance = off_center(x, y)
+        return distance < 0.14 and all(off_center(u, v) > distance + 0.12 for u, v in rest)
     if place in ("left", "right"):
         return x < 0.42 and all(u > x + 0.1 for u, _ in rest)
     if place in ("top", "bottom"):
@@ -193,7 +193,7 @@ def noun_phrase(rng: np.random.Generator, thing: Thing, mention: Attributes, siz
     """Return the mentioned attributes and the size in words, without an article."""
     after = ""
     words = [pick(rng, SIZE_WORDS[size])] if size else []
-    adjectives = [pick(rng, COLOUR_WORDS[thing.colour])] if "colour" in mention else []
+    adjectives = [pick(rng, COLOR_WORDS[thing.color])] if "color" in mention else []
     if "pattern" in mention:
         if rng.random() < 0.35:
             after = " " + pick(rng, AFTER[thing.pattern])

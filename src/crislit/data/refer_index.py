@@ -152,10 +152,10 @@ class ReferIndex:
         """
         if split not in self._split_names:
             similar = find_similar(split, self.splits)
-            is_misspelt = split in SPLIT_ORDER and similar not in SPLIT_ORDER
+            is_misspelled = split in SPLIT_ORDER and similar not in SPLIT_ORDER
             hint = (
-                f": is {similar!r} misspelt in it?"
-                if is_misspelt
+                f": is {similar!r} misspelled in it?"
+                if is_misspelled
                 else f": did you mean {similar!r}?"
             )
             raise InputError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from crislit.data.expressions import COLOURS, HEIGHT, PATTERNS, SHAPES, WIDTH, Thing
+from crislit.data.expressions import COLORS, HEIGHT, PATTERNS, SHAPES, WIDTH, Thing
 from crislit.io import Image
 
 BoolMask = npt.NDArray[np.bool_]
@@ -56,7 +56,7 @@ OUTLINES: dict[str, Callable[[Coordinate, Coordinate], BoolMask]] = {
 }
 
 
-# Whether a pattern is dark, given each pixel's distance (across, down) from the object's centre.
+# Whether a pattern is dark, given each pixel's distance (across, down) from the object's center.
 DARK: dict[str, Callable[[Coordinate, Coordinate], BoolMask]] = {
     "plain": lambda across, down: np.zeros(across.shape, dtype=bool),
     "striped": lambda across, down: np.floor(down / 7) % 2 == 0,
@@ -73,14 +73,14 @@ class Drawn:
 
     Attributes:
         shape: One of ``SHAPES``.
-        colour: One of ``COLOURS``.
+        color: One of ``COLORS``.
         pattern: One of ``PATTERNS``.
         full: Its mask, (h, w).
         visible: The part of the mask that no later object covers, (h, w).
     """
 
     shape: str
-    colour: str
+    color: str
     pattern: str
     full: BoolMask
     visible: BoolMask
@@ -91,7 +91,7 @@ class Drawn:
         area = int(columns.sum())
         return Thing(
             shape=self.shape,
-            colour=self.colour,
+            color=self.color,
             pattern=self.pattern,
             x=float(columns @ np.arange(WIDTH)) / area,
             y=float(rows @ np.arange(HEIGHT)) / area,
@@ -132,7 +132,7 @@ def draw_ground(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 def place_object(
     rng: np.random.Generator, shape: str, area: float
 ) -> tuple[BoolMask, float, float]:
-    """Place a shape at random, and return its mask (h, w) and its centre (x, y) in pixels."""
+    """Place a shape at random, and return its mask (h, w) and its center (x, y) in pixels."""
     radius = float(np.sqrt(area / UNIT_AREA[shape]))
     cx, cy = (rng.uniform(radius + 3, side - radius - 3) for side in (WIDTH, HEIGHT))
     xs, ys = (np.arange(int(c - radius) - 1, int(c + radius) + 2) for c in (cx, cy))
@@ -143,19 +143,19 @@ def place_object(
 
 
 def paint(
-    rng: np.random.Generator, colour: str, pattern: str, across: Coordinate, down: Coordinate
+    rng: np.random.Generator, color: str, pattern: str, across: Coordinate, down: Coordinate
 ) -> npt.NDArray[np.float64]:
-    """Return the colours of an object's pixels, (n, 3) in [0, 255].
+    """Return the colors of an object's pixels, (n, 3) in [0, 255].
 
     Args:
         rng: Draws saturation and brightness.
-        colour: One of ``COLOURS``.
+        color: One of ``COLORS``.
         pattern: One of ``PATTERNS``; their period is 14 pixels.
-        across: Horizontal distance of each pixel from the object's centre, (n,).
-        down: Vertical distance of each pixel from the object's centre, (n,).
+        across: Horizontal distance of each pixel from the object's center, (n,).
+        down: Vertical distance of each pixel from the object's center, (n,).
     """
     rgb = 255 * np.array(
-        colorsys.hsv_to_rgb(HUES[colour] / 360, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0))
+        colorsys.hsv_to_rgb(HUES[color] / 360, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0))
     )
     return rgb * np.where(DARK[pattern](across, down), 0.5, 1.0)[:, None]
 
@@ -165,7 +165,7 @@ def draw_scene(
 ) -> tuple[Image, list[Drawn]]:
     """Draw a scene of 4 to 7 objects.
 
-    Shapes and colours come from a few, so that most objects share one with another object. An
+    Shapes and colors come from a few, so that most objects share one with another object. An
     object that would hide too much of another is redrawn; if a scene has no space for all of its
     objects, the last ones are left out.
 
@@ -177,16 +177,16 @@ def draw_scene(
     count = int(rng.integers(4, 8)) if objects is None else objects
     shape_count = int(rng.integers(4, 7)) if unlike else int(rng.integers(2, 5))
     shapes = rng.choice(SHAPES, size=shape_count, replace=False)
-    colours = rng.choice(COLOURS, size=int(rng.integers(2, 5)), replace=False)
+    colors = rng.choice(COLORS, size=int(rng.integers(2, 5)), replace=False)
     canvas = draw_ground(rng)
     drawn: list[Drawn] = []
     tries = 0
     while len(drawn) < min(count, 4) or (len(drawn) < count and tries < 100):
         tries += 1
-        shape, colour = str(rng.choice(shapes)), str(rng.choice(colours))
+        shape, color = str(rng.choice(shapes)), str(rng.choice(colors))
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"
-        attributes = [(d.shape, d.colour, d.pattern) for d in drawn]
-        if (shape, colour, pattern) in attributes and rng.random() < 0.7:
+        attributes = [(d.shape, d.color, d.pattern) for d in drawn]
+        if (shape, color, pattern) in attributes and rng.random() < 0.7:
             continue
         full, cx, cy = place_object(rng, shape, float(np.exp(rng.uniform(*np.log(AREA)))))
         # The visible parts of the other objects below the new one.
@@ -202,17 +202,17 @@ def draw_scene(
         ):
             continue
         ys, xs = np.nonzero(full)
-        canvas[ys, xs] = paint(rng, colour, pattern, xs - cx, ys - cy)
+        canvas[ys, xs] = paint(rng, color, pattern, xs - cx, ys - cy)
         for d, mask in zip(drawn, remaining, strict=True):
             d.visible = mask
-        drawn.append(Drawn(shape, colour, pattern, full, full))
+        drawn.append(Drawn(shape, color, pattern, full, full))
     return canvas.clip(0, 255).astype(np.uint8), drawn
 
 
 def is_eligible(things: list[Thing], target: Thing, split: str) -> bool:
     """Whether a split may describe the object.
 
-    In testA, another object has its shape. In testB, none has, but another one has its colour or
+    In testA, another object has its shape. In testB, none has, but another one has its color or
     pattern.
     """
     others = [t for t in things if t is not target]
@@ -221,7 +221,7 @@ def is_eligible(things: list[Thing], target: Thing, split: str) -> bool:
         return twin
     if split == "testB":
         return not twin and any(
-            t.colour == target.colour or t.pattern == target.pattern for t in others
+            t.color == target.color or t.pattern == target.pattern for t in others
         )
     return True
 
@@ -233,7 +233,7 @@ def encode_segmentation(mask: BoolMask) -> list[list[float]] | list[dict[str, An
     expect a list, and pass it to pycocotools.
     """
     rows, columns = bounding_slices(mask)
-    # Contours run through the centres of border pixels; zooming brings them close to the edges.
+    # Contours run through the centers of border pixels; zooming brings them close to the edges.
     zoom = 4
     fine = np.repeat(np.repeat(mask[rows, columns].astype(np.uint8), zoom, axis=0), zoom, axis=1)
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -53,7 +53,7 @@ SETS = {
     "shapes+": EmbeddedSet("attributes", _SPLITS, (4, 2), 3),
     "gshapes": EmbeddedSet("relations", {"train": 3000, "val": 300, "test": 300}, (3, 2), 2),
 }
-"""The embedded data sets by name, modelled on RefCOCO, RefCOCO+ and G-Ref."""
+"""The embedded data sets by name, modeled on RefCOCO, RefCOCO+ and G-Ref."""
 
 
 def make_scene(

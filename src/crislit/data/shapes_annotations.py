@@ -20,7 +20,7 @@ class TargetStatistics(NamedTuple):
     Attributes:
         area: Its visible share of the image.
         visible: The visible share of its own area.
-        is_alike: Whether another object of its scene has its shape or its colour.
+        is_alike: Whether another object of its scene has its shape or its color.
     """
 
     area: float
@@ -126,7 +126,7 @@ def to_target(drawn: list[Drawn], i: int) -> TargetStatistics:
     """Return the statistics of a scene's object."""
     target, others = drawn[i], drawn[:i] + drawn[i + 1 :]
     pixels = np.count_nonzero(target.visible)
-    is_alike = any(d.shape == target.shape or d.colour == target.colour for d in others)
+    is_alike = any(d.shape == target.shape or d.color == target.color for d in others)
     visible = pixels / np.count_nonzero(target.full)
     return TargetStatistics(pixels / (WIDTH * HEIGHT), visible, is_alike)
 
@@ -141,5 +141,5 @@ def _describe_difficulty(targets: list[TargetStatistics], refs: list[dict[str, A
         f"{len(areas)} targets, {len(words)} sentences of {np.mean(words):.1f} words; a target "
         f"covers {np.median(areas):.1%} of the image (median), at least {visible.min():.0%} of "
         f"each is visible and {np.mean(visible < 0.99):.0%} are partly hidden; "
-        f"{np.mean(is_alike):.0%} share their shape or colour with another object"
+        f"{np.mean(is_alike):.0%} share their shape or color with another object"
     )

@@ -14,7 +14,7 @@ from crislit.errors import InputError, counted, require, see
 WANTED = {
     "folder": "the folder of a REFER data set",
     "refs": "its refs file",
-    "file": "a JSON-lines file, or what a labelling tool wrote; see `python -m crislit.check_data "
+    "file": "a JSON-lines file, or what a labeling tool wrote; see `python -m crislit.check_data "
     "--help`",
     "sentences": "a CSV, categories or null",
     "images": "the folder of the images, or null",
@@ -80,7 +80,7 @@ class EmbeddedSource:
 
 @dataclass(frozen=True)
 class CustomSource:
-    """Custom data: a JSON-lines file, or what labelling tools write.
+    """Custom data: a JSON-lines file, or what labeling tools write.
 
     Attributes:
         file: The file or folder, see ``read_custom``.
@@ -143,7 +143,7 @@ def build_source(dataset: Mapping[str, Any], root: Path) -> DataSource:
     if file is not None or folder is None or refs is None:
         raise InputError(
             "expected either dataset.file=FILE (custom data: a JSON-lines file, or what a "
-            "labelling tool wrote; see `python -m crislit.check_data --help`), or dataset.folder "
+            "labeling tool wrote; see `python -m crislit.check_data --help`), or dataset.folder "
             "and dataset.refs"
         )
     is_embedded = dataset.get("embedded")

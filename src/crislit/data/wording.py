@@ -1,4 +1,4 @@
-"""Names of splits, and the name that was meant by a misspelt one."""
+"""Names of splits, and the name that was meant by a misspelled one."""
 
 import difflib
 from collections.abc import Iterable

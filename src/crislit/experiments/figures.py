@@ -22,7 +22,7 @@ from crislit.experiments.subjects import (
 from crislit.io import write_csv
 from crislit.models import CRIS
 from crislit.training import draw_mask, intersection_and_union, iou, readable_text
-from crislit.transforms import normalise, restore
+from crislit.transforms import normalize, restore
 
 Curve = Sequence[tuple[float, float]]
 """Thresholds with the mIoU of each, in [0, 1]."""
@@ -98,7 +98,7 @@ def word_attention(model: CRIS, images: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         model: A network with a decoder.
-        images: (B, 3, H, W), normalised.
+        images: (B, 3, H, W), normalized.
         tokens: (B, L).
 
     Returns:
@@ -148,7 +148,7 @@ def draw_attention(subject: Subject, numbers: Sequence[int]) -> Figure:
     rows = []
     for number in numbers:
         batch = ReferEvaluationSet.collate([subject.data[number]])
-        images, tokens = normalise(batch.images), batch.tokens[0]
+        images, tokens = normalize(batch.images), batch.tokens[0]
         (probability,) = subject.task.predict_probabilities(batch)
         end = int(tokens.argmax())
         words = [tokenizer.decode([int(token)]).strip() for token in tokens[1:end]]

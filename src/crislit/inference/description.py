@@ -18,8 +18,8 @@ from crislit.models import count_parameters
 if TYPE_CHECKING:
     from crislit.inference.segmenter import Segmenter
 
-PHOTO_COLOURS = 32
-"""Colours above which an image looks like a photo. One of the 3,900 training scenes of ``shapes``
+PHOTO_COLORS = 32
+"""Colors above which an image looks like a photo. One of the 3,900 training scenes of ``shapes``
 has more, and 46 of 53 images of COCO."""
 
 
@@ -121,9 +121,9 @@ def photo_warning(description: Description, image: Image, name: str) -> str:
 
 
 def looks_like_photo(image: Image) -> bool:
-    """Whether an image has more colours than drawn scenes: see ``PHOTO_COLOURS``.
+    """Whether an image has more colors than drawn scenes: see ``PHOTO_COLORS``.
 
-    Counts the fewest colours that cover 80 % of the image, with 16 levels per channel, after
+    Counts the fewest colors that cover 80 % of the image, with 16 levels per channel, after
     shrinking its longer side to 128 pixels.
     """
     scale = 128 / max(image.shape[:2])
@@ -132,8 +132,8 @@ def looks_like_photo(image: Image) -> bool:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     levels = (image >> 4).astype(int) @ np.array([256, 16, 1])
     counts = np.sort(np.unique(levels, return_counts=True)[1])[::-1]
-    colours = np.searchsorted(np.cumsum(counts), 0.8 * counts.sum()) + 1
-    return bool(colours > PHOTO_COLOURS)
+    colors = np.searchsorted(np.cumsum(counts), 0.8 * counts.sum()) + 1
+    return bool(colors > PHOTO_COLORS)
 
 
 def empty_mask_warning(result: Segmentation, threshold: float, name: str) -> str:

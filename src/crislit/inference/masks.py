@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from crislit.io import Image
 
-COLOURS = (
+COLORS = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
     *((204, 121, 167), (0, 114, 178), (213, 94, 0)),
 )
-"""Okabe and Ito's palette without black, which the colour-blind can distinguish."""
+"""Okabe and Ito's palette without black, which the color-blind can distinguish."""
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 """Characters that Windows forbids in file names, and bytes of Linux's that are not text."""
@@ -25,43 +25,43 @@ RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\.", re.IGNORECASE
 """Beginnings of names that Windows reserves for devices."""
 
 
-def colour_of(number: int) -> tuple[int, int, int]:
-    """Return the colour of an image's sentence, RGB in [0, 255]; seven colours take turns."""
-    return COLOURS[number % len(COLOURS)]
+def color_of(number: int) -> tuple[int, int, int]:
+    """Return the color of an image's sentence, RGB in [0, 255]; seven colors take turns."""
+    return COLORS[number % len(COLORS)]
 
 
 def paint(
     image: Image, masks: Sequence[npt.NDArray[np.bool_]], first: int = 0, strength: float = 0.5
 ) -> Image:
-    """Return a copy of an image with masks painted over it, each in its colour with an outline.
+    """Return a copy of an image with masks painted over it, each in its color with an outline.
 
     Later masks cover earlier ones.
 
     Args:
         image: (h, w, 3) uint8 RGB.
         masks: (h, w) bool each.
-        first: Number of the first mask's colour.
-        strength: Opacity of the colour, in [0, 1].
+        first: Number of the first mask's color.
+        strength: Opacity of the color, in [0, 1].
     """
     painted = image.copy()
     for number, mask in enumerate(masks, start=first):
-        colour = np.array(colour_of(number))
-        painted[mask] = ((1 - strength) * painted[mask] + strength * colour).round()
-        outline(painted, mask, colour_of(number))
+        color = np.array(color_of(number))
+        painted[mask] = ((1 - strength) * painted[mask] + strength * color).round()
+        outline(painted, mask, color_of(number))
     return painted
 
 
 def outline(
-    image: Image, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int] | None = None
+    image: Image, mask: npt.NDArray[np.bool_], color: tuple[int, int, int] | None = None
 ) -> None:
     """Draw a white and a black line around a mask, on the image itself.
 
-    They make it visible on an object of any colour. Where it ends with the image, they lie inside.
+    They make it visible on an object of any color. Where it ends with the image, they lie inside.
 
     Args:
         image: (h, w, 3) uint8 RGB.
         mask: (h, w) bool.
-        colour: Colour of a further line along the mask's own pixels; None for no such line.
+        color: Color of a further line along the mask's own pixels; None for no such line.
     """
     inside = image[mask]
     width = max(round(max(image.shape[:2]) / 300), 1)
@@ -69,8 +69,8 @@ def outline(
     cv2.drawContours(image, contours, -1, BLACK, 5 * width)
     cv2.drawContours(image, contours, -1, WHITE, 3 * width - 1)
     image[mask] = inside
-    if colour is not None:
-        cv2.drawContours(image, contours, -1, colour, width)
+    if color is not None:
+        cv2.drawContours(image, contours, -1, color, width)
     image[mask & frame(mask.shape, 2 * width)] = WHITE
     image[mask & frame(mask.shape, width)] = BLACK
 

@@ -9,7 +9,7 @@ from crislit.errors import InputError, counted, require
 from crislit.io import shipped_weights
 
 TEMPLATE = """---
-{licence_tag}library_name: crislit
+{license_tag}library_name: crislit
 pipeline_tag: image-segmentation
 tags: [referring-image-segmentation, cris, clip]
 ---
@@ -48,13 +48,13 @@ The files are `model.safetensors` and `config.json`. Loading them runs no code.
 - Masks are computed at a quarter of {size} pixels: thin and small objects are lost.
 {data_limits}
 
-## Licence
+## License
 
-{licence}
+{license}
 """
 EMBEDDED_LIMITS = """\
 - It was trained on English sentences that refer to exactly one object of the image.
-- It was trained on drawn scenes of coloured shapes and knows nothing about photos. It is meant
+- It was trained on drawn scenes of colored shapes and knows nothing about photos. It is meant
   for trying the software, for examples and for tests."""
 REFER_LIMITS = """\
 - It was trained on English sentences that refer to exactly one object of the image.
@@ -63,10 +63,10 @@ REFER_LIMITS = """\
 CUSTOM_LIMITS = """\
 - Its training data is unknown beyond what this card says. Whoever publishes it should describe the
   images and sentences.
-- It inherits the biases of its data, and of CLIP if it was initialised from CLIP. Do not use it for
+- It inherits the biases of its data, and of CLIP if it was initialized from CLIP. Do not use it for
   decisions about people."""
-NO_LICENCE = (
-    "No licence is given: ask the publisher. crislit's own licence, MIT, covers the program, not "
+NO_LICENSE = (
+    "No license is given: ask the publisher. crislit's own license, MIT, covers the program, not "
     "the weights."
 )
 REQUIRED_KEYS = (
@@ -75,13 +75,13 @@ REQUIRED_KEYS = (
 """Entries of a run's configuration that appear in its card."""
 
 
-def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) -> str:
+def model_card(checkpoint: Checkpoint, name: str, license: str | None = None) -> str:
     """Write the model card of a network.
 
     Args:
         checkpoint: The network, with its run's configuration and results if they are known.
         name: The network's name, for example its repository on the Hub.
-        licence: The licence of the weights, as the Hub spells it. None: MIT if the network was
+        license: The license of the weights, as the Hub spells it. None: MIT if the network was
             trained on embedded data only, else none.
 
     Raises:
@@ -96,7 +96,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
         tiny_clip = identify_weights("tiny-clip", shipped_weights()["tiny-clip"])
         shapes_tiny = read_checkpoint(Path("shapes-tiny")).initial_weights
         if checkpoint.initial_weights in ("random", tiny_clip, shapes_tiny):
-            licence = licence or "mit"
+            license = license or "mit"
     else:
         limits = REFER_LIMITS if dataset.get("folder") else CUSTOM_LIMITS
     try:
@@ -106,7 +106,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
             f"{checkpoint.source} has results that crislit did not write: {error!r:.200}"
         ) from error
     return TEMPLATE.format(
-        licence_tag=f"license: {licence}\n" if licence else "",
+        license_tag=f"license: {license}\n" if license else "",
         name=name,
         source=name if "/" in name else f"path/to/{name}",
         results=results,
@@ -114,7 +114,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
         tokens=checkpoint.network.max_tokens,
         size=checkpoint.image_size,
         data_limits=limits,
-        licence=licence or NO_LICENCE,
+        license=license or NO_LICENSE,
     )
 
 

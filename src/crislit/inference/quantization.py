@@ -12,7 +12,7 @@ import torch
 
 from crislit.inference.onnx_network import GROUNDING, IMAGE_ENCODER, OnnxNetwork
 from crislit.io import Example, open_image
-from crislit.transforms import letterbox_image, normalise, stack_images, tokenize
+from crislit.transforms import letterbox_image, normalize, stack_images, tokenize
 
 Feed = dict[str, npt.NDArray[Any]]
 """One set of inputs of a graph, by name."""
@@ -44,7 +44,7 @@ def calibration_feeds(
     network: OnnxNetwork, path: Path, sentences: Sequence[str]
 ) -> tuple[Feed, Feed]:
     """Return the inputs of both graphs for an image and its sentences."""
-    square = normalise(stack_images([letterbox_image(open_image(path), network.image_size)]))
+    square = normalize(stack_images([letterbox_image(open_image(path), network.image_size)]))
     tokens = tokenize(sentences, network.max_tokens)
     names = ("v3", "v4", "v5", "tokens", "image_indices")
     inputs = (*network.encode_images(square), tokens, torch.zeros(len(tokens), dtype=torch.long))

@@ -67,7 +67,7 @@ class Segmentation:
 
         Args:
             image: The image, or an overlay of another sentence; None for the segmented image.
-            number: Number of the colour; seven colours take turns.
+            number: Number of the color; seven colors take turns.
 
         Returns:
             (h, w, 3) uint8 RGB.
@@ -119,7 +119,7 @@ def write_images(base: Path, result: Segmentation, number: int) -> dict[str, str
     Args:
         base: The common part of both paths.
         result: The result, with its image.
-        number: Number of the overlay's colour.
+        number: Number of the overlay's color.
 
     Raises:
         InputError: If they cannot be written.

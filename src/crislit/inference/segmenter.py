@@ -33,7 +33,7 @@ from crislit.models import (
 from crislit.transforms import (
     has_words,
     letterbox_image,
-    normalise,
+    normalize,
     probability_maps,
     split_at_limit,
     stack_images,
@@ -194,7 +194,7 @@ class Segmenter:
         prepare_forked_process()
         squares = stack_images([letterbox_image(image, self.image_size) for image in images])
         with self._autocast():
-            maps = self.network.encode_images(normalise(squares.to(self.device)))
+            maps = self.network.encode_images(normalize(squares.to(self.device)))
         for start in range(0, len(pairs), SENTENCE_BATCH):
             indices, texts = zip(*pairs[start : start + SENTENCE_BATCH], strict=True)
             tokens = tokenize(texts, self.model.max_tokens).to(self.device)
@@ -233,14 +233,14 @@ class Segmenter:
     # -- Sharing
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], name: str | None = None, *, licence: str | None = None
+        self, folder: str | os.PathLike[str], name: str | None = None, *, license: str | None = None
     ) -> None:
         """Write the network for others: ``model.safetensors``, ``config.json``, ``README.md``.
 
         Args:
             folder: The folder; paths of this machine are left out of the files.
             name: The network's name in its model card; None for the folder's name.
-            licence: The licence of the weights, as the Hub spells it (``mit``, ``cc-by-4.0``); the
+            license: The license of the weights, as the Hub spells it (``mit``, ``cc-by-4.0``); the
                 training data may restrict it. None: the card says that none is given, except for
                 embedded data.
 
@@ -256,7 +256,7 @@ class Segmenter:
         weights = {key: value.cpu() for key, value in self.model.state_dict().items()}
         about = self.about or Checkpoint(self.model.config, {}, self.image_size, 0.35, "unknown")
         checkpoint = replace(about, weights=weights, threshold=self.threshold)
-        card = model_card(checkpoint, name or target.resolve().name, licence)
+        card = model_card(checkpoint, name or target.resolve().name, license)
         write_folder(checkpoint, target, {"README.md": card})
 
     @classmethod
@@ -291,7 +291,7 @@ class Segmenter:
         self,
         repository: str,
         *,
-        licence: str | None = None,
+        license: str | None = None,
         private: bool = False,
         token: str | None = None,
     ) -> str:
@@ -299,7 +299,7 @@ class Segmenter:
 
         Args:
             repository: ``user/name``, created if it does not exist.
-            licence: See ``save_pretrained``.
+            license: See ``save_pretrained``.
             private: Whether a new repository is visible to its owner only.
             token: Write access; None for the one that ``hf auth login`` stored.
 
@@ -307,7 +307,7 @@ class Segmenter:
             InputError: If the Hub cannot be reached or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, name=repository, licence=licence)
+            self.save_pretrained(folder, name=repository, license=license)
             try:
                 api = HfApi(token=token)
                 address = api.create_repo(repository, private=private, exist_ok=True)

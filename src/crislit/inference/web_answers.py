@@ -15,7 +15,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from crislit.errors import InputError, require
-from crislit.inference.masks import colour_of, number_repeated, outline, safe_file_name
+from crislit.inference.masks import color_of, number_repeated, outline, safe_file_name
 from crislit.inference.segmenter import Segmenter
 from crislit.io import Image, open_image
 
@@ -78,7 +78,7 @@ def render(
     """
     image, sentences, probabilities = answer
     labels: list[str] = []
-    for sentence in sentences:  # the page assigns colours by label
+    for sentence in sentences:  # the page assigns colors by label
         labels.append(number_repeated(sentence, " ({})", labels))
     masks = [probability > threshold for probability in probabilities]
     small_image, small_maps = shrink(image), [shrink(x) for x in probabilities]
@@ -110,9 +110,9 @@ def marked_share(mask: npt.NDArray[np.bool_]) -> str:
     return f"{percent:.1f} % of the image"
 
 
-def label_colours(labels: Sequence[str]) -> dict[str, str]:
-    """Return each label's colour in hexadecimal."""
-    return {label: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, label in enumerate(labels)}
+def label_colors(labels: Sequence[str]) -> dict[str, str]:
+    """Return each label's color in hexadecimal."""
+    return {label: "#{:02x}{:02x}{:02x}".format(*color_of(i)) for i, label in enumerate(labels)}
 
 
 def shrink(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -126,11 +126,11 @@ def shrink(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def draw_heat_map(image: Image, probability: Probability) -> Image:
-    """Draw a probability map over a grey image, from dark (0) to bright yellow (1)."""
+    """Draw a probability map over a gray image, from dark (0) to bright yellow (1)."""
     levels = np.round(255 * probability).astype(np.uint8)
-    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-    return (0.35 * grey + 0.65 * coloured).astype(np.uint8)
+    colored = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    gray = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    return (0.35 * gray + 0.65 * colored).astype(np.uint8)
 
 
 def save_masks(

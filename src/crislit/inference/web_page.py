@@ -11,7 +11,7 @@ from typing import Any
 from crislit.errors import InputError, see
 from crislit.inference.description import Description, looks_like_photo
 from crislit.inference.segmenter import Segmenter, truncation_warning
-from crislit.inference.web_answers import KEEP_SECONDS, Answer, label_colours, render, segment
+from crislit.inference.web_answers import KEEP_SECONDS, Answer, label_colors, render, segment
 from crislit.inference.web_requests import check_uploaded, local_files_only, uploaded_path
 from crislit.io import EXAMPLES, find_examples
 
@@ -22,7 +22,7 @@ CACHED_ANSWERS = 2
 MAX_QUEUE = 256
 """Requests in the queue; further ones are asked to come back later."""
 TITLE = """# crislit
-Describe things in an image, and see them marked. Each sentence gets its own colour."""
+Describe things in an image, and see them marked. Each sentence gets its own color."""
 ADVICE = {
     "drawn": "For photos, train a network on photos, and start this page with --checkpoint FILE.",
     "photos": "Sentences like those of its training work best: they name one thing in the image.",
@@ -215,9 +215,9 @@ def build_mark(
             annotated, maps, file = render(answer, threshold, folder)
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False, title="Please check") from error
-        colours = label_colours([label for _, label in annotated[1]])
+        colors = label_colors([label for _, label in annotated[1]])
         notes = find_notes(answer, threshold, description, segmenter.model.max_tokens)
-        return gradio.AnnotatedImage(annotated, color_map=colours), maps, file, format_notes(notes)
+        return gradio.AnnotatedImage(annotated, color_map=colors), maps, file, format_notes(notes)
 
     return mark
 

@@ -104,7 +104,7 @@ def _warn_once(path: Path, orientation: int) -> None:
 def has_end(jpeg: bytes) -> bool:
     """Whether the pixels of a JPEG are followed by an end marker.
 
-    OpenCV fills the missing pixels of a truncated JPEG with grey. Altered pixels remain unnoticed:
+    OpenCV fills the missing pixels of a truncated JPEG with gray. Altered pixels remain unnoticed:
     JPEG has no checksum.
     """
     start = 2
@@ -120,7 +120,7 @@ def read_upright_size(path: Path) -> tuple[int, int]:
 
     Raises:
         InputError: If it cannot be read; if it is stored rotated, since its mask may or may not be;
-            or if it has several frames, or transparent pixels, since their colour is unknown.
+            or if it has several frames, or transparent pixels, since their color is unknown.
     """
     with (
         image_errors(f"{path} is not an image that can be read", f"no image at {path}"),

@@ -23,7 +23,7 @@ Image = npt.NDArray[np.uint8]
 ImageSource = str | os.PathLike[str] | IO[bytes] | bytes | PIL.Image.Image | npt.NDArray[Any]
 """A file (its path, opened, or its bytes), a PIL image or an array.
 
-Arrays are (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) greyscale, in uint8 or uint16.
+Arrays are (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grayscale, in uint8 or uint16.
 """
 FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB"),
@@ -135,13 +135,13 @@ def to_rgb(image: PIL.Image.Image) -> Image:
         warnings.warn(f"its EXIF cannot be read ({error}): the image is not rotated", stacklevel=3)
     else:
         image = PIL.ImageOps.exif_transpose(image) if is_rotated else image
-    if image.mode.startswith("I"):  # 16-bit greyscale, which PIL stores in 16 or 32 bits
-        grey = np.asarray(image, dtype=np.int32)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"grey values from {grey.min()} to {grey.max()}, expected 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grayscale, which PIL stores in 16 or 32 bits
+        gray = np.asarray(image, dtype=np.int32)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise ValueError(f"gray values from {gray.min()} to {gray.max()}, expected 16 bits")
         if isinstance(transparent := image.info.get("transparency"), int):
-            grey = np.where(grey == transparent, 65535, grey)
-        return np.repeat(to_8_bits(grey)[..., None], 3, axis=2)
+            gray = np.where(gray == transparent, 65535, gray)
+        return np.repeat(to_8_bits(gray)[..., None], 3, axis=2)
     if image.mode in ("La", "RGBa"):  # premultiplied alpha
         image = image.convert(image.mode.upper())
     if image.mode == "F":

@@ -16,7 +16,7 @@ from crislit.io.images import image_errors, is_transparent, open_image_file, req
 from crislit.io.orientation import require_upright
 
 MaskValue = int | tuple[int, int, int]
-"""What marks an object: a stored value (in a palette image, the index), or an RGB colour."""
+"""What marks an object: a stored value (in a palette image, the index), or an RGB color."""
 MARKED = "marked pixels need values above 127, or 1 in an image of 0 and 1"
 CURE = "name the object's with mask_value, or save the mask in black and white"
 END = 16
@@ -39,10 +39,10 @@ def parse_mask_value(value: Any) -> MaskValue | None:
         value = list(bytes.fromhex(value.strip()[1:]))
     if value is None or (type(value) is int and 0 <= value < 2**16):
         return value
-    is_colour = isinstance(value, (list, tuple)) and len(value) == 3
+    is_color = isinstance(value, (list, tuple)) and len(value) == 3
     require(
-        is_colour and all(type(part) is int and 0 <= part <= 255 for part in value),
-        f'mask_value must be a whole number, a colour "#rrggbb" or [r, g, b], found {value!r:.60}',
+        is_color and all(type(part) is int and 0 <= part <= 255 for part in value),
+        f'mask_value must be a whole number, a color "#rrggbb" or [r, g, b], found {value!r:.60}',
     )
     red, green, blue = value
     return red, green, blue
@@ -54,8 +54,8 @@ def read_mask(
     """Read an image as a mask in COCO's run lengths.
 
     Without a value, a mask has two: 0 and 1, or dark and bright (above 127), with soft edges or
-    not; or two colours, of which black is the background, or else white. A colour palette counts
-    by its colours, not by the order of its entries. Transparent pixels are an error, since they may
+    not; or two colors, of which black is the background, or else white. A color palette counts
+    by its colors, not by the order of its entries. Transparent pixels are an error, since they may
     be the object or the background, unless the value is an index of the palette.
 
     Args:
@@ -83,7 +83,7 @@ def read_mask(
         require_upright(image, f"the mask {path}")
         is_index = image.mode == "P" and isinstance(value, int)
         transparent = not is_index and is_transparent(image)
-        labels, colours = _labels(image, by_index=is_index)
+        labels, colors = _labels(image, by_index=is_index)
         is_lossy = image.format in LOSSY
     require(
         not transparent,
@@ -94,9 +94,9 @@ def read_mask(
             require(np.isfinite(labels).all(), "has values that are not numbers")
             labels = np.rint(labels).astype(np.int64)
         if value is not None:
-            marked, values = _select(labels, colours, value)
-        elif colours is not None:
-            marked, values = _mark_colour(labels, colours)
+            marked, values = _select(labels, colors, value)
+        elif colors is not None:
+            marked, values = _mark_color(labels, colors)
         else:
             marked, values = _mark_bright(labels, is_lossy)
     except InputError as error:
@@ -107,7 +107,7 @@ def read_mask(
 
 
 def _labels(image: PIL.Image.Image, by_index: bool) -> tuple[Array, Array | None]:
-    """Return each pixel's label, and the RGB colours of the labels; None if labels are grey."""
+    """Return each pixel's label, and the RGB colors of the labels; None if labels are gray."""
     if image.mode == "P":
         indices = np.array(image)
         if by_index:
@@ -117,14 +117,14 @@ def _labels(image: PIL.Image.Image, by_index: bool) -> tuple[Array, Array | None
         palette[: len(entries)] = entries
         used = palette[_values(indices)]
         if (used != used[0]).any() and (used.min(axis=1) == used.max(axis=1)).all():
-            return palette[indices, 0], None  # shades of grey, as in an image without a palette
+            return palette[indices, 0], None  # shades of gray, as in an image without a palette
         return indices, palette
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
         return np.array(image), None
     if image.mode in ("LA", "La"):
         return np.array(image.convert("LA").getchannel("L")), None
     rgb = np.array(image.convert("RGB"))
-    # Compression turns shades of grey into almost grey ones.
+    # Compression turns shades of gray into almost gray ones.
     tolerance = END if image.format in LOSSY else 0
     if (rgb.max(axis=2) - rgb.min(axis=2)).max() <= tolerance:
         return np.array(image.convert("L")), None
@@ -133,37 +133,37 @@ def _labels(image: PIL.Image.Image, by_index: bool) -> tuple[Array, Array | None
     return labels.reshape(packed.shape), np.stack([used >> 16, used >> 8 & 255, used & 255], axis=1)
 
 
-def _select(labels: Array, colours: Array | None, value: MaskValue) -> tuple[Array, str]:
-    """Return the pixels of one value or colour."""
+def _select(labels: Array, colors: Array | None, value: MaskValue) -> tuple[Array, str]:
+    """Return the pixels of one value or color."""
     if isinstance(value, int):
-        chosen = [value] if colours is None else _find(colours, (value,) * 3)
+        chosen = [value] if colors is None else _find(colors, (value,) * 3)
     else:
-        is_grey = colours is None and len(set(value)) == 1
-        chosen = [value[0]] if is_grey else _find(colours, value)
+        is_gray = colors is None and len(set(value)) == 1
+        chosen = [value[0]] if is_gray else _find(colors, value)
     marked, used = np.isin(labels, chosen), _values(labels)
     name = _name(value)
-    require(marked.any(), f"has no pixel of mask_value {name}: {_list(used, colours)}")
-    return marked, f"{name} (mask_value) of {_list(used, colours, words='')}"
+    require(marked.any(), f"has no pixel of mask_value {name}: {_list(used, colors)}")
+    return marked, f"{name} (mask_value) of {_list(used, colors, words='')}"
 
 
-def _find(colours: Array | None, colour: tuple[int, ...]) -> list[int]:
-    return [] if colours is None else np.flatnonzero((colours == colour).all(axis=1)).tolist()
+def _find(colors: Array | None, color: tuple[int, ...]) -> list[int]:
+    return [] if colors is None else np.flatnonzero((colors == color).all(axis=1)).tolist()
 
 
-def _mark_colour(labels: Array, colours: Array) -> tuple[Array, str]:
-    """Return the pixels of the only colour beside the background, which is black or else white."""
+def _mark_color(labels: Array, colors: Array) -> tuple[Array, str]:
+    """Return the pixels of the only color beside the background, which is black or else white."""
     used = _values(labels)
-    shown = np.unique(colours[used], axis=0)
+    shown = np.unique(colors[used], axis=0)
     if len(shown) == 1 and len(used) == 2 and not used[0]:
-        return labels > 0, _list(used, None, words="")  # the palette has one colour only
+        return labels > 0, _list(used, None, words="")  # the palette has one color only
     background = next((c for c in (0, 255) if (shown == c).all(axis=1).any()), None)
     others = shown[(shown != background).any(axis=1)] if background is not None else shown
-    require(len(others), f"marks no pixel: {_list(used, colours)}; {MARKED}")
+    require(len(others), f"marks no pixel: {_list(used, colors)}; {MARKED}")
     require(
         len(others) == 1,
-        f"has several colours, and any may be the object's: {_list(used, colours)}; {CURE}",
+        f"has several colors, and any may be the object's: {_list(used, colors)}; {CURE}",
     )
-    return np.isin(labels, _find(colours, tuple(others[0]))), _list(used, colours, words="")
+    return np.isin(labels, _find(colors, tuple(others[0]))), _list(used, colors, words="")
 
 
 def _mark_bright(values: Array, is_lossy: bool) -> tuple[Array, str]:
@@ -188,9 +188,9 @@ def _mark_bright(values: Array, is_lossy: bool) -> tuple[Array, str]:
 
 
 def _has_two_levels(values: npt.NDArray[np.uint8], is_lossy: bool) -> bool:
-    """Whether a grey mask has one dark and one bright level, with soft edges or noise between.
+    """Whether a gray mask has one dark and one bright level, with soft edges or noise between.
 
-    Labels of objects form areas: pixels whose neighbours all have the same value. Values of soft
+    Labels of objects form areas: pixels whose neighbors all have the same value. Values of soft
     edges do not. The labels 0, 1 and 255 have no value in between, as soft edges have, and none
     just below 255, as the noise of a compressed image. And every value of labels forms areas, while
     noise also has values that do not.
@@ -221,13 +221,13 @@ def _values(labels: Array) -> Array:
     return np.unique(labels).astype(np.int64)
 
 
-def _list(used: Array, colours: Array | None, words: str = "its {} are ") -> str:
-    """Return the values or colours of a mask in words, at most 8."""
-    kind = "values" if colours is None else "colours"
-    if colours is None:
+def _list(used: Array, colors: Array | None, words: str = "its {} are ") -> str:
+    """Return the values or colors of a mask in words, at most 8."""
+    kind = "values" if colors is None else "colors"
+    if colors is None:
         names = [str(int(value)) for value in used[:8]]
     else:
-        shown = list(dict.fromkeys(_name(tuple(colours[value])) for value in used[:1000]))
+        shown = list(dict.fromkeys(_name(tuple(colors[value])) for value in used[:1000]))
         names, used = shown[:8], np.array(shown)
     more = f", ... ({len(used)} {kind})" if len(used) > 8 else ""
     return words.format(kind) + ", ".join(names) + more

@@ -76,7 +76,7 @@ def _check_fit(config: CRISConfig, clip: CLIP) -> None:
 def build_clip(clip: str | Mapping[str, Any]) -> CLIP:
     """Build a CLIP model at its native input size, with QuickGELU and random weights.
 
-    open_clip's initialisation suits the training of CLIP, but not of CRIS. Two changes:
+    open_clip's initialization suits the training of CLIP, but not of CRIS. Two changes:
 
     - open_clip starts the residual branches of the ResNet at zero. Here they contribute from the
       first step.

@@ -89,7 +89,7 @@ class CRIS(nn.Module):
         """Predict the mask of the object that each sentence refers to.
 
         Args:
-            images: (P, 3, H, W), normalised with CLIP's mean and standard deviation. Sentences that
+            images: (P, 3, H, W), normalized with CLIP's mean and standard deviation. Sentences that
                 share an image share its encoding.
             tokens: (B, L) long, as ``crislit.tokenize`` returns them.
             image_indices: (B,) long, the index of each sentence's image. None if each image has

@@ -25,7 +25,7 @@ class ImageEncoder(Recomputable):
         """Encode images.
 
         Args:
-            images: (P, 3, H, W), normalised with CLIP's mean and standard deviation.
+            images: (P, 3, H, W), normalized with CLIP's mean and standard deviation.
 
         Returns:
             ``c3`` (P, 8w, H/8, W/8), ``c4`` (P, 16w, H/16, W/16) and ``c5`` (P, E, H/32, W/32).

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def text_to_pixel_contrastive_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Pull the sentence towards the pixels it refers to, and push it away from all others.
+    """Pull the sentence toward the pixels it refers to, and push it away from all others.
 
     Args:
         logits: (B, 1, H/4, W/4), the similarity of z_t and each pixel's z_v.

@@ -22,7 +22,7 @@ from crislit.models import CRIS, compile_for_inference, optimize_for_inference
 from crislit.training.losses import text_to_pixel_contrastive_loss
 from crislit.training.mask_counter import MaskCounter
 from crislit.training.metrics import SegmentationMetric
-from crislit.transforms import normalise, probability_maps, probability_squares
+from crislit.transforms import normalize, probability_maps, probability_squares
 
 Masks = list[npt.NDArray[np.bool_]]
 
@@ -109,7 +109,7 @@ class CRISTask(L.LightningModule):
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Return the loss of a batch, a scalar (section 3.4)."""
-        images = self._normalised(batch.images)
+        images = self._normalized(batch.images)
         masks = batch.masks.to(images.dtype) / 255
         return text_to_pixel_contrastive_loss(self.model(images, batch.tokens), masks)
 
@@ -210,7 +210,7 @@ class CRISTask(L.LightningModule):
         compute = self._evaluated or self.model
         # Mixed precision is for training only, as released.
         with torch.autocast(batch.images.device.type, enabled=False):
-            return compute(self._normalised(batch.images), batch.tokens, batch.image_indices)
+            return compute(self._normalized(batch.images), batch.tokens, batch.image_indices)
 
     def predict_masks(self, batch: EvaluationBatch) -> Masks:
         """Return one mask per sample, (h, w) bool at its image's own size."""
@@ -259,9 +259,9 @@ class CRISTask(L.LightningModule):
         for split, metric in zip(self.splits, self.test_metrics, strict=True):
             self._log(split, metric)
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor) -> Tensor:
         # Weights are not float32 under 64-true and the like.
-        return normalise(images).to(next(self.model.parameters()).dtype)
+        return normalize(images).to(next(self.model.parameters()).dtype)
 
     @torch.no_grad()
     def _count(self, split: str, batch: EvaluationBatch) -> None:

@@ -1,6 +1,6 @@
 """From an image to the network's square input, and from logits back to the image's own pixels.
 
-The letterbox keeps the aspect ratio and centres the image: it scales an image of (h, w) pixels by
+The letterbox keeps the aspect ratio and centers the image: it scales an image of (h, w) pixels by
 s = min(S/h, S/w) and divides the remaining border equally between both sides, without rounding it
 to whole pixels. S is the side of the square.
 """
@@ -20,7 +20,7 @@ from crislit.io import Image
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BORDER = tuple(255 * channel for channel in CLIP_MEAN)
-"""Colour of the border: CLIP's mean, RGB in [0, 255]."""
+"""Color of the border: CLIP's mean, RGB in [0, 255]."""
 Matrix = npt.NDArray[np.float64]
 ProbabilityMap = npt.NDArray[np.float32]
 """The probability of each pixel, (h, w)."""
@@ -51,7 +51,7 @@ def letterbox_matrices(height: int, width: int, size: int) -> tuple[Matrix, Matr
 
 
 def letterbox_image(image: Image, size: int, out: Image | None = None) -> Image:
-    """Warp an image to the square with cubic interpolation and a border of CLIP's mean colour.
+    """Warp an image to the square with cubic interpolation and a border of CLIP's mean color.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -100,7 +100,7 @@ def stack_images(images: Sequence[Image]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Subtract CLIP's mean and divide by its standard deviation.
 
     Args:

@@ -378,7 +378,7 @@ def invalid_pickles() -> Cases:
 
 
 def other_checkpoints() -> Cases:
-    """Yield valid checkpoints with unusual entries and neighbours, and other archives."""
+    """Yield valid checkpoints with unusual entries and neighbors, and other archives."""
     extra = {"extra": [1, "x", None], "loops": {}}
     act = partial(load_run, change=lambda content: content.update(extra))
     yield Case("checkpoint, additional entries", act)

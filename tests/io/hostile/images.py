@@ -50,9 +50,9 @@ def read_special_file(folder: Path, make: Callable[[Path], object], is_user: boo
 
 
 def photo() -> PIL.Image.Image:
-    """Return an image of 300 x 200 pixels with soft colours."""
-    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(colours).resize((300, 200), PIL.Image.Resampling.BICUBIC)
+    """Return an image of 300 x 200 pixels with soft colors."""
+    colors = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(colors).resize((300, 200), PIL.Image.Resampling.BICUBIC)
 
 
 def encode(image: PIL.Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -167,7 +167,7 @@ def jpeg_with_segments() -> bytes:
 
 
 def uniform(width: int, height: int, opacity: int = 254) -> bytes:
-    """Return a PNG of pixels of one colour, a few hundred kB."""
+    """Return a PNG of pixels of one color, a few hundred kB."""
     image = PIL.Image.new("RGBA", (width, height), (9, 9, 9, opacity))
     return encode(image, "PNG", compress_level=1)
 
@@ -215,8 +215,8 @@ def unusual_images() -> Cases:
     yield from both("PNG named .jpg", png)
     yield from both("WebP named .jpg", lambda: encode(photo(), "WEBP"))
     yield from both("CMYK", lambda: encode(photo().convert("CMYK")))
-    yield from both("greyscale", lambda: encode(photo().convert("L")))
-    yield from both("16-bit greyscale", lambda: encode(photo().convert("L").convert("I;16"), "PNG"))
+    yield from both("grayscale", lambda: encode(photo().convert("L")))
+    yield from both("16-bit grayscale", lambda: encode(photo().convert("L").convert("I;16"), "PNG"))
     yield from both("JPEG with bytes after its end", lambda: jpeg() + b"<html>" * 100 + b"\xff\xda")
     yield from both("JPEG with a thumbnail", jpeg_with_thumbnail)
     yield from both("progressive JPEG", partial(jpeg, progressive=True))

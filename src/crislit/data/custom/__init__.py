@@ -1,4 +1,4 @@
-"""Custom data: reads what users and labelling tools write, checks and draws it."""
+"""Custom data: reads what users and labeling tools write, checks and draws it."""
 
 from crislit.data.custom.check import read_images, summarize, tabulate
 from crislit.data.custom.figures import draw_sheets

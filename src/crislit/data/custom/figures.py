@@ -103,8 +103,8 @@ def outline(pixels: Image, mask: Mask) -> Image:
     scaled = cv2.resize(pixels, shape, interpolation=way)
     tile: Image = np.where(marked[..., None], scaled, DIMMED * scaled).astype(np.uint8)
     contours, _ = cv2.findContours(marked.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    for colour, thickness in (((255, 255, 255), 4), ((230, 0, 0), 2)):
-        cv2.drawContours(tile, contours, -1, colour, thickness)
+    for color, thickness in (((255, 255, 255), 4), ((230, 0, 0), 2)):
+        cv2.drawContours(tile, contours, -1, color, thickness)
     return tile
 
 

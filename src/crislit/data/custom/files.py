@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
     require(
         not is_binary,
         f"{path} is not a text file but {_guess_kind(content)}: expected JSON lines, or an export "
-        "of a labelling tool as JSON",
+        "of a labeling tool as JSON",
     )
     try:
         if is_utf16:

@@ -1,4 +1,4 @@
-"""Custom data: converts what users and labelling tools write to refs and annotations.
+"""Custom data: converts what users and labeling tools write to refs and annotations.
 
 Each line of a JSON-lines file describes one object of an image:
 
@@ -30,7 +30,7 @@ from crislit.errors import InputError, counted, require
 from crislit.io import MaskValue, parse_mask_value, read_json
 
 EXPECTED = (
-    "expected a JSON-lines file of images, masks and sentences, or what a labelling tool wrote; "
+    "expected a JSON-lines file of images, masks and sentences, or what a labeling tool wrote; "
     "`python -m crislit.check_data --help` describes both"
 )
 KEYS = ("image", "sentence", "sentences", "split", "mask", "mask_value", "polygons", "rle")
@@ -53,7 +53,7 @@ def read_custom(
             categories (in Label Studio, labels) as sentences. None: the file has the sentences.
         images: The folder of the images of COCO and Label Studio. None: the folder of ``file``.
         val_share: Share of the training images to move to val, if the data have no val.
-        mask_value: What marks objects in mask images with several values: one of them, or a colour
+        mask_value: What marks objects in mask images with several values: one of them, or a color
             ("#rrggbb" or [r, g, b]).
 
     Raises:

@@ -10,7 +10,7 @@ SPLITS = {
     **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
     "test": "test",
 }
-"""Names of splits as labelling tools write them, in lower case. Other names stay as they are."""
+"""Names of splits as labeling tools write them, in lower case. Other names stay as they are."""
 
 
 def parse_whole(value: Any, name: str) -> int:

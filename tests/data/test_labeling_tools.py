@@ -1,4 +1,4 @@
-"""Exports of labelling tools, written as the tools write them, are read to the pixel."""
+"""Exports of labeling tools, written as the tools write them, are read to the pixel."""
 
 import json
 import re
@@ -578,6 +578,6 @@ def test_the_script_of_the_page_lists_the_objects_of_voc_masks(
     assert not data.problems
     assert sorted(sentences for *_, sentences in listed(data)) == [["thing"], ["thing"]]
     index = CustomSource("data.jsonl").open()
-    masks = [index.mask(ref).astype(bool) for ref in range(2)]  # sorted by colour
+    masks = [index.mask(ref).astype(bool) for ref in range(2)]  # sorted by color
     assert np.array_equal(masks[0], DISC)
     assert np.array_equal(masks[1], BOX & ~DISC)
