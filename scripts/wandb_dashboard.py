@@ -1,6 +1,6 @@
 """Create the project's workspace in Weights & Biases: curves, table 1 as bars, samples with masks.
 
-python scripts/wandb_dashboard.py ENTITY [--project crislit]
+python scripts/wandb_dashboard.py ENTITY --project crislit
 
 Needs the extra `dashboard` and a key (`wandb login`).
 """

@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from crislit.data.custom import label_studio
 from tests.runs import run_here
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,18 @@ def test_the_worked_example_ends_with_masks(
     exec(predict, {})
     assert "pixels" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]  # git ignores it
+
+
+def test_the_setup_of_label_studio_exports_what_is_read() -> None:
+    (setup,) = re.findall(r"```xml\n(.*?)```", PAGE, re.DOTALL)
+    (region,) = ElementTree.fromstring(setup).findall("BrushLabels")
+    (text,) = ElementTree.fromstring(setup).findall("TextArea")
+    (image,) = ElementTree.fromstring(setup).findall("Image")
+    assert region.get("toName") == text.get("toName") == image.get("name")
+    assert image.get("value", "").removeprefix("$") in label_studio.IMAGE_KEYS
+    assert text.get("perRegion") == "true"
+    assert region.tag.lower() in label_studio.REGIONS  # an export has the tags in lower case
+    assert text.tag.lower() in label_studio.LOOSE
 
 
 def test_everything_that_the_worked_example_writes_is_ignored_by_git() -> None:

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -23,21 +24,54 @@ from tests.runs import environment
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built without a network."""
-    folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+def build(kind: str, folder: Path) -> Path:
+    """Build a distribution without a network, and return its file."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation"]
     result = subprocess.run(
-        [*build, "--outdir", str(folder), str(ROOT)],
+        [*command, "--outdir", str(folder), str(ROOT)],
         capture_output=True,
         text=True,
         env=environment([("PIP_NO_INDEX", "1")]),
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel."""
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.mark.slow
+def test_the_source_distribution_builds_the_site_in_two_minutes(tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", tmp_path / "dist")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("crislit-*")
+    tracked = subprocess.run(
+        ["git", "ls-files", "src", "conf", "tests", "scripts", "docs", "notebooks", "results"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert len(tracked) > 300
+    assert not [name for name in tracked if not (source / name).is_file()]
+    paths = environment([("PYTHONPATH", str(source / "src")), ("NO_MKDOCS_2_WARNING", "1")])
+    for command in (["scripts.pages", "--check"], ["mkdocs", "build", "--strict"]):
+        result = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=source,
+            env=paths,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    assert (source / "site/troubleshooting.html").is_file()
 
 
 def test_the_wheel_contains_the_configuration_the_assets_and_the_type_marker(wheel: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -138,19 +137,6 @@ def test_the_default_choices_are_those_of_the_defaults_list() -> None:
     entries = OmegaConf.load(CONF / "train.yaml").defaults
     listed = {key: choice for x in entries if x != "_self_" for key, choice in x.items()}
     assert {group: listed[group] or "" for group in GROUPS} == GROUPS
-
-
-def test_commands_of_training_in_the_pages_compose() -> None:
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
-    commands = re.findall(r"^    python -m crislit\.(train|evaluate)(.*)", text, re.MULTILINE)
-    assert len(commands) >= 7
-    for name, rest in commands:
-        first_job = [
-            re.sub(r"=([\w+]+),.*", r"=\1", part).replace("glob(*)", "con")
-            for part in shlex.split(rest)
-            if part != "-m"
-        ]
-        load_config(first_job, name)
 
 
 def test_help_texts_become_paragraphs_and_code() -> None:

@@ -19,7 +19,9 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     """Build the site of a folder with the options of the Makefile."""
     command = [sys.executable, "-m", "mkdocs", *shlex.split(BUILD)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(  # in two minutes, on two cores
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_broken_links_fail_the_build_and_pages_load_nothing_from_other_addresses(
