@@ -33,8 +33,10 @@ def run(
         SystemExit: If the command reports an error.
     """
     main = {"train": train.main, "evaluate": evaluate.main}[program]
-    arguments = [f"crislit.{program}", f"hydra.run.dir={folder}", "hydra/job_logging=stdout"]
-    monkeypatch.setattr(sys, "argv", [*arguments, *QUICK, *overrides])
+    options = [text for text in overrides if text.startswith("--")]
+    rest = [text for text in overrides if text not in options]
+    own = [f"hydra.run.dir={folder}", "hydra/job_logging=stdout", *QUICK]
+    monkeypatch.setattr(sys, "argv", [f"crislit.{program}", *options, *own, *rest])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     GlobalHydra.instance().clear()
     main()

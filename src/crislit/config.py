@@ -15,6 +15,12 @@ except PackageNotFoundError:  # src/ is on the path, and nothing is installed
     VERSION = "0+unknown"
 
 
+BOXES = ("neck", "decoder", "image_projector", "head")
+"""Groups of the network's boxes (figure 3 of the paper) that another class can replace."""
+TARGET = "_target_"
+"""Key of the class that replaces a box or the loss."""
+
+
 def config_dir() -> str:
     """Return the absolute path of ``conf/``: inside the wheel, or beside ``src/`` in a checkout."""
     package = Path(__file__).resolve().parent

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import one_line_errors
-from crislit.inference import check_order, command_parser
+from crislit.inference import add_trust, check_order, command_parser
 
 EPILOG = """
 SRC is one of: a checkpoint of the authors' code (.pth, .pt, .safetensors), whose sizes are inferred
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     released.add_argument("--decoder-heads", type=int, help="attention heads (default 8)")
     released.add_argument("--image-size", type=int, help="side of the input (default 416)")
+    add_trust(parser)
     options = parser.parse_args(arguments)
     with one_line_errors():
         # Imported here, because it takes seconds and the help does not need it.
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         source, target = options.source.expanduser(), options.target.expanduser()
         check_order(source, target)
-        checkpoint = read_any(source, options.max_words, options.decoder_heads, options.image_size)
+        checkpoint = read_any(
+            *(source, options.max_words, options.decoder_heads, options.image_size),
+            trust=options.trust,
+        )
         write = write_released if options.to == "released" else write_folder
         write(checkpoint, target)
         numbers = sum(value.numel() for value in checkpoint.weights.values())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crislit.errors import InputError, one_line_errors, require, see
-from crislit.inference import command_parser
+from crislit.inference import add_trust, command_parser
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 EPILOG = """
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--host", default="127.0.0.1", help="address (default: this machine only; 0.0.0.0: all)")
     add("--port", type=int, help="port (default: the first free one from 7860)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add_trust(parser)
     options = parser.parse_args(arguments)
     with one_line_errors():
         require(
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Imported here, because it takes seconds and the help does not need it.
         from crislit.inference import build_page, describe_network, load
 
-        segmenter = load(options.checkpoint, device=options.device)
+        segmenter = load(options.checkpoint, device=options.device, trust=options.trust)
         # Uploads are stored in this folder, which is deleted at exit, also after SIGTERM.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         folder = tempfile.TemporaryDirectory(prefix="crislit-")

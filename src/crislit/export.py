@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import one_line_errors
-from crislit.inference import check_order, command_parser
+from crislit.inference import add_trust, check_order, command_parser
 
 EPILOG = """
 The network is split into two graphs, so that an image is encoded once for all its sentences:
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="for --int8: images like yours, each with its sentences in a text file of the same "
         "name, one per line (default: the shipped examples of shapes)",
     )
+    add_trust(parser)
     options = parser.parse_args(arguments)
     if options.calibrate and not options.int8:
         parser.error("--calibrate needs --int8")
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source, target = options.source.expanduser(), options.target.expanduser()
         calibrate = (options.calibrate or EXAMPLES).expanduser() if options.int8 else None
         check_order(source, target)
-        export_onnx(source, target, options.max_words, calibrate)
+        export_onnx(source, target, options.max_words, calibrate, options.trust)
         print(f"written to {options.target}: {IMAGE_ENCODER}, {GROUNDING}, {EXPORT_CONFIG}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crislit.errors import InputError, one_line_errors, require
-from crislit.inference import command_parser
+from crislit.inference import add_trust, command_parser
 
 KINDS = {
     "compare": "figure 4: the same samples by several networks (the paper's four are baseline, "
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=int,
         help="number of samples, evenly spaced (default: 6; all for failures and threshold)",
     )
+    add_trust(parser)
     options = parser.parse_args(arguments)
     with one_line_errors():
         require(
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         output = options.output or Path("outputs", f"{options.kind}.png")
         checkpoints, root = options.checkpoints, options.data_root
-        draw_figure(options.kind, checkpoints, root, options.split, options.samples, output)
+        draw_figure(
+            *(options.kind, checkpoints, root, options.split, options.samples, output),
+            options.trust,
+        )
         print(f"written: {output}")
 
 

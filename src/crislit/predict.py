@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crislit.errors import InputError, one_line_errors, require, see, why_unwritten
-from crislit.inference import command_parser
+from crislit.inference import add_trust, command_parser
 
 if TYPE_CHECKING:
     from crislit.inference import Description, Segmenter
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             device=options.device,
             precision=options.precision,
             threshold=options.threshold,
+            trust=options.trust,
         )
         job = Job(segmenter, describe_network(segmenter, options.checkpoint), sentences, output)
         print(f"network: {job.network}", file=sys.stderr)
@@ -128,6 +129,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=("auto", "float32", "float16", "bfloat16"),
         help="auto: float16 on CUDA, float32 elsewhere (default)",
     )
+    add_trust(parser)
     return parser.parse_intermixed_args(arguments)
 
 

@@ -95,15 +95,16 @@ def test_other_folders_are_answered_with_what_they_hold(run: Path, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     message = refuse(tmp_path / "empty")
     assert "is not a network, and there is no" in message
-    assert message.endswith("a .pth file of the authors' code")
+    assert message.endswith(f"a .pth file of the authors' code{see('checkpoint-path')}")
 
 
 def test_a_wrong_name_is_answered_with_the_checkpoint_near_it(run: Path) -> None:
     for wrong in (run / "best.ckpt", run / "checkpoints/bset.ckpt"):
         message = refuse(wrong)
         assert message.startswith(f"no checkpoint at {wrong}; a run keeps checkpoints/best.ckpt")
-        assert message.endswith(f"; there is {run}/checkpoints/best.ckpt")
-    assert refuse(run / "nowhere/best.ckpt").endswith("and checkpoints/last.ckpt")
+        assert message.endswith(f"; there is {run}/checkpoints/best.ckpt{see('checkpoint-path')}")
+    expected = f"and checkpoints/last.ckpt{see('checkpoint-path')}"
+    assert refuse(run / "nowhere/best.ckpt").endswith(expected)
 
 
 def test_text_counts_as_damage_and_other_bytes_are_left_to_the_readers(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_assumed_sizes_of_a_released_file_are_one_line_with_the_way_to_set_them(
     file = tmp_path / "cris.pth"
     write_released(read_checkpoint(Path("shapes-tiny")), file)
     convert = f"For others: python -m crislit.convert {file} FOLDER"
-    for sizes, assumed, options in (
+    cases: tuple[tuple[dict[str, Any], str, str], ...] = (
         (
             {},
             "8 heads in the decoder, images of 416 pixels, 17 tokens per sentence",
@@ -136,7 +137,8 @@ def test_assumed_sizes_of_a_released_file_are_one_line_with_the_way_to_set_them(
         ),
         ({"max_tokens": 9, "image_size": 192}, "8 heads in the decoder", "--decoder-heads N"),
         ({"max_tokens": 17, "image_size": 192, "decoder_heads": 4}, "", ""),
-    ):
+    )
+    for sizes, assumed, options in cases:
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             checkpoint = read_any(file, **sizes)

@@ -62,6 +62,10 @@ SMALL = [
 """Overrides that reduce a training run to seconds."""
 
 
+FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
+"""First line of a block that shows a file of the user's folder."""
+
+
 def needs_more(command: Command) -> bool:
     """Whether a command needs RefCOCO, CLIP's weights or several devices, or takes long."""
     is_advice = command.page == "docs/troubleshooting.md" and command.program == "train"
@@ -168,6 +172,10 @@ def workspace(four_networks: list[Path], small_shapes: Path, tmp_path: Path) -> 
     torch.save(to_released(model.state_dict()), tmp_path / "cris_r50.pth")
     for name, network in zip(("BASELINE", "CON", "DEC1", "FULL"), four_networks, strict=True):
         (tmp_path / f"{name}.ckpt").symlink_to(network)
+    for block in BLOCKS:
+        if file := FILE.match(block.text):
+            (tmp_path / file[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file[1]).write_text(block.text)
     examples = ROOT / "src/crislit/assets/examples"
     (tmp_path / "src").symlink_to(ROOT / "src")
     (tmp_path / "IMAGES").mkdir()
@@ -190,6 +198,10 @@ def test_every_other_command_and_all_python_code_runs_on_embedded_data(
 ) -> None:
     monkeypatch.chdir(workspace)
     exec(python_blocks("docs/own_data.md")[0], {})  # draws the data of check_data's example
+    monkeypatch.syspath_prepend(workspace)  # as `python -m` does
+    film = ["--config-dir", "my_conf", "decoder=film", "hydra.run.dir=film", *SMALL]
+    run_here("train", film, monkeypatch)
+    shutil.copy("film/checkpoints/best.ckpt", "FILM.ckpt")
     # Other commands read the folder of this run.
     first = next(command for command in EXECUTED if "hydra.run.dir=RUN" in command.arguments)
     for command in [first, *EXECUTED]:
@@ -229,6 +241,13 @@ def test_configuration_files_in_the_pages_compose(tmp_path: Path) -> None:
     blocks = [block for block in BLOCKS if block.language == "yaml"]
     assert blocks
     for block in blocks:
+        if file := FILE.match(block.text):
+            _, group, name = Path(file[1]).parts
+            (tmp_path / "mine" / group).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "mine" / group / name).write_text(block.text)
+            own = f"hydra.searchpath=[file://{tmp_path}/mine]"
+            check_settings(load_config([own, f"{group}={Path(name).stem}"]))
+            continue
         assert block.text.startswith("# @package _global_\n")
         folder = tmp_path / ("model" if "\nmodel:" in block.text else "recipe")
         folder.mkdir(exist_ok=True)

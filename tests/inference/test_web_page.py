@@ -22,7 +22,7 @@ import torch
 import crislit
 from crislit import demo
 from crislit.checkpoints.checkpoint import Checkpoint, write_folder
-from crislit.errors import InputError
+from crislit.errors import InputError, see
 from crislit.inference import describe_network, web_answers
 from crislit.inference.masks import COLORS, outline
 from crislit.inference.segmenter import Segmenter
@@ -207,7 +207,8 @@ def test_an_address_that_cannot_be_served_is_one_error_line(
     if proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy)
     hint = "; set NO_PROXY=localhost,127.0.0.1 to bypass the proxy" if proxy else ""
-    with pytest.raises(InputError, match=f"^cannot serve at 0.0.0.1: the port is in use{hint}$"):
+    message = f"cannot serve at 0.0.0.1: the port is in use{hint}{see('port')}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         demo.launch(SimpleNamespace(launch=fail), "0.0.0.1", 7000)
 
 

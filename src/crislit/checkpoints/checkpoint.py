@@ -8,8 +8,8 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from crislit.io import (
     to_state_dict,
     write_files,
 )
-from crislit.models import CRIS, CRISConfig, build_cris
+from crislit.models import CRIS, CRISConfig, build_cris, require_trust
 
 log = logging.getLogger(__name__)
 KEY = "crislit"
@@ -71,6 +71,7 @@ class Checkpoint:
         results: What its run measured (``splits``, ``blind``, ``ceiling``, ... of
             ``results.json``), empty if unknown.
         source: Its file, for errors and descriptions.
+        trust: Packages outside crislit whose classes its network may have.
     """
 
     network: CRISConfig
@@ -84,13 +85,16 @@ class Checkpoint:
     fingerprint: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     source: str = "this checkpoint"
+    trust: Sequence[str] = ()
 
     def check(self) -> None:
         """Check that the weights belong to the network, without allocating the network.
 
         Raises:
-            InputError: If they do not; the message has the file's name.
+            InputError: If they do not, or the network has a class of a package that is not trusted;
+                the message has the file's name.
         """
+        require_trust(self.network.boxes, self.trust, self.source)
         check_storage(self.weights, self.source)
         check_integer(
             f"{self.source}: image_size",
@@ -142,6 +146,7 @@ def read_any(
     decoder_heads: int | None = None,
     image_size: int | None = None,
     default_max_tokens: int | None = None,
+    trust: Sequence[str] = (),
 ) -> Checkpoint:
     """Read a network in any of its forms, and check that its weights fit.
 
@@ -153,9 +158,11 @@ def read_any(
         decoder_heads: Attention heads of the decoder (default 8).
         image_size: Side of the square input (default 416).
         default_max_tokens: L of a checkpoint of the authors' code; any other stores its own.
+        trust: Packages outside crislit whose classes the network may have. Loading runs their code.
 
     Raises:
-        InputError: If it cannot be read, or stores a value that is also given as an argument.
+        InputError: If it cannot be read, has a class of another package, or stores a value that is
+            also given as an argument.
     """
     content = _read(path)
     given = {"max_words": max_tokens, "decoder_heads": decoder_heads, "image_size": image_size}
@@ -164,6 +171,7 @@ def read_any(
             raise InputError(
                 f"{path} stores {', '.join(names)} itself; leave it out{see('released-sizes')}"
             )
+        content = replace(content, trust=trust)
         content.check()
         return content
     size = 416 if image_size is None else image_size
@@ -206,8 +214,12 @@ def warn_of_assumptions(path: Path, assumed: Mapping[str, str]) -> None:
         )
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, trust: Sequence[str] = ()) -> Checkpoint:
     """Read a run's checkpoint, a folder of ``write_folder``, or a shipped network by its name.
+
+    Args:
+        path: The checkpoint.
+        trust: Packages outside crislit whose classes its network may have, once it is built.
 
     Raises:
         DamagedFileError: If it is damaged.
@@ -223,7 +235,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{', '.join(map(str, entries)) or 'nothing'}. "
             f"`python -m crislit.convert` reads those of the authors' code{see('keys')}"
         )
-    return content
+    return replace(content, trust=trust)
 
 
 def _read(path: Path) -> Any:
@@ -405,6 +417,12 @@ def write_released(checkpoint: Checkpoint, target: Path) -> None:
     require(
         target.suffix in (".pth", ".pt", ".safetensors"),
         f"the released format is a .pth, .pt or .safetensors file, and {target} is not",
+    )
+    replaced = ", ".join(f"{box}={x['_target_']}" for box, x in checkpoint.network.boxes.items())
+    require(
+        not replaced,
+        f"the released format cannot hold {replaced}: leave out --to released, which writes "
+        "crislit's own",
     )
     state = to_released(checkpoint.weights)
     check_head_widths(checkpoint.network.clip)

@@ -11,7 +11,7 @@ from crislit.checkpoints.paths import WEIGHTS, find_network
 from crislit.config import list_choices, settings_of_choice
 from crislit.errors import InputError, require, see
 from crislit.io import check_finite, sha256
-from crislit.models import CRIS
+from crislit.models import CRIS, packages
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,11 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
         InputError: If there is no such network, or its encoders are others.
     """
     file = find_start(source)
-    start = read_any(Path(source).expanduser(), default_max_tokens=max_tokens)
+    start = read_any(
+        Path(source).expanduser(),
+        default_max_tokens=max_tokens,
+        trust=sorted(packages(model.config.boxes)),
+    )
     check_finite(start.weights, str(file))
     expected = model.state_dict()
     fitting = {

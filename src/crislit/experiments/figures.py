@@ -29,7 +29,13 @@ Curve = Sequence[tuple[float, float]]
 
 
 def draw_figure(
-    kind: str, checkpoints: Sequence[Path], root: str, split: str, count: int | None, output: Path
+    kind: str,
+    checkpoints: Sequence[Path],
+    root: str,
+    split: str,
+    count: int | None,
+    output: Path,
+    trust: Sequence[str] = (),
 ) -> None:
     """Draw a figure; failures and thresholds also write a table beside it.
 
@@ -40,11 +46,12 @@ def draw_figure(
         split: Split of their data set.
         count: Number of samples, evenly spaced; None chooses it by the kind.
         output: The image.
+        trust: Packages outside crislit whose classes the networks may have.
 
     Raises:
         InputError: If a checkpoint or its data cannot be used, or a file cannot be written.
     """
-    subjects = [Subject(path, root, split) for path in checkpoints]
+    subjects = [Subject(path, root, split, trust) for path in checkpoints]
     check_same_samples(subjects)
     first, total = subjects[0], len(subjects[0].data)
     default = total if kind in ("failures", "threshold") else 6

@@ -27,13 +27,14 @@ class Subject:
         path: Its checkpoint.
         root: Folder of all data.
         split: Split of its data set.
+        trust: Packages outside crislit whose classes it may have.
 
     Raises:
         InputError: If the checkpoint does not record its data set, or a file cannot be read.
     """
 
-    def __init__(self, path: Path, root: str, split: str) -> None:
-        self.checkpoint: Checkpoint = read_checkpoint(path)
+    def __init__(self, path: Path, root: str, split: str, trust: Sequence[str] = ()) -> None:
+        self.checkpoint: Checkpoint = read_checkpoint(path, trust)
         require(
             self.checkpoint.config,
             f"{path} does not say what data it was trained on: figures need checkpoints of "

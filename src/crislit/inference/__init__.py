@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from crislit import import_on_use
 
 if TYPE_CHECKING:
-    from crislit.inference.arguments import check_order, command_parser
+    from crislit.inference.arguments import add_trust, check_order, command_parser
     from crislit.inference.description import (
         Description,
         describe_network,
@@ -36,6 +36,7 @@ __all__ = [
     "RequestFilter",
     "Segmentation",
     "Segmenter",
+    "add_trust",
     "build_page",
     "check_order",
     "check_sentences",
@@ -52,7 +53,7 @@ __all__ = [
 __getattr__ = import_on_use(
     __name__,
     {
-        **dict.fromkeys(("check_order", "command_parser"), "arguments"),
+        **dict.fromkeys(("add_trust", "check_order", "command_parser"), "arguments"),
         **dict.fromkeys(
             ("Description", "describe_network", "empty_mask_warning", "photo_warning"),
             "description",

@@ -59,6 +59,17 @@ def command_parser(
     return parser
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option of packages that a network may need, to a command's parser."""
+    parser.add_argument(
+        "--trust",
+        metavar="PACKAGES",
+        type=lambda text: text.split(","),
+        default=[],
+        help="packages whose classes the network may have, separated by commas; their code is run",
+    )
+
+
 def check_order(source: Path, target: Path) -> None:
     """Raise an ``InputError`` if a source does not exist, and its target does."""
     from crislit.io import shipped_networks  # takes seconds

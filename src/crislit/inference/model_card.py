@@ -7,6 +7,7 @@ from typing import Any
 from crislit.checkpoints import Checkpoint, identify_weights, read_checkpoint
 from crislit.errors import InputError, counted, require
 from crislit.io import shipped_weights
+from crislit.models import packages
 
 TEMPLATE = """---
 {license_tag}library_name: crislit
@@ -26,11 +27,11 @@ In Python, with crislit installed:
 
     import crislit
 
-    segmenter = crislit.Segmenter.from_pretrained("{source}")
+    segmenter = crislit.Segmenter.from_pretrained("{source}"{trust})
     result = segmenter("photo.jpg", ["the man in red"])[0]
     result.mask         # (h, w) bool at the image's own size
 
-The files are `model.safetensors` and `config.json`. Loading them runs no code.
+The files are `model.safetensors` and `config.json`. {code}
 
 ## Results
 
@@ -87,7 +88,7 @@ def model_card(checkpoint: Checkpoint, name: str, license: str | None = None) ->
     Raises:
         InputError: If the configuration or the results are incomplete.
     """
-    config = checkpoint.config
+    config, needed = checkpoint.config, sorted(packages(checkpoint.network.boxes))
     if config or checkpoint.results:
         check_config(checkpoint)
     dataset = config.get("dataset", {})
@@ -109,6 +110,10 @@ def model_card(checkpoint: Checkpoint, name: str, license: str | None = None) ->
         license_tag=f"license: {license}\n" if license else "",
         name=name,
         source=name if "/" in name else f"path/to/{name}",
+        trust=f", trust={json.dumps(needed)}" if needed else "",
+        code=f"Loading them runs the code of {', '.join(needed)}, which must be installed."
+        if needed
+        else "Loading them runs no code.",
         results=results,
         recipe=training_summary(checkpoint),
         tokens=checkpoint.network.max_tokens,

@@ -74,7 +74,11 @@ def trace_graphs(
 
 
 def export_onnx(
-    source: Path, target: Path, max_tokens: int | None = None, calibrate: Path | None = None
+    source: Path,
+    target: Path,
+    max_tokens: int | None = None,
+    calibrate: Path | None = None,
+    trust: Sequence[str] = (),
 ) -> None:
     """Write a network's two graphs and the settings of its preprocessing.
 
@@ -84,6 +88,7 @@ def export_onnx(
         max_tokens: Tokens per sentence, for a ``.pth`` of the authors' code.
         calibrate: A folder of images with sentences, see ``crislit.io.assets.find_examples``,
             for int8; None for float32.
+        trust: Packages outside crislit whose classes the network may have.
 
     Raises:
         InputError: If the network or an image cannot be read, a file exists, or ONNX is not
@@ -95,7 +100,7 @@ def export_onnx(
         raise InputError(
             f"ONNX is not installed: it comes with the extra onnx{see('extras')}"
         ) from error
-    checkpoint = read_any(source, max_tokens)
+    checkpoint = read_any(source, max_tokens, trust=trust)
     files = [target / name for name in (IMAGE_ENCODER, GROUNDING, EXPORT_CONFIG)]
     refuse_existing(*files)
     examples = find_examples(calibrate) if calibrate else []

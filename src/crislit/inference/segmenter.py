@@ -269,7 +269,8 @@ class Segmenter:
             source: A folder of ``save_pretrained``, or a repository of the Hugging Face Hub
                 (``user/name``).
             revision: Branch, tag or commit of the repository.
-            options: As in ``load``: ``device``, ``precision``, ``compile``, ``threshold``.
+            options: As in ``load``: ``device``, ``precision``, ``compile``, ``threshold``,
+                ``trust``.
 
         Raises:
             InputError: If there is none, or the Hub cannot be reached.
@@ -356,6 +357,7 @@ def load(
     threshold: float | None = None,
     max_words: int | None = None,
     backend: Literal["auto", "torch", "onnx"] = "auto",
+    trust: Sequence[str] = (),
 ) -> Segmenter:
     """Load a network for prediction.
 
@@ -371,9 +373,12 @@ def load(
             store it: 17, or 22 for G-Ref.
         backend: ``onnx`` for ONNX Runtime, which needs an exported folder; ``auto`` follows the
             source.
+        trust: Packages outside crislit whose classes the network may have, ``["my_package"]``.
+            Loading it runs their code.
 
     Raises:
-        InputError: If there is no such network, or the file is damaged or another program's.
+        InputError: If there is no such network, it has a class of another package, or the file is
+            damaged or another program's.
     """
     prepare_forked_process()  # reading checks the weights, which takes several threads
     path = Path(source).expanduser()
@@ -392,7 +397,7 @@ def load(
         is_exported or backend != "onnx",
         f"{source} is not an exported network; `python -m crislit.export {source} DIR` makes one",
     )
-    network = OnnxNetwork(path) if is_exported else read_any(path, max_words)
+    network = OnnxNetwork(path) if is_exported else read_any(path, max_words, trust=trust)
     return Segmenter(
         network.build() if isinstance(network, Checkpoint) else network,
         image_size=network.image_size,

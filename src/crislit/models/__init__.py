@@ -1,5 +1,6 @@
 """The network: one file per box of the paper's figure 3, put together in ``cris.py``."""
 
+from crislit.models.boxes import packages, require_trust
 from crislit.models.build import build_cris
 from crislit.models.compilation import check_compiler, compile_for_inference
 from crislit.models.config import CRISConfig
@@ -32,7 +33,9 @@ __all__ = [
     "count_parameters",
     "optimize_for_inference",
     "optimize_for_training",
+    "packages",
     "recompute_activations",
+    "require_trust",
     "sine_positions",
     "sine_positions_2d",
 ]

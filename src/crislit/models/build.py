@@ -9,7 +9,8 @@ from open_clip.model import CLIP, CLIPTextCfg
 from torch import nn
 
 from crislit.errors import InputError, check_integer, require
-from crislit.models.config import MAX_LAYERS, CRISConfig
+from crislit.models.boxes import SeparateNeck, build_box, check_boxes
+from crislit.models.config import DECODER_SIZES, MAX_LAYERS, CRISConfig
 from crislit.models.cris import CRIS
 from crislit.models.decoder import Decoder
 from crislit.models.image_encoder import ImageEncoder
@@ -34,26 +35,35 @@ def build_cris(config: CRISConfig) -> CRIS:
         clip = build_clip(config.clip)
         _check_fit(config, clip)
         embed, stage4 = clip.visual.attnpool.c_proj.weight.shape  # E, 32w
+        text_width = clip.positional_embedding.shape[1]
         width = config.neck[1]  # D
-        return CRIS(
+        channels = {"c3": stage4 // 4, "c4": stage4 // 2, "embed": embed}
+
+        def build(box: str, own: type[nn.Module], **sizes: Any) -> Any:
+            if spec := config.boxes.get(box):
+                return build_box(box, spec, sizes | {"text_width": text_width, "embed": embed})
+            return own(**sizes)
+
+        neck = build("neck", Neck, in_channels=tuple(channels.values()), out_channels=config.neck)
+        decoder = {name: getattr(config, f"decoder_{name}") for name in DECODER_SIZES}
+        head = {"channels": width // 2, "kernel_size": config.kernel_size}
+        model = CRIS(
             image_encoder=ImageEncoder(clip.visual),
             text_encoder=TextEncoder(clip),
-            neck=Neck((stage4 // 4, stage4 // 2, embed), config.neck),
-            decoder=Decoder(
-                width=width,
-                layers=config.decoder_layers,
-                heads=config.decoder_heads,
-                ffn=config.decoder_ffn,
-                dropout=config.decoder_dropout,
-            )
-            if config.decoder_layers
+            neck=neck if isinstance(neck, Neck) else SeparateNeck(neck),
+            decoder=build("decoder", Decoder, width=width, **decoder)
+            if decoder["layers"]
             else None,
-            image_projector=ImageProjector(width),
-            head=TextProjector(embed, width // 2, config.kernel_size)
-            if config.contrastive
-            else PixelClassifier(width // 2, config.kernel_size),
+            image_projector=build("image_projector", ImageProjector, width=width),
+            head=build("head", TextProjector, embed=embed, **head)
+            if config.contrastive or "head" in config.boxes
+            else PixelClassifier(**head),
             config=config,
         )
+        if config.boxes and next(model.parameters()).device.type != "meta":
+            tried = [box for box in config.boxes if getattr(model, box) is not None]
+            check_boxes(tried, model, channels | {"width": width, "text_width": text_width})
+        return model
     # open_clip asserts that the number of attention heads divides the width.
     except (ValueError, AssertionError) as error:
         raise InputError(f"cannot build this network: {error}") from error
@@ -63,7 +73,7 @@ def _check_fit(config: CRISConfig, clip: CLIP) -> None:
     """Raise an InputError if the decoder or the sentence length does not fit the text encoder."""
     context, width = clip.positional_embedding.shape
     require(
-        config.decoder_layers == 0 or config.neck[1] == width,
+        config.decoder_layers == 0 or config.neck[1] == width or "decoder" in config.boxes,
         f"the decoder's width {config.neck[1]} must be the text encoder's {width}",
     )
     require(

@@ -1,9 +1,10 @@
 """The sizes of a network, checked once. Symbols: see ``cris.py``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from crislit.config import BOXES, TARGET
 from crislit.errors import InputError, check_integer, require
 
 MAX_LAYERS = 100
@@ -32,6 +33,8 @@ class CRISConfig:
         kernel_size: k, side of the kernel that computes the logits, odd.
         max_tokens: L, maximum number of tokens per sentence, [SOS] and [EOS] included.
             Configurations and checkpoints call it ``max_words``.
+        boxes: Classes that replace crislit's, by box (``BOXES``): ``_target_``, the class's full
+            name, and its arguments.
 
     Raises:
         InputError: If a value is out of its range.
@@ -46,6 +49,7 @@ class CRISConfig:
     contrastive: bool = True
     kernel_size: int = 3
     max_tokens: int = 17
+    boxes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.clip, (str, Mapping)):
@@ -70,10 +74,14 @@ class CRISConfig:
         for width in self.neck:
             check_integer("each width of model.neck", width, 1)
         object.__setattr__(self, "neck", list(self.neck))
+        for box, spec in self.boxes.items():
+            check_box(box, spec)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sizes as JSON types, as checkpoints store them."""
         values = asdict(self)
+        if not values["boxes"]:  # absent before version 0.3
+            del values["boxes"]
         return values | {"max_words": values.pop("max_tokens")}
 
     @classmethod
@@ -89,6 +97,12 @@ class CRISConfig:
     @classmethod
     def from_run_config(cls, config: Mapping[str, Any]) -> "CRISConfig":
         """Read the sizes from the configuration of a run."""
+        boxes = {}
+        for box in BOXES:
+            spec = config.get(box) or {}
+            if TARGET in spec:
+                sizes = DECODER_SIZES if box == "decoder" else ()
+                boxes[box] = {name: value for name, value in spec.items() if name not in sizes}
         return cls(
             clip=config["model"]["clip"],
             neck=config["model"]["neck"],
@@ -96,13 +110,40 @@ class CRISConfig:
             kernel_size=config["projector"]["kernel_size"],
             max_tokens=config["dataset"]["max_words"],
             **{f"decoder_{name}": config["decoder"][name] for name in DECODER_SIZES},
+            boxes=boxes,
         )
 
     def to_run_config(self) -> dict[str, Any]:
         """Return the part of a run's configuration that builds this network."""
+        sizes = {name: getattr(self, f"decoder_{name}") for name in DECODER_SIZES}
         return {
             "model": {"clip": self.clip, "neck": self.neck},
-            "decoder": {name: getattr(self, f"decoder_{name}") for name in DECODER_SIZES},
+            **{box: dict(spec) for box, spec in self.boxes.items()},
+            "decoder": {**sizes, **self.boxes.get("decoder", {})},
             "loss": {"contrastive": self.contrastive},
             "projector": {"kernel_size": self.kernel_size},
         }
+
+
+def check_box(box: str, spec: Any) -> None:
+    """Check what describes the class that replaces a box.
+
+    Args:
+        box: The box.
+        spec: ``_target_``, the class's full name, and its arguments.
+
+    Raises:
+        InputError: If there is no such box, or its arguments are not plain.
+    """
+    require(box in BOXES, f"{box!r} is not a box of the network: {', '.join(BOXES)}")
+    target = spec.get(TARGET) if isinstance(spec, Mapping) else spec
+    require(
+        isinstance(target, str) and all(map(str.isidentifier, target.split("."))) and "." in target,
+        f"{box}._target_ must be the full name of a class, my_package.MyClass, got {target!r:.200}",
+    )
+    nested = [name for name, value in spec.items() if "_target_" in str(value) and name != TARGET]
+    require(
+        not nested and all(isinstance(name, str) for name in spec),
+        f"{box}.{', '.join(map(str, nested))} must be numbers, text or lists: the arguments of "
+        f"{target} cannot be other objects",
+    )

@@ -45,6 +45,7 @@ class CRIS(nn.Module):
         image_projector: Maps the decoded map to z_v.
         head: Computes logits from z_v and the sentence feature: a ``TextProjector``, or a
             ``PixelClassifier`` for the rows of table 1 without "Con.".
+            Other classes can replace neck, decoder, image projector and head (``boxes.py``).
         config: The sizes from which the network was built. Checkpoints store them.
     """
 

@@ -28,13 +28,20 @@ def optimize_for_training(model: CRIS, network_class: type[CRIS] = CRIS) -> CRIS
     """Return a network that is equivalent to a model, with fewer multiplications.
 
     It consists of the same modules under the same names, so training one network trains the other.
+    Boxes that other classes replace stay as they are.
     """
+
+    def is_own(box: str) -> bool:
+        return box not in model.config.boxes
+
     return network_class(
         image_encoder=model.image_encoder,
         text_encoder=model.text_encoder,
-        neck=OptimizedNeck(model.neck),
+        neck=OptimizedNeck(model.neck) if is_own("neck") else model.neck,
         decoder=model.decoder,
-        image_projector=OptimizedImageProjector(model.image_projector),
+        image_projector=OptimizedImageProjector(model.image_projector)
+        if is_own("image_projector")
+        else model.image_projector,
         head=model.head,
         config=model.config,
     ).train(model.training)
@@ -50,11 +57,13 @@ def optimize_for_inference(model: CRIS) -> CRIS:
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     network = optimize_for_training(copy.deepcopy(model, shared), SentenceWiseCRIS).eval()
-    fold_batchnorms(network)
-    if isinstance(network.head, TextProjector):
-        last = cast(nn.Conv2d, network.image_projector[-1])
-        network.head = FoldedTextProjector(network.head, last)
-        network.image_projector[-1] = nn.Identity()
+    for name, part in network.named_children():
+        if name not in model.config.boxes:  # whose layers may be called in any order
+            fold_batchnorms(part)
+    projector = network.image_projector
+    if isinstance(network.head, TextProjector) and isinstance(projector, OptimizedImageProjector):
+        network.head = FoldedTextProjector(network.head, cast(nn.Conv2d, projector[-1]))
+        projector[-1] = nn.Identity()
     return network
 
 

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from crislit.training.evaluation import evaluate_checkpoint
     from crislit.training.fonts import readable_text
     from crislit.training.from_python import train_network
-    from crislit.training.losses import text_to_pixel_contrastive_loss
+    from crislit.training.losses import (
+        BCEDiceLoss,
+        FocalLoss,
+        text_to_pixel_contrastive_loss,
+    )
     from crislit.training.metrics import METRICS, SegmentationMetric, intersection_and_union, iou
     from crislit.training.processes import is_main_process
     from crislit.training.program import FULL_ERROR, SWEEP_JOB, hydra_command
@@ -24,7 +28,9 @@ __all__ = [
     "FULL_ERROR",
     "METRICS",
     "SWEEP_JOB",
+    "BCEDiceLoss",
     "CRISTask",
+    "FocalLoss",
     "SegmentationMetric",
     "build_data",
     "build_model",
@@ -60,6 +66,7 @@ __getattr__ = import_on_use(
         "keep_freed_memory": "allocator",
         "quote_value": "command_line",
         "stored_fingerprint": "provenance",
+        **{"BCEDiceLoss": "losses", "FocalLoss": "losses"},
         "text_to_pixel_contrastive_loss": "losses",
         "readable_text": "fonts",
         "train_network": "from_python",

@@ -19,8 +19,9 @@ from crislit.checkpoints import (
     load_clip_weights,
     load_start,
 )
+from crislit.config import TARGET
 from crislit.data import ReferDataModule, build_source
-from crislit.errors import InputError, check_integer, require
+from crislit.errors import InputError, check_integer, first_line, require
 from crislit.models import (
     CRIS,
     CRISConfig,
@@ -28,6 +29,7 @@ from crislit.models import (
     optimize_for_training,
     recompute_activations,
 )
+from crislit.training.losses import Loss, check_loss, text_to_pixel_contrastive_loss
 from crislit.training.settings import Config, check_keys
 from crislit.training.task import CRISTask, check_task_options
 from crislit.transforms.augmentation import Augmentation
@@ -64,6 +66,7 @@ def check_values(config: Config) -> None:
     check_keys("recipe.optimizer", config["recipe"]["optimizer"], OPTIMIZER_KEYS)
     check_task_options(**config["recipe"]["optimizer"], threshold=config["threshold"])
     CRISConfig.from_run_config(config)
+    build_loss(config)
     build_data(config)
 
 
@@ -153,8 +156,26 @@ def build_augmentation(config: Config) -> Augmentation | None:
     try:
         transforms = [instantiate(transform) for transform in augment.get("transforms") or []]
     except InstantiationException as error:
-        raise InputError(f"cannot build augment.transforms: {error}") from error
+        raise InputError(f"cannot build augment.transforms: {first_line(error)}") from error
     return Augmentation(augment.get("flip", 0.0), transforms)
+
+
+def build_loss(config: Config) -> Loss:
+    """Build the loss of the group ``loss``.
+
+    Raises:
+        InputError: If its class cannot be built, or does not return a scalar.
+    """
+    options = {name: value for name, value in config["loss"].items() if name != "contrastive"}
+    if TARGET not in options:
+        check_keys("loss", config["loss"], ("contrastive",))
+        return text_to_pixel_contrastive_loss
+    try:
+        loss: Loss = instantiate(options)
+    except InstantiationException as error:
+        raise InputError(f"cannot build loss: {first_line(error)}") from error
+    check_loss(loss, options[TARGET])
+    return loss
 
 
 def prepare_data(config: Config) -> ReferDataModule:
@@ -186,6 +207,7 @@ def build_task(
         compile=config["compile"],
         splits=loader_names(data),
         select_split=data.select_split,
+        criterion=build_loss(config),
         metadata=checkpoint_metadata(model.config, config, initial_weights, fingerprint),
     )
 

@@ -62,6 +62,7 @@ def evaluate_checkpoint(config: Config, folder: Path, overrides: Sequence[str] =
     checkpoint = read_any(
         Path(config["checkpoint"]).expanduser(),
         default_max_tokens=config.get("dataset", {}).get("max_words"),
+        trust=config["trust"],
     )
     config = complete_config(config, checkpoint)
     data = prepare_data(config)

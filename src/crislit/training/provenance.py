@@ -32,6 +32,8 @@ ADDED_KEYS: dict[tuple[str, ...], Any] = {
     ("dataset", "on_error"): "raise",
 }
 """Settings that early records lack, and what they stand for there."""
+ADDED_GROUPS = ("augment", "neck", "image_projector", "head")
+"""Groups that a configuration has only if they are chosen."""
 NEUTRAL_DATASET_KEYS = {
     *("evaluation_splits", "blind_control", "file", "sentences", "images"),
     *("val_share", "mask_value"),
@@ -82,8 +84,8 @@ def fingerprint(
         # A run that continues ends as if it had not been interrupted.
         "resume": None if config.get("resume") == "auto" else config.get("resume"),
     }
-    if config.get("augment") is not None:  # absent in version 0.1
-        facts["augment"] = config["augment"]
+    # Absent unless chosen.
+    facts |= {name: config[name] for name in ADDED_GROUPS if config.get(name) is not None}
     if start is not None:
         facts["init_from"] = start
     if trained_on:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from crislit.config import known_settings, own_settings, settings_of_choice
+from crislit.config import BOXES, TARGET, known_settings, own_settings, settings_of_choice
 from crislit.errors import InputError, require, see
 
 Config = dict[str, Any]
@@ -12,6 +12,8 @@ Config = dict[str, Any]
 
 FREE = ("dataset", "augment", "logger", "trainer", "model.clip")
 """Groups whose keys depend on their choice. They are checked where they are used."""
+REPLACEABLE = (*BOXES, "loss")
+"""Groups whose keys are the arguments of a class, if they name one as ``_target_``."""
 REQUIRED = {
     "train": (("trainer", "auto"), ("recipe", "released"), ("model", "rn50")),
     "evaluate": (("trainer", "auto"),),
@@ -45,6 +47,13 @@ def check_settings(config: Mapping[str, Any], command: str = "train") -> None:
 def _check_group(path: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name, value in values.items():
         full = f"{path}{name}"
+        if full in REPLACEABLE and isinstance(value, Mapping) and TARGET in value:
+            continue
+        require(
+            full in known or full not in REPLACEABLE,
+            f"{full}={value} names no class: {full}._target_ must be the one that replaces it"
+            f"{see('boxes')}",
+        )
         require(name in known, unknown_setting(path.rstrip("."), str(name), known))
         if full in FREE or not isinstance(known[name], dict):
             continue

@@ -19,7 +19,7 @@ from crislit.checkpoints import KEY
 from crislit.data import EvaluationBatch, TrainBatch
 from crislit.errors import InputError, check_integer, require
 from crislit.models import CRIS, compile_for_inference, optimize_for_inference
-from crislit.training.losses import text_to_pixel_contrastive_loss
+from crislit.training.losses import Loss, text_to_pixel_contrastive_loss
 from crislit.training.mask_counter import MaskCounter
 from crislit.training.metrics import SegmentationMetric
 from crislit.transforms import normalize, probability_maps, probability_squares
@@ -46,6 +46,7 @@ class CRISTask(L.LightningModule):
         compile: Whether ``torch.compile`` compiles the network, for training and evaluation.
         splits: Names of the test loaders, in their order.
         select_split: Name of the validation loader.
+        criterion: The loss, called with logits, (B, 1, H/4, W/4), and masks, (B, 1, H, W).
         metadata: Stored in checkpoints, see ``checkpoint_metadata``.
 
     Raises:
@@ -66,6 +67,7 @@ class CRISTask(L.LightningModule):
         compile: bool = False,
         splits: Sequence[str] = ("val",),
         select_split: str = "val",
+        criterion: Loss = text_to_pixel_contrastive_loss,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -88,6 +90,7 @@ class CRISTask(L.LightningModule):
         self.milestones, self.gamma, self.cooldown = sorted(milestones), gamma, cooldown
         self.threshold = threshold
         self.splits, self.select_split = list(splits), select_split
+        self.criterion = criterion
         self.metadata = dict(metadata or {})
         self.validation_metric = SegmentationMetric()
         self.test_metrics: Sequence[SegmentationMetric] = nn.ModuleList(  # type: ignore[assignment]
@@ -108,10 +111,10 @@ class CRISTask(L.LightningModule):
         return loss
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """Return the loss of a batch, a scalar (section 3.4)."""
+        """Return the loss of a batch, a scalar (section 3.3)."""
         images = self._normalized(batch.images)
         masks = batch.masks.to(images.dtype) / 255
-        return text_to_pixel_contrastive_loss(self.model(images, batch.tokens), masks)
+        return self.criterion(self.model(images, batch.tokens), masks)
 
     def configure_optimizers(self) -> Any:
         """Return Adam over the encoders (without position embeddings) and the rest, scheduled."""

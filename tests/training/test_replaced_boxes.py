@@ -1,0 +1,159 @@
+"""A user's classes replace boxes and the loss, from a folder of their own."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import crislit
+from crislit.checkpoints import read_any, write_released
+from crislit.errors import InputError
+from tests.runs import execute, run, run_here
+
+CODE = """
+import torch
+from torch import nn
+
+class FiLMDecoder(nn.Module):
+    def __init__(self, width, text_width, gain=1.0):
+        super().__init__()
+        self.film, self.gain = nn.Linear(text_width, 2 * width), gain
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+    def forward(self, fused, words, padding):
+        keep = (~padding).to(words.dtype)[..., None]
+        scale, shift = self.film((words * keep).sum(1) / keep.sum(1)).chunk(2, dim=1)
+        mixed = self.mix(fused) * (1 + scale[..., None, None]) + shift[..., None, None]
+        return fused + self.gain * torch.relu(mixed)
+
+class Squared:
+    def __init__(self, scale):
+        self.scale = scale
+    def __call__(self, logits, masks):
+        small = nn.functional.interpolate(masks, size=logits.shape[-2:])
+        return self.scale * (logits.sigmoid() - small).square().mean()
+"""
+SHORT = (
+    *("image_size=64", "batch_size=8", "trainer.max_steps=3", "dataset.blind_control=false"),
+    *("dataset.evaluation_splits=[val]", "dataset.max_images=4"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, with a module and a configuration."""
+    for name, text in {
+        "film_decoder.py": CODE,
+        "conf/decoder/film.yaml": "_target_: film_decoder.FiLMDecoder\ngain: 0.5\n",
+        "conf/loss/squared.yaml": "_target_: film_decoder.Squared\nscale: 2.0\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRISLIT_DATA", str(small_shapes))
+    return tmp_path
+
+
+def test_a_folder_of_the_user_is_enough_from_training_to_sharing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(folder)  # as `python -m` does
+    mine = ("--config-dir=conf", "decoder=film", "loss=squared", "decoder.gain=0.25", *SHORT)
+    results = run(monkeypatch, folder / "run", *mine)
+    spec = {"_target_": "film_decoder.FiLMDecoder", "gain": 0.25}
+    assert results["config"]["decoder"] | spec == results["config"]["decoder"]
+    assert results["config"]["loss"]["_target_"] == "film_decoder.Squared"
+    last = folder / "run/checkpoints/last.ckpt"
+
+    refused = r"runs code outside crislit \(decoder=film_decoder.FiLMDecoder\). If you trust it"
+    with pytest.raises(InputError, match=refused):
+        crislit.load(last)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, folder / "no", f"checkpoint={last}", "split=val", program="evaluate")
+    assert "runs code outside crislit" in capsys.readouterr().err
+    trusted = (f"checkpoint={last}", "split=val", "trust=[film_decoder]")
+    again = run(monkeypatch, folder / "yes", *trusted, program="evaluate")
+    assert again["splits"]["val"] == results["splits"]["val"]
+
+    more = (f"resume={last}", *mine, "trainer.max_steps=5")
+    assert run(monkeypatch, folder / "more", *more)["steps"] == 5
+
+    segmenter = crislit.load(last, trust=["film_decoder"])
+    segmenter.save_pretrained("shared")
+    card = Path("shared/README.md").read_text()
+    assert 'trust=["film_decoder"]' in card
+    assert "Loading them runs the code of film_decoder, which must be installed." in card
+    image = torch.randint(0, 255, (60, 80, 3), dtype=torch.uint8).numpy()
+    (first,) = segmenter(image, "the red disc")
+    for source in ("shared", "converted"):
+        if source == "converted":
+            run_here("convert", [str(last), source, "--trust", "film_decoder"], monkeypatch)
+        (same,) = crislit.load(source, trust=["film_decoder"])(image, "the red disc")
+        assert (same.probability == first.probability).all()
+    with pytest.raises(InputError, match=r"released format cannot hold decoder=film"):
+        write_released(read_any(last, trust=["film_decoder"]), Path("released.pth"))
+    pytest.importorskip("onnxscript")
+    run_here("export", [str(last), "onnx", "--trust", "film_decoder"], monkeypatch)
+    (exported,) = crislit.load("onnx")(image, "the red disc")
+    assert abs(exported.probability - first.probability).max() < 1e-4
+
+
+def test_a_loss_of_crislit_and_several_decoders_are_swept(folder: Path) -> None:
+    sweep = ("-m", "decoder=default,film", "loss=bce_dice,focal", "record=runs.csv")
+    quick = ("workers=0", "callbacks.pictures=0", "hydra.sweep.dir=sweep")
+    ended = execute("train", "--config-dir=conf", *sweep, *SHORT, *quick, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    files = sorted((folder / "sweep").glob("*/results.json"))
+    configs = [json.loads(file.read_text())["config"] for file in files]
+    assert [config["loss"]["_target_"] for config in configs] == 2 * [
+        "crislit.training.BCEDiceLoss",
+        "crislit.training.FocalLoss",
+    ]
+    is_film = ["film_decoder" in str(config["decoder"]) for config in configs]
+    assert is_film == [False, False, True, True]
+    rows = (folder / "runs.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4
+    assert len({row.split(",")[0] for row in rows}) == 5, "each has a digest of its own"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("decoder/bad.yaml", "_target_: film_decoder.Film", "decoder._target_=film_decoder.Film: "),
+        (
+            "decoder/bad.yaml",
+            "_target_: film.Film",
+            "decoder._target_=film.Film cannot be imported",
+        ),
+        ("decoder/bad.yaml", "_target_: film_decoder.FiLMDecoder\ngian: 1", "unexpected keyword"),
+        ("neck/bad.yaml", "_target_: torch.nn.Identity", "neck: Identity fails on inputs of"),
+        ("head/bad.yaml", "channels: 3", "head={'channels': 3} names no class: head._target_"),
+        (
+            "loss/bad.yaml",
+            "_target_: film_decoder.Squared",
+            "missing 1 required positional argument",
+        ),
+        ("loss/bad.yaml", "_target_: film_decoder.Missing", "cannot build loss: .*Missing"),
+        ("loss/bad.yaml", "gamma: 1", "loss.gamma is not a setting"),
+    ],
+)
+def test_a_class_that_does_not_fit_ends_before_the_training(
+    folder: Path,
+    file: str,
+    text: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "conf" / file).parent.mkdir(exist_ok=True)
+    (folder / "conf" / file).write_text(text)
+    group = file.partition("/")[0]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, folder / "run", "--config-dir=conf", f"{group}=bad", *SHORT)
+    error = capsys.readouterr().err.strip()
+    assert re.search(message, error), error
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert not (folder / "run").exists()
