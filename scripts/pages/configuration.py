@@ -13,8 +13,8 @@ from crislit.experiments.tables import markdown
 
 GROUPS = {
     **{"dataset": "shapes", "model": "tiny", "recipe": "shapes", "trainer": "auto"},
-    **{"augment": "none", "logger": "csv", "loss": "bce", "decoder": "default"},
-    **{"neck": "default", "image_projector": "default", "head": "default"},
+    **{"augment": "none", "logger": "csv"},
+    **dict.fromkeys(("neck", "decoder", "image_projector", "head", "loss", "callbacks"), ""),
     **{"ablation": "", "experiment": ""},
 }
 """The groups in the order of the page, and their default choices."""
@@ -27,10 +27,10 @@ Set a key with `KEY=VALUE`, and select a file of a group with `GROUP=CHOICE`:
 
 With `-m`, commas make a sweep: `-m decoder.layers=1,2 seed=0,1`. The command line overrides the
 files of `conf/`. Of the groups, a later one of this list overrides an earlier one: `neck`,
-`decoder`, `image_projector`, `head`, `loss`, `augment`, `logger`, `trainer`, `recipe`, `dataset`,
-`model`, `ablation`, `experiment`. A data set also selects its recipe. `python -m crislit.train
---cfg job` prints the complete configuration, and every run stores its own in `.hydra/config.yaml`.
-[Extend](../extend.md) shows how to add files.
+`decoder`, `image_projector`, `head`, `loss`, `callbacks`, `augment`, `logger`, `trainer`, `recipe`,
+`dataset`, `model`, `ablation`, `experiment`. A data set also selects its recipe.
+`python -m crislit.train --cfg job` prints the complete configuration, and every run stores its own
+in `.hydra/config.yaml`. [Extend](../extend.md) shows how to add files.
 
 Hydra's own keys are not listed: `hydra.run.dir=FOLDER` chooses the folder of a run, and
 `hydra/launcher=joblib` or `hydra/launcher=slurm` run the jobs of a sweep in parallel.

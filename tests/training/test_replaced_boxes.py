@@ -13,6 +13,8 @@ from crislit.errors import InputError
 from tests.runs import execute, run, run_here
 
 CODE = """
+import pathlib
+import lightning
 import torch
 from torch import nn
 
@@ -26,6 +28,14 @@ class FiLMDecoder(nn.Module):
         scale, shift = self.film((words * keep).sum(1) / keep.sum(1)).chunk(2, dim=1)
         mixed = self.mix(fused) * (1 + scale[..., None, None]) + shift[..., None, None]
         return fused + self.gain * torch.relu(mixed)
+
+class Counter(lightning.Callback):
+    def __init__(self, name):
+        self.name, self.batches = name, 0
+    def on_train_batch_end(self, *arguments):
+        self.batches += 1
+    def on_train_end(self, *arguments):
+        pathlib.Path(self.name).write_text(str(self.batches))
 
 class Squared:
     def __init__(self, scale):
@@ -46,6 +56,7 @@ def folder(tmp_path: Path, small_shapes: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, text in {
         "film_decoder.py": CODE,
         "conf/decoder/film.yaml": "_target_: film_decoder.FiLMDecoder\ngain: 0.5\n",
+        "conf/callbacks/counter.yaml": "counter: {_target_: film_decoder.Counter, name: counted}\n",
         "conf/loss/squared.yaml": "_target_: film_decoder.Squared\nscale: 2.0\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +128,25 @@ def test_a_loss_of_crislit_and_several_decoders_are_swept(folder: Path) -> None:
     assert len({row.split(",")[0] for row in rows}) == 5, "each has a digest of its own"
 
 
+def test_callbacks_of_the_user_and_early_stopping_join_those_of_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    chosen = ("--config-dir=conf", "callbacks=[counter,early_stopping]", *SHORT)
+    never_better = (
+        "trainer.max_steps=-1",
+        "recipe.epochs=9",
+        "callbacks.early_stopping.patience=2",
+    )
+    frozen = ("recipe.optimizer.learning_rate=1e-12", "recipe.optimizer.cooldown=0")
+    results = run(monkeypatch, folder / "run", *chosen, *never_better, *frozen)
+    assert int((folder / "counted").read_text()) == results["steps"] == 3 * 2
+    assert results["config"]["callbacks"]["early_stopping"]["monitor"] == "val/mIoU"
+    message = "stopped early, after val/mIoU had not improved for 2 validations"
+    assert message in capsys.readouterr().out
+    assert (folder / "run/checkpoints/best.ckpt").is_file()
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -136,6 +166,13 @@ def test_a_loss_of_crislit_and_several_decoders_are_swept(folder: Path) -> None:
         ),
         ("loss/bad.yaml", "_target_: film_decoder.Missing", "cannot build loss: .*Missing"),
         ("loss/bad.yaml", "gamma: 1", "loss.gamma is not a setting"),
+        ("callbacks/bad.yaml", "x: {_target_: film_decoder.Missing}", "cannot build callbacks.x: "),
+        (
+            "callbacks/bad.yaml",
+            "x: {_target_: torch.nn.ReLU}",
+            "makes a ReLU, expected",
+        ),
+        ("callbacks/bad.yaml", "patience: 3", "callbacks.patience is not a setting"),
     ],
 )
 def test_a_class_that_does_not_fit_ends_before_the_training(

@@ -41,7 +41,7 @@ def test_every_data_set_passes_for_evaluations() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+callbacks.x={_target_: no.such}", "callbacks.x is not a setting; callbacks has pict"),
+        ("+callbacks.x=1", "callbacks.x is not a setting; callbacks has early_stopping, pictures"),
         ("+neck.x=1", r"neck={'x': 1} names no class: neck._target_ must be the one that replaces"),
         ("+decoder.dropuot=0.9", r"not a setting, did you mean decoder.dropout\? decoder has"),
         ("+loss.dice=1", "loss.dice is not a setting"),

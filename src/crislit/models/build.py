@@ -44,12 +44,14 @@ def build_cris(config: CRISConfig) -> CRIS:
                 return build_box(box, spec, sizes | {"text_width": text_width, "embed": embed})
             return own(**sizes)
 
+        # In this order, on which the random numbers of the weights depend.
+        image_encoder, text_encoder = ImageEncoder(clip.visual), TextEncoder(clip)
         neck = build("neck", Neck, in_channels=tuple(channels.values()), out_channels=config.neck)
         decoder = {name: getattr(config, f"decoder_{name}") for name in DECODER_SIZES}
         head = {"channels": width // 2, "kernel_size": config.kernel_size}
         model = CRIS(
-            image_encoder=ImageEncoder(clip.visual),
-            text_encoder=TextEncoder(clip),
+            image_encoder=image_encoder,
+            text_encoder=text_encoder,
             neck=neck if isinstance(neck, Neck) else SeparateNeck(neck),
             decoder=build("decoder", Decoder, width=width, **decoder)
             if decoder["layers"]

@@ -21,7 +21,7 @@ from crislit.checkpoints import (
 )
 from crislit.config import TARGET
 from crislit.data import ReferDataModule, build_source
-from crislit.errors import InputError, check_integer, first_line, require
+from crislit.errors import InputError, check_integer, first_line, require, see
 from crislit.models import (
     CRIS,
     CRISConfig,
@@ -67,6 +67,7 @@ def check_values(config: Config) -> None:
     check_task_options(**config["recipe"]["optimizer"], threshold=config["threshold"])
     CRISConfig.from_run_config(config)
     build_loss(config)
+    build_callbacks(config)
     build_data(config)
 
 
@@ -158,6 +159,29 @@ def build_augmentation(config: Config) -> Augmentation | None:
     except InstantiationException as error:
         raise InputError(f"cannot build augment.transforms: {first_line(error)}") from error
     return Augmentation(augment.get("flip", 0.0), transforms)
+
+
+def build_callbacks(config: Config) -> list[L.Callback]:
+    """Build the callbacks of the group ``callbacks``, in its order.
+
+    Raises:
+        InputError: If one cannot be built, or is not a callback.
+    """
+    callbacks: list[L.Callback] = []
+    for name, options in config["callbacks"].items():
+        if name == "pictures":
+            continue
+        try:
+            callback = instantiate(options)
+        except InstantiationException as error:
+            raise InputError(f"cannot build callbacks.{name}: {first_line(error)}") from error
+        require(
+            isinstance(callback, L.Callback),
+            f"callbacks.{name}: {options} makes a {type(callback).__name__}, expected a "
+            f"lightning.Callback{see('boxes')}",
+        )
+        callbacks.append(callback)
+    return callbacks
 
 
 def build_loss(config: Config) -> Loss:

@@ -86,6 +86,8 @@ def fingerprint(
     }
     # Absent unless chosen.
     facts |= {name: config[name] for name in ADDED_GROUPS if config.get(name) is not None}
+    if callbacks := {k: v for k, v in config.get("callbacks", {}).items() if k != "pictures"}:
+        facts["callbacks"] = callbacks
     if start is not None:
         facts["init_from"] = start
     if trained_on:

@@ -20,6 +20,7 @@ from crislit.training import processes
 from crislit.training.allocator import keep_freed_memory
 from crislit.training.build import (
     apply_training_form,
+    build_callbacks,
     build_model,
     build_task,
     check_values,
@@ -166,6 +167,7 @@ def build(started: Start) -> Training:
         ValidationLogger(data.select_split),
         StartSummary(data, resume.source if resume else initial_weights, started.folder),
     ]
+    callbacks += build_callbacks(config)
     resumed_steps = resume.steps if resume and Path(resume.source).parent == folder else 0
     logger = build_logger(config, started.folder, resumed_steps)
     if logger:
@@ -201,6 +203,12 @@ def fit(training: Training) -> None:
             started.folder / "checkpoints" / LAST,
         )
         raise SystemExit(128 + stop.number) from stop
+    for stopping in trainer.early_stopping_callbacks:
+        if stopping.stopped_epoch:
+            log.info(
+                "stopped early, after %s had not improved for %d validations",
+                *(stopping.monitor, stopping.patience),
+            )
     limits = started.config["trainer"]
     require(
         trainer.global_step != done or started.config["resume"] == AUTO,

@@ -47,7 +47,8 @@ def check_settings(config: Mapping[str, Any], command: str = "train") -> None:
 def _check_group(path: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name, value in values.items():
         full = f"{path}{name}"
-        if full in REPLACEABLE and isinstance(value, Mapping) and TARGET in value:
+        is_free = full in REPLACEABLE or path == "callbacks."
+        if is_free and isinstance(value, Mapping) and TARGET in value:
             continue
         require(
             full in known or full not in REPLACEABLE,

@@ -12,7 +12,7 @@ from crislit.training.settings import unknown_setting
 OURS = {
     "accumulate_grad_batches": "batch_size_per_device=N accumulates gradients up to batch_size",
     "barebones": "logger=none callbacks.pictures=0 leave out most of what takes time",
-    "callbacks": "callbacks.pictures sets the plots; a program of yours can call crislit.training",
+    "callbacks": "the group callbacks adds callbacks, and callbacks.pictures sets the plots",
     "default_root_dir": "choose the folder with hydra.run.dir=FOLDER",
     "enable_autolog_hparams": "logger=none logs no settings",
     "enable_checkpointing": "checkpoints are always written, every checkpoint_every=N steps",
