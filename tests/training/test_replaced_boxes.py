@@ -1,6 +1,7 @@
 """A user's classes replace boxes and the loss, from a folder of their own."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import crislit
 from crislit.checkpoints import read_any, write_released
 from crislit.errors import InputError
+from crislit.experiments.subjects import Subject
 from tests.runs import execute, run, run_here
 
 CODE = """
@@ -17,6 +19,8 @@ import pathlib
 import lightning
 import torch
 from torch import nn
+from crislit.data import ReferIndex
+from crislit.transforms.augmentation import Augmentation
 
 class FiLMDecoder(nn.Module):
     def __init__(self, width, text_width, gain=1.0):
@@ -37,12 +41,35 @@ class Counter(lightning.Callback):
     def on_train_end(self, *arguments):
         pathlib.Path(self.name).write_text(str(self.batches))
 
+class Scenes:
+    name = "my scenes"
+    def __init__(self, root, number):
+        self.root, self.number = root, number
+    def open(self, skip_unusable=False):
+        assert self.number == 7
+        return ReferIndex.open(self.root / "shapes-v1", "shapes", "refs(crislit).p", skip_unusable)
+
+class Mirror(Augmentation):
+    def mirror(self, sentences, seed):
+        return None
+
 class Squared:
     def __init__(self, scale):
         self.scale = scale
     def __call__(self, logits, masks):
         small = nn.functional.interpolate(masks, size=logits.shape[-2:])
         return self.scale * (logits.sigmoid() - small).square().mean()
+"""
+SCENES = """\
+# @package _global_
+defaults:
+  - override /recipe: shapes
+dataset:
+  _target_: film_decoder.Scenes
+  number: 7
+  name: scenes
+  max_words: 15
+  evaluation_splits: [val]
 """
 SHORT = (
     *("image_size=64", "batch_size=8", "trainer.max_steps=3", "dataset.blind_control=false"),
@@ -57,6 +84,8 @@ def folder(tmp_path: Path, small_shapes: Path, monkeypatch: pytest.MonkeyPatch) 
         "film_decoder.py": CODE,
         "conf/decoder/film.yaml": "_target_: film_decoder.FiLMDecoder\ngain: 0.5\n",
         "conf/callbacks/counter.yaml": "counter: {_target_: film_decoder.Counter, name: counted}\n",
+        "conf/dataset/scenes.yaml": SCENES,
+        "conf/augment/mirror.yaml": "{_target_: film_decoder.Mirror, flip: 0.5}\n",
         "conf/loss/squared.yaml": "_target_: film_decoder.Squared\nscale: 2.0\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +157,45 @@ def test_a_loss_of_crislit_and_several_decoders_are_swept(folder: Path) -> None:
     assert len({row.split(",")[0] for row in rows}) == 5, "each has a digest of its own"
 
 
+def test_data_and_augmentation_of_the_user_are_trained_on_and_need_trust_in_figures(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    chosen = ("--config-dir=conf", "dataset=scenes", "augment=mirror", *SHORT)
+    own = [text for text in chosen if not text.startswith("dataset.")]  # the file has few keys
+    results = run(monkeypatch, folder / "run", *own)
+    assert results["config"]["dataset"]["number"] == 7
+    assert results["splits"]["val"]["samples"] > 0
+    best = folder / "run/checkpoints/last.ckpt"
+    with pytest.raises(InputError, match=r"runs code outside crislit \(dataset=film_decoder\.Sc"):
+        Subject(best, str(folder), "val")
+    assert len(Subject(best, os.environ["CRISLIT_DATA"], "val", ["film_decoder"]).data) > 0
+    with pytest.raises(SystemExit):
+        run(monkeypatch, folder / "no", f"checkpoint={best}", program="evaluate")
+    assert "runs code outside crislit (dataset=" in capsys.readouterr().err
+    again = run(
+        *(monkeypatch, folder / "yes", f"checkpoint={best}", "split=val", "trust=[film_decoder]"),
+        program="evaluate",
+    )
+    assert again["splits"]["val"] == results["splits"]["val"]
+
+
+def test_figures_build_no_transform_that_a_checkpoint_names(
+    four_networks: list[Path], small_shapes: Path, tmp_path: Path
+) -> None:
+    content = torch.load(four_networks[0], weights_only=True)
+    made = tmp_path / "made"
+    content["crislit"]["config"]["augment"] = {
+        "flip": 0.0,
+        "transforms": [{"_target_": "os.mkdir", "path": str(made)}],
+    }
+    torch.save(content, tmp_path / "evil.ckpt")
+    Subject(tmp_path / "evil.ckpt", str(small_shapes), "val")
+    assert not made.exists()
+
+
 def test_callbacks_of_the_user_and_early_stopping_join_those_of_a_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +240,7 @@ def test_callbacks_of_the_user_and_early_stopping_join_those_of_a_run(
             "x: {_target_: torch.nn.ReLU}",
             "makes a ReLU, expected",
         ),
+        ("augment/bad.yaml", "_target_: torch.nn.ReLU", "augment: torch.nn.ReLU must derive from"),
         ("callbacks/bad.yaml", "patience: 3", "callbacks.patience is not a setting"),
     ],
 )

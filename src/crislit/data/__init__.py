@@ -18,7 +18,7 @@ from crislit.data.samplers import NO_SAMPLE, TrainKey, evaluation_share
 from crislit.data.scenes import encode_segmentation
 from crislit.data.shapes import SETS, make_scene
 from crislit.data.shapes import VERSION as SHAPES_VERSION
-from crislit.data.sources import build_source
+from crislit.data.sources import DataSource, build_source
 
 if TYPE_CHECKING:
     from crislit.data.datamodule import ReferDataModule, completed_batches
@@ -28,6 +28,7 @@ __all__ = [
     "NO_SAMPLE",
     "SETS",
     "SHAPES_VERSION",
+    "DataSource",
     "EvaluationBatch",
     "ReferDataModule",
     "ReferEvaluationSet",

@@ -15,7 +15,7 @@ from crislit.checkpoints import Checkpoint, read_checkpoint
 from crislit.data import ReferEvaluationSet
 from crislit.errors import require
 from crislit.models import CRIS
-from crislit.training import CRISTask, build_data
+from crislit.training import CRISTask, build_data, require_trust_of_data
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class Subject:
         )
         self.model: CRIS = self.checkpoint.build()
         self.task = CRISTask(self.model, threshold=self.checkpoint.threshold).eval()
-        self.module = build_data(self.checkpoint.config | {"data_root": root, "workers": 0})
+        config = self.checkpoint.config | {"data_root": root, "workers": 0, "augment": None}
+        require_trust_of_data(config["dataset"], trust, str(path))
+        self.module = build_data(config)
         self.data: ReferEvaluationSet = self.module.evaluation_set(split)
         here = self.module.index.digest
         if self.trained_on not in ("", here):

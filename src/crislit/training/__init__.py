@@ -6,7 +6,12 @@ from crislit import import_on_use
 
 if TYPE_CHECKING:
     from crislit.training.allocator import keep_freed_memory
-    from crislit.training.build import build_data, build_model, check_values
+    from crislit.training.build import (
+        build_data,
+        build_model,
+        check_values,
+        require_trust_of_data,
+    )
     from crislit.training.callbacks import draw_mask
     from crislit.training.command_line import quote_value
     from crislit.training.evaluation import evaluate_checkpoint
@@ -47,6 +52,7 @@ __all__ = [
     "keep_freed_memory",
     "quote_value",
     "readable_text",
+    "require_trust_of_data",
     "reserve",
     "stored_fingerprint",
     "text_to_pixel_contrastive_loss",
@@ -62,6 +68,7 @@ __getattr__ = import_on_use(
         **{"commit": "provenance", "fingerprint": "provenance", "hardware": "provenance"},
         **{"METRICS": "metrics", "SegmentationMetric": "metrics", "iou": "metrics"},
         **{"is_main_process": "processes", "reserve": "run_folder"},
+        "require_trust_of_data": "build",
         "intersection_and_union": "metrics",
         "keep_freed_memory": "allocator",
         "quote_value": "command_line",

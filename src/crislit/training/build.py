@@ -5,12 +5,14 @@ The configuration is read here and in ``run.py``, ``resume.py``, ``evaluation.py
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from crislit.checkpoints import (
     checkpoint_metadata,
@@ -20,7 +22,7 @@ from crislit.checkpoints import (
     load_start,
 )
 from crislit.config import TARGET
-from crislit.data import ReferDataModule, build_source
+from crislit.data import DataSource, ReferDataModule, build_source
 from crislit.errors import InputError, check_integer, first_line, require, see
 from crislit.models import (
     CRIS,
@@ -130,17 +132,69 @@ def build_data(config: Config) -> ReferDataModule:
     """
     dataset, root = config["dataset"], str(config["data_root"] or "").strip()
     require(root, "data_root is empty: expected the folder of all data, such as data_root=data")
-    check_keys("dataset", dataset, (*DATASET_KEYS, *SOURCE_KEYS, "name", "blind_control"))
+    own = (*DATASET_KEYS, "name", "blind_control")
+    if TARGET not in dataset:
+        check_keys("dataset", dataset, (*SOURCE_KEYS, *own))
     options = {
         **{name: dataset[name] for name in DATASET_KEYS if name in dataset},
         **{name: config[name] for name in LOADER_KEYS if name in config},
     }
     if "max_words" in options:
         options["max_tokens"] = options.pop("max_words")
+    folder = Path(root).expanduser()
     return ReferDataModule(
-        build_source(dataset, Path(root).expanduser()),
+        build_own_source(
+            {name: value for name, value in dataset.items() if name not in own}, folder
+        )
+        if TARGET in dataset
+        else build_source(dataset, folder),
         **options,
         augmentation=build_augmentation(config),
+    )
+
+
+def build_own_source(options: Mapping[str, Any], root: Path) -> DataSource:
+    """Build a data set of a user's class.
+
+    Args:
+        options: The class under ``_target_``, and its arguments.
+        root: The folder of all data, an argument if the class takes it.
+
+    Raises:
+        InputError: If the class cannot be built, or has no ``name`` and ``open``.
+    """
+    target = str(options[TARGET])
+    try:
+        takes_root = "root" in signature(get_class(target)).parameters
+        given = {"root": root} if takes_root else {}
+        source = instantiate({**options, **given, "_recursive_": False})
+    except (InstantiationException, ImportError, ValueError, TypeError) as error:
+        raise InputError(f"cannot build dataset: {first_line(error)}") from error
+    require(
+        isinstance(getattr(source, "name", None), str) and callable(getattr(source, "open", None)),
+        f"dataset: {target} needs a name, and open(skip_unusable), which returns a ReferIndex: "
+        f"crislit.data.DataSource{see('boxes')}",
+    )
+    return source  # type: ignore[no-any-return]
+
+
+def require_trust_of_data(dataset: Config, trust: Sequence[str], source: str) -> None:
+    """Check that a checkpoint's data set has no class of a package that is not trusted.
+
+    Args:
+        dataset: The group ``dataset`` of its run. crislit's own data sets name no class.
+        trust: Trusted packages.
+        source: The checkpoint, for the message.
+
+    Raises:
+        InputError: If it has one. Nothing has been imported then.
+    """
+    target = str(dataset.get(TARGET) or "")
+    package = target.partition(".")[0]
+    require(
+        not target or package in trust,
+        f"{source} runs code outside crislit (dataset={target}). If you trust it, say so: "
+        f"trust=[{package}], or --trust {package}{see('trust')}",
     )
 
 
@@ -148,11 +202,22 @@ def build_augmentation(config: Config) -> Augmentation | None:
     """Build the augmentation of the group ``augment``; None without one.
 
     Raises:
-        InputError: If a transform cannot be built.
+        InputError: If it or a transform cannot be built.
     """
     if config.get("augment") is None:
         return None
     augment = config["augment"]
+    if TARGET in augment:
+        try:
+            built = instantiate(augment)
+        except InstantiationException as error:
+            raise InputError(f"cannot build augment: {first_line(error)}") from error
+        require(
+            isinstance(built, Augmentation),
+            f"augment: {augment[TARGET]} must derive from "
+            f"crislit.transforms.augmentation.Augmentation{see('boxes')}",
+        )
+        return built  # type: ignore[no-any-return]
     check_keys("augment", augment, ("flip", "transforms"))
     try:
         transforms = [instantiate(transform) for transform in augment.get("transforms") or []]

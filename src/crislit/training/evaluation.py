@@ -18,7 +18,12 @@ from crislit.data import ReferDataModule, ReferEvaluationSet
 from crislit.errors import check_integer, require
 from crislit.io import write_json
 from crislit.models import CRIS, check_compiler, check_max_tokens, count_parameters
-from crislit.training.build import check_switches, loader_names, prepare_data
+from crislit.training.build import (
+    check_switches,
+    loader_names,
+    prepare_data,
+    require_trust_of_data,
+)
 from crislit.training.callbacks import SamplePlots
 from crislit.training.metrics import METRICS, reachable_iou
 from crislit.training.progress import format_seconds
@@ -133,6 +138,8 @@ def complete_config(config: Config, checkpoint: Checkpoint) -> Config:
     named = config.get("dataset", {})
     # A data set that is named replaces the trained one; single keys change it.
     dataset = named if "name" in named else trained.get("dataset", {}) | named
+    if "name" not in named:
+        require_trust_of_data(dataset, config["trust"], str(config["checkpoint"]))
     require(
         dataset,
         f"which data? {config['checkpoint']} does not store what it was trained on: "
