@@ -3,6 +3,7 @@
 import difflib
 import runpy
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "train": "train a network and evaluate every split",
@@ -29,7 +30,8 @@ def main() -> None:
         guess = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(COMMANDS)}"
         raise SystemExit(f"error: crislit has no command {name!r}: {guess}")
     sys.argv[1:] = arguments
-    sys.path.insert(0, "")  # classes of the configuration, like `python -m`
+    if not sys.flags.safe_path:
+        sys.path.append(str(Path.cwd()))  # classes that a configuration names, as with `python -m`
     # As the main module, so that the processes of a run on several devices start the same command.
     runpy.run_module(f"crislit.{name}", run_name="__main__", alter_sys=True)
 

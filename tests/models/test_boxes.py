@@ -15,6 +15,7 @@ from crislit.models import (
     Neck,
     PixelClassifier,
     build_cris,
+    check_boxes,
     optimize_for_inference,
     optimize_for_training,
 )
@@ -22,6 +23,7 @@ from crislit.models.boxes import SeparateNeck, packages, require_trust
 from tests.models.networks import SIZES, assert_close, random_images, sentences, with_statistics
 
 CODE = """
+import crislit.models
 import torch
 from torch import nn
 
@@ -70,6 +72,41 @@ class OneInput(Decoder):
     def forward(self, fused):
         return fused
 
+class Squeezed(Decoder):
+    def forward(self, fused, words, padding):
+        return fused + words.squeeze(0)[:, 0, :1, None, None]
+
+class Raises(nn.Module):
+    def __init__(self):
+        super().__init__()
+        {}["nothing"]
+
+class Nothing(nn.Module):
+    def forward(self, fused, words, padding):
+        return fused
+
+class Rated(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, layers)]
+    def forward(self, fused, words, padding):
+        return fused
+
+class Placed(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(width, 4, 4))
+    def forward(self, fused, words, padding):
+        return fused + self.places
+
+class HalfNeck(crislit.models.Neck):
+    def forward(self, c3, c4, c5, sentence, image_indices=None):
+        return 0 * super().forward(c3, c4, c5, sentence, image_indices)
+
+class Tripled(crislit.models.TextProjector):
+    def forward(self, pixels, sentence):
+        return 3 * super().forward(pixels, sentence)
+
 class Bare:
     pass
 
@@ -96,7 +133,9 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def network(boxes: dict[str, dict[str, Any]], **sizes: Any) -> CRIS:
     """Return a small network with boxes of other classes."""
-    return build_cris(CRISConfig(**{**SIZES, **sizes}, boxes=boxes)).eval()
+    model = build_cris(CRISConfig(**{**SIZES, **sizes}, boxes=boxes)).eval()
+    check_boxes(model, 64)
+    return model
 
 
 @pytest.mark.parametrize("box", BOXES)
@@ -142,20 +181,35 @@ def test_a_decoder_of_another_class_may_have_another_width_than_the_text() -> No
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"_target_": "nowhere.Decoder"}, "cannot be imported: No module named 'nowhere'"),
-        ({"_target_": "broken.Decoder"}, "cannot be imported: No module named 'nowhere'"),
+        ({"_target_": "nowhere.Decoder"}, "cannot be imported: ModuleNotFoundError: No module"),
+        ({"_target_": "broken.Decoder"}, "No module named 'nowhere' (broken.py, line 1)"),
         ({"_target_": "mine.Missing"}, "mine has no such class; expected the class of a torch.nn"),
         ({"_target_": "mine.Decoder", "gian": 1}, "got an unexpected keyword argument 'gian'"),
         ({"_target_": "mine.Head"}, "missing a required argument: 'channels'"),
-        ({"_target_": "mine.Bare"}, "must make a torch.nn.Module with forward(fused, words"),
-        ({"_target_": "mine.Narrow"}, "returns (2, 63, 4, 4) for inputs of (2, 64, 4, 4), (2, 3"),
+        ({"_target_": "mine.Bare"}, "mine has no such class; expected the class of a torch.nn"),
+        ({"_target_": "mine.Narrow"}, "returns (2, 63, 4, 4) for inputs of (2, 64, 4, 4), (2, 1"),
         ({"_target_": "mine.Pair"}, "returns tuple for inputs of"),
-        ({"_target_": "mine.OneInput"}, "fails on inputs of (2, 64, 4, 4), (2, 3, 64), (2, 3): "),
-        ({"_target_": "mine.make"}, "Conv2d fails on inputs of (2, 64, 4, 4)"),
-        ({"_target_": "crislit.errors.require"}, "crislit.errors has no such class"),
-        ({"_target_": "crislit.errors.os.system"}, "cannot be imported"),
+        ({"_target_": "mine.OneInput"}, "fails on inputs of (2, 64, 4, 4), (2, 17, 64), (2, 17): "),
+        ({"_target_": "mine.make"}, "mine has no such class; expected the class of a torch.nn"),
+        ({"_target_": "mine.Squeezed"}, "fails on inputs of (1, 64, 4, 4), (1, 17, 64), (1, 17): "),
+        (
+            {"_target_": "mine.Raises"},
+            "mine.Raises cannot be built: KeyError: 'nothing' (mine.py",
+        ),
+        ({"_target_": "crislit.errors.require"}, "is none of crislit's boxes: crislit.models.Dec"),
+        ({"_target_": "crislit.errors.os.system"}, "is none of crislit's boxes"),
+        ({"_target_": "crislit.models.build.CLIP"}, "is none of crislit's boxes"),
+        (
+            {"_target_": "crislit.models.Decoder", "layers": 10**9},
+            "leave out layers",
+        ),
+        ({"_target_": "torch.hub.load"}, "torch.hub has no such class"),
+        ({"_target_": "d." + "a" * 300}, "must be the full name of a class"),
         ({"_target_": "Decoder"}, "must be the full name of a class, my_package.MyClass"),
-        ({"_target_": "mine.Decoder", "x": {"_target_": "os.system"}}, "cannot be other objects"),
+        ({"_target_": "mine.Decoder", "x": {"_target_": "os.system"}}, "decoder.x must be a num"),
+        ({"_target_": "mine.Decoder", 3: 1}, "decoder.3 must be a number, text"),
+        ({}, "must be the full name of a class, my_package.MyClass, got None"),
+        ("mine.Decoder", "must be the full name of a class, my_package.MyClass, got None"),
     ],
 )
 def test_a_class_that_does_not_fit_is_one_error_that_names_the_box(
@@ -168,19 +222,53 @@ def test_a_class_that_does_not_fit_is_one_error_that_names_the_box(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["Nothing", "Rated", "Placed"])
+def test_a_decoder_without_arguments_or_for_one_size_fits(name: str) -> None:
+    model = network({"decoder": {"_target_": f"mine.{name}"}})
+    assert type(model.decoder).__name__ == name
+
+
+def test_subclasses_of_crislits_boxes_are_used_in_every_form() -> None:
+    images, tokens = random_images(2), sentences(1, 3, 5, 6)
+    for boxes in (
+        {"head": {"_target_": "mine.Tripled"}},
+        {"head": {"_target_": "mine.Tripled"}, "neck": {"_target_": "mine.HalfNeck"}},
+    ):
+        torch.manual_seed(0)
+        model = network(boxes)
+        torch.manual_seed(0)
+        plain = network({})
+        with torch.no_grad():
+            logits = model(images, tokens)
+            for form in (optimize_for_training(model), optimize_for_inference(model)):
+                assert_close(form(images, tokens), logits)
+            is_half = isinstance(model.neck, SeparateNeck)
+            fused = model.neck.fuse(model.encode_images(images), torch.ones(4, 128))
+            assert (fused == 0).all() == is_half
+            if not is_half:
+                assert_close(logits, 3 * plain(images, tokens))
+
+
 def test_an_unknown_box_is_an_error() -> None:
     with pytest.raises(InputError, match=r"^'encoder' is not a box of the network: neck, decoder"):
         CRISConfig(**SIZES, boxes={"encoder": {"_target_": "mine.Neck"}})
+    for odd in ([1], "abc", 5):
+        boxes: Any = odd
+        with pytest.raises(InputError, match=r"^boxes must be a mapping, got "):
+            CRISConfig(**SIZES, boxes=boxes)
 
 
 def test_packages_outside_crislit_need_trust() -> None:
     boxes = {"neck": {"_target_": "crislit.models.Neck"}, "head": {"_target_": "mine.sub.Head"}}
     assert packages(boxes) == {"mine"}
     require_trust(boxes, ["other", "mine"], "a.ckpt")
-    with pytest.raises(InputError, match=r"^a.ckpt runs code outside crislit \(.*mine.sub.Head\)"):
+    with pytest.raises(InputError, match=r"^a.ckpt runs code outside crislit \(head=mine\.sub"):
         require_trust(boxes, ["min"], "a.ckpt")
-    with pytest.raises(InputError, match=r"^trust must be a list of packages, got 'mine'"):
-        require_trust(boxes, "mine", "a.ckpt")
+    for trust in ("mine", None, 5, [1]):
+        odd: Any = trust
+        with pytest.raises(InputError, match=r"^trust must be a list of packages, got "):
+            require_trust(boxes, odd, "a.ckpt")
+    assert packages({"head": {"_target_": "crislit.models.build.CLIP"}}) == {"crislit"}
 
 
 def test_a_configuration_with_boxes_survives_every_form() -> None:

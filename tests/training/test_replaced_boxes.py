@@ -222,10 +222,14 @@ def test_callbacks_of_the_user_and_early_stopping_join_those_of_a_run(
         (
             "decoder/bad.yaml",
             "_target_: film.Film",
-            "decoder._target_=film.Film cannot be imported",
+            "decoder: film.Film cannot be imported: ModuleNotFound",
         ),
         ("decoder/bad.yaml", "_target_: film_decoder.FiLMDecoder\ngian: 1", "unexpected keyword"),
-        ("neck/bad.yaml", "_target_: torch.nn.Identity", "neck: Identity fails on inputs of"),
+        (
+            "neck/bad.yaml",
+            "_target_: torch.nn.Identity",
+            "neck: torch.nn.Identity fails on inp",
+        ),
         ("head/bad.yaml", "channels: 3", "head={'channels': 3} names no class: head._target_"),
         (
             "loss/bad.yaml",

@@ -1,4 +1,4 @@
-"""Saves and loads trained networks. Loading never executes code.
+"""Saves and loads trained networks. Loading executes code only of packages that are trusted.
 
 A run writes Lightning checkpoints. Networks are shared as a folder with ``model.safetensors`` and
 ``config.json``.
@@ -35,7 +35,7 @@ from crislit.io import (
     to_state_dict,
     write_files,
 )
-from crislit.models import CRIS, CRISConfig, build_cris, require_trust
+from crislit.models import CRIS, CRISConfig, build_cris, check_boxes, require_trust
 
 log = logging.getLogger(__name__)
 KEY = "crislit"
@@ -107,13 +107,18 @@ class Checkpoint:
             0 <= self.threshold < 1,
             f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}",
         )
-        with torch.device("meta"):
+        # Replaced boxes are built as in training: some cannot be built without numbers.
+        with torch.device("cpu" if self.network.boxes else "meta"):
             self._build_untrained()
 
     def _build_untrained(self) -> CRIS:
         try:
             model = build_cris(self.network)
+            if self.network.boxes:
+                check_boxes(model, self.image_size)
         except Exception as error:  # odd sizes raise various types in PyTorch and open_clip
+            if isinstance(error, InputError) and self.network.boxes:
+                raise  # its message says what is wrong
             raise InputError(
                 f"{self.source} does not describe a network of crislit: {first_line(error)}"
             ) from error

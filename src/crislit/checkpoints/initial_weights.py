@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crislit.checkpoints.checkpoint import read_any
@@ -11,7 +11,7 @@ from crislit.checkpoints.paths import WEIGHTS, find_network
 from crislit.config import list_choices, settings_of_choice
 from crislit.errors import InputError, require, see
 from crislit.io import check_finite, sha256
-from crislit.models import CRIS, packages
+from crislit.models import CRIS
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def fingerprint_start(source: str) -> str:
         return source
 
 
-def load_start(model: CRIS, source: str, max_tokens: int) -> str:
+def load_start(model: CRIS, source: str, max_tokens: int, trust: Sequence[str] = ()) -> str:
     """Load all weights that fit from a trained network, and log which do not.
 
     Both encoders must fit. Other parts may differ in depth or size and then keep their random
@@ -55,6 +55,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
         model: The network.
         source: See ``find_start``.
         max_tokens: L, tokens per sentence of a ``.pth`` of the authors' code.
+        trust: Packages outside crislit whose classes the trained network may have.
 
     Returns:
         The source and the beginning of its SHA-256, for ``results.json``.
@@ -66,7 +67,7 @@ def load_start(model: CRIS, source: str, max_tokens: int) -> str:
     start = read_any(
         Path(source).expanduser(),
         default_max_tokens=max_tokens,
-        trust=sorted(packages(model.config.boxes)),
+        trust=trust,
     )
     check_finite(start.weights, str(file))
     expected = model.state_dict()

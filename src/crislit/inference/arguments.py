@@ -64,7 +64,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         metavar="PACKAGES",
-        type=lambda text: text.split(","),
+        type=lambda text: [name.strip() for name in text.split(",")],
         default=[],
         help="packages whose classes the network may have, separated by commas; their code is run",
     )

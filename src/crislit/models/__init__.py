@@ -1,6 +1,6 @@
 """The network: one file per box of the paper's figure 3, put together in ``cris.py``."""
 
-from crislit.models.boxes import packages, require_trust
+from crislit.models.boxes import check_boxes, packages, require_trust
 from crislit.models.build import build_cris
 from crislit.models.compilation import check_compiler, compile_for_inference
 from crislit.models.config import CRISConfig
@@ -27,6 +27,7 @@ __all__ = [
     "TextEncoder",
     "TextProjector",
     "build_cris",
+    "check_boxes",
     "check_compiler",
     "check_max_tokens",
     "compile_for_inference",

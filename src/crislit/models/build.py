@@ -9,7 +9,7 @@ from open_clip.model import CLIP, CLIPTextCfg
 from torch import nn
 
 from crislit.errors import InputError, check_integer, require
-from crislit.models.boxes import SeparateNeck, build_box, check_boxes
+from crislit.models.boxes import SeparateNeck, build_box
 from crislit.models.config import DECODER_SIZES, MAX_LAYERS, CRISConfig
 from crislit.models.cris import CRIS
 from crislit.models.decoder import Decoder
@@ -37,7 +37,6 @@ def build_cris(config: CRISConfig) -> CRIS:
         embed, stage4 = clip.visual.attnpool.c_proj.weight.shape  # E, 32w
         text_width = clip.positional_embedding.shape[1]
         width = config.neck[1]  # D
-        channels = {"c3": stage4 // 4, "c4": stage4 // 2, "embed": embed}
 
         def build(box: str, own: type[nn.Module], **sizes: Any) -> Any:
             if spec := config.boxes.get(box):
@@ -46,13 +45,16 @@ def build_cris(config: CRISConfig) -> CRIS:
 
         # In this order, on which the random numbers of the weights depend.
         image_encoder, text_encoder = ImageEncoder(clip.visual), TextEncoder(clip)
-        neck = build("neck", Neck, in_channels=tuple(channels.values()), out_channels=config.neck)
+        neck = build(
+            "neck", Neck, in_channels=(stage4 // 4, stage4 // 2, embed), out_channels=config.neck
+        )
         decoder = {name: getattr(config, f"decoder_{name}") for name in DECODER_SIZES}
         head = {"channels": width // 2, "kernel_size": config.kernel_size}
-        model = CRIS(
+        return CRIS(
             image_encoder=image_encoder,
             text_encoder=text_encoder,
-            neck=neck if isinstance(neck, Neck) else SeparateNeck(neck),
+            # A class that derives from Neck may change what is computed once per image.
+            neck=neck if type(neck).forward is Neck.forward else SeparateNeck(neck),
             decoder=build("decoder", Decoder, width=width, **decoder)
             if decoder["layers"]
             else None,
@@ -62,12 +64,10 @@ def build_cris(config: CRISConfig) -> CRIS:
             else PixelClassifier(**head),
             config=config,
         )
-        if config.boxes and next(model.parameters()).device.type != "meta":
-            tried = [box for box in config.boxes if getattr(model, box) is not None]
-            check_boxes(tried, model, channels | {"width": width, "text_width": text_width})
-        return model
     # open_clip asserts that the number of attention heads divides the width.
     except (ValueError, AssertionError) as error:
+        if isinstance(error, InputError) and config.boxes:
+            raise
         raise InputError(f"cannot build this network: {error}") from error
 
 

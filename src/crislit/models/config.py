@@ -74,6 +74,9 @@ class CRISConfig:
         for width in self.neck:
             check_integer("each width of model.neck", width, 1)
         object.__setattr__(self, "neck", list(self.neck))
+        require(
+            isinstance(self.boxes, Mapping), f"boxes must be a mapping, got {self.boxes!r:.200}"
+        )
         for box, spec in self.boxes.items():
             check_box(box, spec)
 
@@ -135,15 +138,24 @@ def check_box(box: str, spec: Any) -> None:
     Raises:
         InputError: If there is no such box, or its arguments are not plain.
     """
-    require(box in BOXES, f"{box!r} is not a box of the network: {', '.join(BOXES)}")
-    target = spec.get(TARGET) if isinstance(spec, Mapping) else spec
+    require(box in BOXES, f"{box!r:.200} is not a box of the network: {', '.join(BOXES)}")
+    target = spec.get(TARGET) if isinstance(spec, Mapping) else None
     require(
-        isinstance(target, str) and all(map(str.isidentifier, target.split("."))) and "." in target,
+        isinstance(target, str)
+        and len(target) <= 200
+        and "." in target
+        and all(map(str.isidentifier, target.split("."))),
         f"{box}._target_ must be the full name of a class, my_package.MyClass, got {target!r:.200}",
     )
-    nested = [name for name, value in spec.items() if "_target_" in str(value) and name != TARGET]
-    require(
-        not nested and all(isinstance(name, str) for name in spec),
-        f"{box}.{', '.join(map(str, nested))} must be numbers, text or lists: the arguments of "
-        f"{target} cannot be other objects",
-    )
+    for name, value in spec.items():
+        require(
+            isinstance(name, str) and is_plain(value),
+            f"{box}.{name!s:.200} must be a number, text, true, false, null or a list of these",
+        )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, text, a truth value, None or a list of these."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))

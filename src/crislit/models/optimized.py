@@ -61,7 +61,8 @@ def optimize_for_inference(model: CRIS) -> CRIS:
         if name not in model.config.boxes:  # whose layers may be called in any order
             fold_batchnorms(part)
     projector = network.image_projector
-    if isinstance(network.head, TextProjector) and isinstance(projector, OptimizedImageProjector):
+    is_own = not model.config.boxes.keys() & {"head", "image_projector"}
+    if is_own and isinstance(network.head, TextProjector):
         network.head = FoldedTextProjector(network.head, cast(nn.Conv2d, projector[-1]))
         projector[-1] = nn.Identity()
     return network

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
+from torch import nn
 
 from crislit.checkpoints import (
     checkpoint_metadata,
@@ -28,8 +29,10 @@ from crislit.models import (
     CRIS,
     CRISConfig,
     build_cris,
+    check_boxes,
     optimize_for_training,
     recompute_activations,
+    require_trust,
 )
 from crislit.training.losses import Loss, check_loss, text_to_pixel_contrastive_loss
 from crislit.training.settings import Config, check_keys
@@ -86,7 +89,10 @@ def build_model(config: Config) -> CRIS:
     Raises:
         InputError: If its sizes do not fit.
     """
-    return build_cris(CRISConfig.from_run_config(config))
+    model = build_cris(CRISConfig.from_run_config(config))
+    if model.config.boxes:
+        check_boxes(model, config["image_size"])
+    return model
 
 
 def find_initial_weights(config: Config) -> None:
@@ -110,7 +116,7 @@ def load_initial_weights(model: CRIS, config: Config) -> str:
     """
     clip, start = config["model"]["clip_weights"], config["init_from"]
     if start is not None:
-        return load_start(model, str(start), config["dataset"]["max_words"])
+        return load_start(model, str(start), config["dataset"]["max_words"], config["trust"])
     if clip is not None:
         return load_clip_weights(model, str(clip))
     log.warning("the encoders start from random weights (model.clip_weights=null)")
@@ -189,13 +195,9 @@ def require_trust_of_data(dataset: Config, trust: Sequence[str], source: str) ->
     Raises:
         InputError: If it has one. Nothing has been imported then.
     """
-    target = str(dataset.get(TARGET) or "")
-    package = target.partition(".")[0]
-    require(
-        not target or package in trust,
-        f"{source} runs code outside crislit (dataset={target}). If you trust it, say so: "
-        f"trust=[{package}], or --trust {package}{see('trust')}",
-    )
+    target = dataset.get(TARGET)
+    if target:
+        require_trust({"dataset": dataset}, trust, source)
 
 
 def build_augmentation(config: Config) -> Augmentation | None:
@@ -263,6 +265,8 @@ def build_loss(config: Config) -> Loss:
         loss: Loss = instantiate(options)
     except InstantiationException as error:
         raise InputError(f"cannot build loss: {first_line(error)}") from error
+    has_weights = isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters())
+    require(not has_weights, f"loss: {options[TARGET]} has weights, which no optimizer would train")
     check_loss(loss, options[TARGET])
     return loss
 

@@ -159,6 +159,7 @@ def training_config(config: Config, checkpoint: Checkpoint) -> Config:
         | trained
         | config
         | {"trainer": {**(trained.get("trainer") or asked), **limits}}
+        | {"callbacks": trained.get("callbacks", {}) | config["callbacks"]}
         # The recipe that a data set selects is not the training's.
         | {name: trained.get(name) for name in ("recipe", "batch_size", "batch_size_per_device")}
         | {name: trained[name] for name in ("resume",) if name in trained}

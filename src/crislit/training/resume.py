@@ -129,9 +129,9 @@ def check_resume(
         check_same_data(checkpoint, config, prints)
     path, saved, wanted = checkpoint.source, checkpoint.network.to_dict(), network.to_dict()
     different = ", ".join(
-        f"{name}={saved[name]} instead of {wanted[name]}"
-        for name in wanted
-        if saved[name] != wanted[name]
+        f"{name}={saved.get(name)} instead of {wanted.get(name)}"
+        for name in dict.fromkeys([*wanted, *saved])
+        if saved.get(name) != wanted.get(name)
     )
     require(
         not different,

@@ -33,7 +33,7 @@ def check_settings(config: Mapping[str, Any], command: str = "train") -> None:
     Raises:
         InputError: If a key is unknown or missing, or a group of keys has a single value.
     """
-    _check_group("", config, known_settings(command))
+    _check_group("", config, known_settings(command), replaceable=command == "train")
     _check_present("", config, own_settings(command))
     require(
         "dataset" in config or command == "evaluate",
@@ -44,14 +44,16 @@ def check_settings(config: Mapping[str, Any], command: str = "train") -> None:
         _check_present("", config, settings_of_choice(group, choice))
 
 
-def _check_group(path: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def _check_group(
+    path: str, values: Mapping[str, Any], known: Mapping[str, Any], replaceable: bool
+) -> None:
     for name, value in values.items():
         full = f"{path}{name}"
-        is_free = full in REPLACEABLE or path == "callbacks."
+        is_free = replaceable and (full in REPLACEABLE or path == "callbacks.")
         if is_free and isinstance(value, Mapping) and TARGET in value:
             continue
         require(
-            full in known or full not in REPLACEABLE,
+            full in known or full not in REPLACEABLE or not replaceable,
             f"{full}={value} names no class: {full}._target_ must be the one that replaces it"
             f"{see('boxes')}",
         )
@@ -62,7 +64,7 @@ def _check_group(path: str, values: Mapping[str, Any], known: Mapping[str, Any])
             isinstance(value, Mapping),
             f"{full}={value} is not a choice: set single keys, {full}.KEY=VALUE. --help lists them",
         )
-        _check_group(f"{full}.", value, known[name])
+        _check_group(f"{full}.", value, known[name], replaceable)
 
 
 def _check_present(path: str, values: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
