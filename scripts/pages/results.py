@@ -87,6 +87,15 @@ def run_section(name: str) -> str:
     return section(code(name), rows, table(rows, METRICS))
 
 
+def longer_section() -> str:
+    """Return the metrics on val of the four networks of figure 4."""
+    rows = [row for row in read_csv("figure4.csv") if row["split"] == "val"]
+    for row in rows:
+        row["Con."] = "yes" if row["contrastive"] == "true" else "-"
+        row["n"] = row["layers"].replace("0", "-")
+    return section("`figure4.csv`, val", rows, table(rows, ("Con.", "n", *SHORT_COLUMNS)))
+
+
 def tiny_clip_section(recorded: Mapping[str, Any]) -> str:
     """Return how well the shipped CLIP finds captions and images."""
     rows = [
@@ -161,6 +170,7 @@ def results_page() -> str:
         steps=int(make_train["steps"]),
         make_train=run_section("make_train.csv"),
         shapes_tiny=run_section("shapes_tiny.csv"),
+        figure4=longer_section(),
         old_recipe=OLD_RECIPE,
         table1=origin("`table1.csv`, val", read_csv("table1.csv")),
         claimed=fill(CLAIMED),
