@@ -175,7 +175,7 @@ def build_own_source(options: Mapping[str, Any], root: Path) -> DataSource:
         given = {"root": root} if takes_root else {}
         source = instantiate({**options, **given, "_recursive_": False})
     except (InstantiationException, ImportError, ValueError, TypeError) as error:
-        raise InputError(f"cannot build dataset: {first_line(error)}") from error
+        raise InputError(f"cannot build dataset={target}: {reason(error)}") from error
     require(
         isinstance(getattr(source, "name", None), str) and callable(getattr(source, "open", None)),
         f"dataset: {target} needs a name, and open(skip_unusable), which returns a ReferIndex: "
@@ -213,7 +213,7 @@ def build_augmentation(config: Config) -> Augmentation | None:
         try:
             built = instantiate(augment)
         except InstantiationException as error:
-            raise InputError(f"cannot build augment: {first_line(error)}") from error
+            raise InputError(f"cannot build augment: {reason(error)}") from error
         require(
             isinstance(built, Augmentation),
             f"augment: {augment[TARGET]} must derive from "
@@ -226,6 +226,12 @@ def build_augmentation(config: Config) -> Augmentation | None:
     except InstantiationException as error:
         raise InputError(f"cannot build augment.transforms: {first_line(error)}") from error
     return Augmentation(augment.get("flip", 0.0), transforms)
+
+
+def reason(error: Exception) -> str:
+    """Return why Hydra could not build an object, without its advice."""
+    text = first_line(error.__cause__ or error)
+    return text.partition(", set env var")[0]
 
 
 def build_callbacks(config: Config) -> list[L.Callback]:
@@ -241,7 +247,7 @@ def build_callbacks(config: Config) -> list[L.Callback]:
         try:
             callback = instantiate(options)
         except InstantiationException as error:
-            raise InputError(f"cannot build callbacks.{name}: {first_line(error)}") from error
+            raise InputError(f"cannot build callbacks.{name}: {reason(error)}") from error
         require(
             isinstance(callback, L.Callback),
             f"callbacks.{name}: {options} makes a {type(callback).__name__}, expected a "
@@ -264,7 +270,7 @@ def build_loss(config: Config) -> Loss:
     try:
         loss: Loss = instantiate(options)
     except InstantiationException as error:
-        raise InputError(f"cannot build loss: {first_line(error)}") from error
+        raise InputError(f"cannot build loss={options[TARGET]}: {reason(error)}") from error
     has_weights = isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters())
     require(not has_weights, f"loss: {options[TARGET]} has weights, which no optimizer would train")
     check_loss(loss, options[TARGET])
