@@ -8,7 +8,6 @@ import inspect
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,9 +139,10 @@ def errors_of(box: str, target: str, problem: str) -> Iterator[None]:
         yield
     except Exception as error:  # the class may raise anything
         last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(last.filename).name}, line {last.lineno}"
+        file = last.filename.replace("\\", "/").rpartition("/")[2]
         raise InputError(
-            f"{box}: {target} {problem}: {type(error).__name__}: {first_line(error)} ({place}). "
+            f"{box}: {target} {problem}: {type(error).__name__}: {first_line(error)} "
+            f"({file}, line {last.lineno}). "
             f"Expected: {PROTOCOLS[box]}{see('boxes')}"
         ) from error
 

@@ -206,6 +206,11 @@ def explain_key(key: str, hint: str, command: str) -> str:
         return f"{key} is a setting of {' and '.join(f'{path[0]}={c}' for c in choices)} only"
     if path == ["trainer"]:
         known = {*known, *trainer_arguments()}
+    if not path and isinstance(known.get(name), Mapping):  # a group of the other command
+        return (
+            f"{name} has no choices in {command}: set single keys, {name}.KEY=VALUE. "
+            "--help lists them"
+        )
     found = find_setting(name, command)
     if not path and found and found != name:
         return f"{name} is not a setting, did you mean {found}?{see('unknown-key')}"
