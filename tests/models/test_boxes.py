@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from crislit.checkpoints import Checkpoint
 from crislit.errors import InputError
 from crislit.models import (
     CRIS,
@@ -269,6 +270,14 @@ def test_packages_outside_crislit_need_trust() -> None:
         with pytest.raises(InputError, match=r"^trust must be a list of packages, got "):
             require_trust(boxes, odd, "a.ckpt")
     assert packages({"head": {"_target_": "crislit.models.build.CLIP"}}) == {"crislit"}
+
+
+def test_sizes_of_a_checkpoint_with_boxes_of_crislit_take_no_memory() -> None:
+    boxes = {"decoder": {"_target_": "crislit.models.Decoder"}}
+    network = CRISConfig(**{**SIZES, "decoder_ffn": 2**36}, boxes=boxes)  # 17 TB per layer
+    checkpoint = Checkpoint(network, {}, 64, 0.35, "random")
+    with pytest.raises(InputError, match="do not fit the network that it describes: missing"):
+        checkpoint.check()
 
 
 def test_a_configuration_with_boxes_survives_every_form() -> None:

@@ -35,7 +35,7 @@ from crislit.io import (
     to_state_dict,
     write_files,
 )
-from crislit.models import CRIS, CRISConfig, build_cris, check_boxes, require_trust
+from crislit.models import CRIS, CRISConfig, build_cris, check_boxes, packages, require_trust
 
 log = logging.getLogger(__name__)
 KEY = "crislit"
@@ -107,14 +107,14 @@ class Checkpoint:
             0 <= self.threshold < 1,
             f"{self.source}: threshold must be a number in [0, 1), got {self.threshold}",
         )
-        # Replaced boxes are built as in training: some cannot be built without numbers.
-        with torch.device("cpu" if self.network.boxes else "meta"):
+        # Trusted classes are built as in training: some cannot be built without numbers.
+        with torch.device("cpu" if packages(self.network.boxes) else "meta"):
             self._build_untrained()
 
     def _build_untrained(self) -> CRIS:
         try:
             model = build_cris(self.network)
-            if self.network.boxes:
+            if packages(self.network.boxes):
                 check_boxes(model, self.image_size)
         except Exception as error:  # odd sizes raise various types in PyTorch and open_clip
             if isinstance(error, InputError) and self.network.boxes:
